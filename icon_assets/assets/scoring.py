@@ -1,0 +1,118 @@
+"""Group `scoring`: perplexities of probes, and the contribution of every sample."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+import polars as pl
+
+from icon_assets.assets.model import base_model
+from icon_assets.assets.pool import raw_pool
+from icon_assets.assets.probes import probe_set
+from icon_assets.assets.shell import finish, mendable, needed, unchanged
+from icon_assets.core import ledger
+from icon_assets.core.digests import canonical_json, frame_digest
+from icon_assets.core.ledger import Recipe
+from icon_assets.core.scoring import ScoreKey, Spent, contributions, control_seeds
+from icon_assets.core.store import Store
+from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table
+from icon_assets.partitions import SHARDS
+from icon_assets.resources import WorkspaceResource
+
+CODE_VERSION = "1"
+
+
+@dg.asset(
+    deps=[probe_set, base_model], group_name="scoring", kinds={"pytorch", "deltalake"}, owners=OWNERS, pool="gpu",
+    code_version=CODE_VERSION, metadata=column_schema("control_scores"),
+)  # fmt: skip
+@mendable
+def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+    """NLL of every probe without context, and behind random tokens at a few lengths: what scores are compared with."""
+    store, settings, key = icon.store, icon.settings.controls, icon.score_key()
+    recipe = Recipe(
+        "probe_baseline", "", (needed(store, "probe_set").as_input(), needed(store, "base_model").as_input()),
+        {"score_key": key.settings(), "controls": settings.model_dump()}, settings.seed, CODE_VERSION,
+    )  # fmt: skip
+    if event := ledger.made(store, recipe):
+        return unchanged(event)
+    row = {
+        "score_key": key.value, "model_digest": key.model_digest, "settings": canonical_json(key.settings()),
+        "created_at": datetime.now(UTC),
+    }  # fmt: skip
+    spent = icon.scorer(context.log).complete_controls(settings)
+    store.append("score_keys", pl.DataFrame([row]))
+    frame = _baseline(store, key, control_seeds(settings))
+    return finish(context, store, recipe, frame_digest(frame), _summary(key, spent), {
+        "dagster/row_count": frame.height,
+        "perplexity_by_context": markdown_table(_by_length(frame)),
+    })  # fmt: skip
+
+
+def _baseline(store: Store, key: ScoreKey, seeds: list[int]) -> pl.DataFrame:
+    return store.query(
+        """
+        SELECT c.* FROM control_scores c SEMI JOIN probes USING (probe_id)
+        WHERE score_key = $score_key AND (control = 'none' OR control = 'random_tokens' AND list_contains($seeds, seed))
+        ORDER BY control, seed, "length", probe_id
+        """,
+        {"score_key": key.value, "seeds": seeds},
+    )
+
+
+def _by_length(frame: pl.DataFrame) -> pl.DataFrame:
+    per_token = pl.col("nll_sum") / pl.col("n_tokens")
+    return (
+        frame.group_by("control", "length").agg(mean_perplexity=per_token.exp().mean(), probes=pl.len()).sort("length")
+    )
+
+
+@dg.asset(
+    partitions_def=SHARDS, deps=[raw_pool, probe_set, base_model, probe_baseline], group_name="scoring",
+    kinds={"pytorch", "duckdb", "deltalake"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSION,
+    metadata=column_schema("sample_scores"),
+)  # fmt: skip
+@mendable
+def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+    """The contribution of every sample of a shard (arXiv 2505.05327): how much better the model answers the probes when
+    the sample stands in its context. Only pairs that are not stored yet are computed; scores are SQL over the pairs.
+    """
+    shard, store, settings, key = context.partition_key, icon.store, icon.settings.controls, icon.score_key()
+    upstream = [
+        needed(store, "raw_pool", shard),
+        *(needed(store, a) for a in ("probe_set", "base_model", "probe_baseline")),
+    ]
+    recipe = Recipe(
+        "sample_scores", shard, tuple(event.as_input() for event in upstream),
+        {"score_key": key.settings(), "controls": settings.model_dump()}, settings.seed, CODE_VERSION,
+    )  # fmt: skip
+    if event := ledger.made(store, recipe):
+        return unchanged(event)
+    spent = icon.scorer(context.log).complete_shard(shard, settings)
+    scores = contributions(store, key, shard, settings)
+    store.replace("sample_scores", scores, shard=shard, score_key=key.value)
+    primary = scores.filter(pl.col("control") == settings.primary)
+    figures = {"samples": primary.height, "mean_contribution": primary["contribution"].mean() or 0.0}
+    return finish(context, store, recipe, frame_digest(scores), {**_summary(key, spent), **figures}, {
+        "dagster/row_count": scores.height,
+        **(_pictures(primary, settings.primary) if primary.height else {}),
+    })  # fmt: skip
+
+
+def _summary(key: ScoreKey, spent: Spent) -> dict[str, int | float | str]:
+    return {
+        "score_key": key.value, "new_pairs": spent.pairs, "forwards": spent.forwards, "tokens": spent.tokens,
+        "seconds": round(spent.seconds, 2), "tokens_per_second": round(spent.tokens_per_second, 1),
+        "engine": "packed" if spent.packed else "pair by pair",
+    }  # fmt: skip
+
+
+def _pictures(primary: pl.DataFrame, control: str) -> dict[str, dg.MarkdownMetadataValue]:
+    """Ids only: training text stays in the store."""
+    columns = ["sample_id", "contribution", "consistency", "n_context_tokens"]
+    ranked = primary.sort("contribution", descending=True).select(columns)
+    title = f"Contribution against control {control} (dashed: median)"
+    return {
+        "score_histogram": histogram(primary["contribution"].to_list(), title, "contribution"),
+        "top_samples": markdown_table(ranked.head(10)),
+        "bottom_samples": markdown_table(ranked.tail(10).reverse()),
+    }

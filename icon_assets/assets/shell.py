@@ -1,0 +1,73 @@
+"""What every asset shell does the same way: errors a user can mend, the ledger row, publishing, the unchanged case."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import dagster as dg
+
+from icon_assets.core import ledger
+from icon_assets.core.errors import IconError
+from icon_assets.core.ledger import Event, Recipe
+from icon_assets.core.store import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def mendable(function: F) -> F:
+    """An IconError fails the step with its one line, and is not retried: only the user can mend it."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except IconError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+
+    return wrapped  # pyright: ignore[reportReturnType]
+
+
+def unchanged(event: Event) -> dg.MaterializeResult:
+    """Nothing the product is made from has changed: say so, and keep its data version."""
+    figures = {name: value for name, value in event.summary.items() if isinstance(value, int | float | str)}
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(event.digest),
+        metadata={"changed": False, "digest": event.digest, **figures},
+    )
+
+
+def finish(
+    context: dg.AssetExecutionContext,
+    store: Store,
+    recipe: Recipe,
+    digest: str,
+    summary: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+) -> dg.MaterializeResult:
+    """The product is stored: write its ledger row, publish the views, report. `summary` also becomes metadata."""
+    ledger.record(store, recipe, digest, context.run_id, summary)
+    store.publish()
+    figures = {name: value for name, value in summary.items() if isinstance(value, int | float | str)}
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(digest),
+        metadata={"changed": True, "digest": digest, **figures, **(metadata or {})},
+    )
+
+
+def needed(store: Store, asset: str, partition: str = "") -> Event:
+    """The newest event of something upstream.
+
+    Raises:
+        IconError: it has never been materialized.
+    """
+    event = ledger.latest(store, asset).get(partition)
+    if event is None:
+        where = f" [{partition}]" if partition else ""
+        raise IconError(f"{asset}{where}: not materialized yet; materialize it first")
+    return event
+
+
+def current_shards(store: Store, asset: str) -> list[Event]:
+    """The newest event of `asset` for every shard that is in the pool now."""
+    shards = set(store.query("SELECT shard FROM shards")["shard"])
+    return [event for shard, event in ledger.latest(store, asset).items() if shard in shards]

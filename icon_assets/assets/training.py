@@ -1,0 +1,182 @@
+"""Group `training`: one fine-tuned checkpoint per arm and seed."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from icon_assets.assets.model import base_model
+from icon_assets.assets.shell import finish, mendable, needed, unchanged
+from icon_assets.core import ledger
+from icon_assets.core.digests import canonical_json, files_digest
+from icon_assets.core.files import new_directory
+from icon_assets.core.finetuning import TrainingResult, fine_tune
+from icon_assets.core.ledger import Event, Recipe
+from icon_assets.core.prompts import render_for_training
+from icon_assets.core.scoring import sample_of
+from icon_assets.core.store import Store
+from icon_assets.core.tokens import Encoded, encode_training
+from icon_assets.metadata import OWNERS, column_schema, curve
+from icon_assets.partitions import run_partitions
+from icon_assets.resources import WorkspaceResource
+from icon_assets.settings import TrainingSettings, Workspace
+
+CODE_VERSION = "1"
+MANIFEST = "manifest.jsonl"
+
+
+def arm_and_seed(context: dg.AssetExecutionContext) -> tuple[str, int]:
+    """The two dimensions of a training run's partition."""
+    key: Any = context.partition_key
+    return key.keys_by_dimension["arm"], int(key.keys_by_dimension["seed"])
+
+
+def training_settings(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings that determine a checkpoint: all but which seeds exist and how often states are saved."""
+    return settings.model_dump(exclude={"seeds", "save_every_steps"})
+
+
+def encode_samples(directory: Path, rows: pl.DataFrame, settings: TrainingSettings) -> list[Encoded]:
+    """Table rows as token ids under the fine-tuning template, in the rows' order."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    return [
+        encode_training(
+            tokenizer, render_for_training(sample_of(row), settings.template, tokenizer), settings.max_tokens
+        )
+        for row in rows.iter_rows(named=True)
+    ]
+
+
+def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) -> list[dg.AssetsDefinition]:
+    """The assets of this group; their partitions are the arms and seeds of the settings."""
+
+    @dg.asset(
+        partitions_def=run_partitions(workspace), deps=[selected_subset, base_model], group_name="training",
+        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSION,
+        metadata=column_schema("checkpoints"),
+    )  # fmt: skip
+    @mendable
+    def checkpoint(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+        """The base model fine-tuned on an arm's subset, on response tokens only, with the manifest of its samples."""
+        arm, seed = arm_and_seed(context)
+        store, settings = icon.store, icon.settings.training
+        subset = needed(store, "selected_subset", arm)
+        recipe = Recipe(
+            "checkpoint", f"{arm}|{seed}", (subset.as_input(), needed(store, "base_model").as_input()),
+            training_settings(settings), seed, CODE_VERSION,
+        )  # fmt: skip
+        if (event := ledger.made(store, recipe)) and (icon.workspace.root / str(event.summary["path"])).is_dir():
+            return unchanged(event)
+        run = _train(context, icon, recipe, arm, seed, subset)
+        _store(store, run, recipe)
+        summary = {
+            "checkpoint_id": run.checkpoint_id, "subset_id": subset.digest, "path": run.path,
+            "samples": run.result.n_samples, "tokens": run.result.n_tokens, "response_tokens": run.result.n_response_tokens,
+            "steps": run.result.n_steps, "seconds": round(run.result.seconds, 2), "final_loss": run.final_loss,
+            "truncated_samples": run.result.n_truncated, "resumed_from_step": run.result.resumed_from_step,
+        }  # fmt: skip
+        points = [(float(p.step), p.loss) for p in run.result.loss_curve]
+        picture = curve(points, f"Training loss, {arm} seed {seed}", "optimizer step", "nats per response token")
+        return finish(context, store, recipe, run.digest, summary, {"loss_curve": picture})
+
+    return [checkpoint]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished training and where its checkpoint lies."""
+
+    checkpoint_id: str
+    arm: str
+    seed: int
+    subset_id: str
+    model_digest: str
+    path: str
+    digest: str
+    result: TrainingResult
+    manifest: pl.DataFrame
+
+    @property
+    def final_loss(self) -> float:
+        """Mean loss of the last tenth of the steps: one batch alone says little."""
+        losses = [point.loss for point in self.result.loss_curve]
+        tail = losses[-max(1, len(losses) // 10) :]
+        return sum(tail) / len(tail)
+
+
+def _train(
+    context: dg.AssetExecutionContext,
+    icon: WorkspaceResource,
+    recipe: Recipe,
+    arm: str,
+    seed: int,
+    subset: Event,
+) -> _Run:
+    record, dtype = icon.base_model()
+    workspace, store, settings = icon.workspace, icon.store, icon.settings.training
+    checkpoint_id = recipe.fingerprint
+    name = f"{arm}-seed{seed}-{checkpoint_id[:8]}"
+    target, work = workspace.checkpoints_dir / name, workspace.checkpoints_dir / f".{name}.work"
+    manifest = _manifest(store, arm, subset.digest)
+    # One row per sample to train on; the manifest names every source line that holds it.
+    chosen = manifest.unique("sample_id", keep="first", maintain_order=True)
+    encoded = encode_samples(record.directory, chosen, settings)
+
+    def on_step(step: int, total: int, loss: float) -> None:
+        if step == total or step % 10 == 0:
+            context.log.info(f"{arm} seed {seed}: step {step} of {total}, loss {loss:.3f}")
+
+    with new_directory(target) as partial:
+        result = fine_tune(
+            record.directory, encoded, settings, seed,
+            out_dir=partial, work_dir=work, dtype=dtype, device=icon.device(), on_step=on_step,
+        )  # fmt: skip
+        manifest.select("sample_id", "file", "row", "rank", "score").write_ndjson(partial / MANIFEST)
+        _write_card(partial, recipe, record.name, record.revision, record.digest, checkpoint_id)
+        product = files_digest(partial, [p.relative_to(partial).as_posix() for p in partial.rglob("*") if p.is_file()])
+    shutil.rmtree(work, ignore_errors=True)
+    path = target.relative_to(workspace.root).as_posix()
+    return _Run(checkpoint_id, arm, seed, subset.digest, record.digest, path, product, result, manifest)
+
+
+def _manifest(store: Store, arm: str, subset_id: str) -> pl.DataFrame:
+    return store.query(
+        """
+        SELECT s.*, c."rank", c.score FROM selections c JOIN samples s USING (sample_id)
+        WHERE c.arm = $arm AND c.subset_id = $subset_id ORDER BY c."rank", s.file, s."row"
+        """,
+        {"arm": arm, "subset_id": subset_id},
+    )
+
+
+def _write_card(partial: Path, recipe: Recipe, name: str, revision: str, model_digest: str, checkpoint_id: str) -> None:
+    """What the checkpoint is, for whoever finds the directory without the store."""
+    card = {
+        "checkpoint_id": checkpoint_id, "base_model": {"name": name, "revision": revision, "digest": model_digest},
+        "partition": recipe.partition, "seed": recipe.seed, "settings": dict(recipe.settings),
+        "inputs": [vars(i) for i in recipe.inputs], "manifest": MANIFEST,
+    }  # fmt: skip
+    (partial / "icon_checkpoint.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _store(store: Store, run: _Run, recipe: Recipe) -> None:
+    result = run.result
+    row = {
+        "checkpoint_id": run.checkpoint_id, "arm": run.arm, "seed": run.seed, "subset_id": run.subset_id,
+        "model_digest": run.model_digest, "path": run.path, "digest": run.digest, "n_samples": result.n_samples,
+        "n_tokens": result.n_tokens, "n_response_tokens": result.n_response_tokens, "n_steps": result.n_steps,
+        "seconds": result.seconds, "final_loss": run.final_loss, "settings": canonical_json(dict(recipe.settings)),
+        "created_at": datetime.now(UTC),
+    }  # fmt: skip
+    named = pl.lit(run.checkpoint_id).alias("checkpoint_id")
+    losses = pl.DataFrame([vars(point) for point in result.loss_curve])
+    store.replace("checkpoint_samples", run.manifest.with_columns(named), checkpoint_id=run.checkpoint_id)
+    store.replace("loss_curves", losses.with_columns(named), checkpoint_id=run.checkpoint_id)
+    store.replace("checkpoints", pl.DataFrame([row]), checkpoint_id=run.checkpoint_id)

@@ -1,0 +1,56 @@
+"""Ids and fingerprints: the only place where content becomes a name. Changing a rule here renames everything stored."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ID_BYTES = 16
+_CHUNK = 1 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text that is equal exactly when the values are: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """The first 16 bytes of the SHA-256 of the canonical JSON of `value`, as 32 hex characters."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).digest()[:ID_BYTES].hex()
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """Digest of a sequence of texts without holding their joined form in memory; order counts."""
+    sha = hashlib.sha256()
+    for line in lines:
+        sha.update(line.encode("utf-8", "surrogatepass"))
+        sha.update(b"\n")
+    return sha.digest()[:ID_BYTES].hex()
+
+
+def file_digest(path: Path) -> str:
+    """Digest of a file's bytes."""
+    sha = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            sha.update(chunk)
+    return sha.digest()[:ID_BYTES].hex()
+
+
+def files_digest(root: Path, names: Iterable[str]) -> str:
+    """Digest of the named files below `root`: their relative names and their bytes."""
+    return digest([[name, file_digest(root / name)] for name in sorted(names)])
+
+
+def draw_key(seed: int, *parts: str) -> str:
+    """A pseudo-random sort key that depends on the seed and the item alone, so that a draw survives growth of the pool."""
+    return hashlib.sha256("\x1f".join([str(seed), *parts]).encode("utf-8")).hexdigest()
+
+
+def frame_digest(frame: "pl.DataFrame") -> str:
+    """Digest of a table's columns and rows in their order."""
+    return lines_digest([canonical_json(frame.columns), *(repr(row) for row in frame.iter_rows())])

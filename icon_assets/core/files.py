@@ -1,0 +1,57 @@
+"""Files that appear whole or not at all, and paths that stay where they belong."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from icon_assets.core.errors import IconError
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `target`; on success its files are flushed and it takes the target's name.
+
+    A crash leaves the target absent or as it was. A target that exists already is replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        publish_directory(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish_directory(partial: Path, target: Path) -> None:
+    """Flush every file of `partial` to disk and give it the name `target` (same file system)."""
+    for path in partial.rglob("*"):
+        _sync(path)
+    _sync(partial)
+    if target.exists():
+        old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
+        target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(target)
+    _sync(target.parent)
+
+
+def confined(path: Path, root: Path, setting: str) -> Path:
+    """The real path of `path`, which must lie below `root`; a symlink that leads out is refused."""
+    real = path.resolve()
+    if not real.is_relative_to(root.resolve()):
+        raise IconError(f"{path}: lies outside {root}; move it inside, or change {setting}")
+    return real

@@ -1,0 +1,102 @@
+"""Lineage of record: what each produced thing was made from, appended in the same step that made it.
+
+A `Recipe` is everything that determines a product. When the newest row of an asset's partition carries the recipe's
+fingerprint, the product is up to date and nothing is made again. Dagster's own history may be lost; this one is not.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from icon_assets.core.digests import canonical_json, digest
+from icon_assets.core.store import Store, schemas
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing a product was made from: an asset's partition ('' when it has none) or a file, and its digest."""
+
+    asset: str
+    partition: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a product is made from, and how. Equal recipes make equal products."""
+
+    asset: str
+    partition: str = ""
+    inputs: tuple[Input, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    code_version: str = "1"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        inputs = sorted([i.asset, i.partition, i.digest] for i in self.inputs)
+        return digest([self.asset, self.partition, inputs, dict(self.settings), self.seed, self.code_version])
+
+
+@dataclass(frozen=True)
+class Event:
+    """One row of the ledger, as far as the pipeline reads it."""
+
+    asset: str
+    partition: str
+    digest: str
+    fingerprint: str
+    summary: Mapping[str, Any]
+
+    def as_input(self) -> Input:
+        return Input(self.asset, self.partition, self.digest)
+
+
+def record(store: Store, recipe: Recipe, product_digest: str, run_id: str, summary: Mapping[str, Any]) -> Event:
+    """Append the row that says `recipe` was made, with the digest of the product. Call it after the product is safe."""
+    row = {
+        "event_id": uuid.uuid4().hex,
+        "created_at": datetime.now(UTC),
+        "asset": recipe.asset,
+        "partition": recipe.partition,
+        "digest": product_digest,
+        "fingerprint": recipe.fingerprint,
+        "inputs": canonical_json(
+            [{"asset": i.asset, "partition": i.partition, "digest": i.digest} for i in recipe.inputs]
+        ),
+        "settings": canonical_json(dict(recipe.settings)),
+        "seed": recipe.seed,
+        "code_version": recipe.code_version,
+        "run_id": run_id,
+        "summary": canonical_json(dict(summary)),
+    }
+    store.append("ledger", pl.DataFrame([row], schema_overrides={"seed": pl.Int64}).select(schemas()["ledger"].names))
+    return Event(recipe.asset, recipe.partition, product_digest, recipe.fingerprint, summary)
+
+
+def latest(store: Store, asset: str) -> dict[str, Event]:
+    """The newest event of each partition of an asset; an asset without partitions has the key ''."""
+    rows = store.query(
+        """
+        SELECT "partition", digest, fingerprint, summary FROM delta.ledger WHERE asset = $asset
+        QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC, event_id) = 1
+        ORDER BY "partition"
+        """,
+        {"asset": asset},
+    )
+    return {
+        row["partition"]: Event(asset, row["partition"], row["digest"], row["fingerprint"], json.loads(row["summary"]))
+        for row in rows.iter_rows(named=True)
+    }
+
+
+def made(store: Store, recipe: Recipe) -> Event | None:
+    """The newest event of the recipe's partition if it was made by this very recipe, else None."""
+    event = latest(store, recipe.asset).get(recipe.partition)
+    return event if event is not None and event.fingerprint == recipe.fingerprint else None

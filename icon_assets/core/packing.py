@@ -1,0 +1,60 @@
+"""Which pairs share a forward: pure arithmetic on lengths, no tensors.
+
+A row is one context with some of the probes behind it; a forward is several rows laid end to end. Splitting a row
+repeats its context, so a row is split only where it does not fit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One context (index into the contexts) with the probes (indices) that are scored behind it in one forward."""
+
+    context: int
+    probes: tuple[int, ...]
+
+
+def plan_forwards(
+    context_lengths: Sequence[int], probe_lengths: Sequence[int], wanted: Sequence[Sequence[int]], budget: int
+) -> list[list[Row]]:
+    """Group the wanted pairs into forwards of at most `budget` tokens each.
+
+    Args:
+        context_lengths: tokens before the probes, per context.
+        probe_lengths: tokens per probe.
+        wanted: per context, the probes to score behind it.
+        budget: tokens per forward; a single pair longer than it still gets a forward of its own.
+
+    Returns:
+        Forwards, each a list of rows, in the order of the contexts. Every wanted pair occurs exactly once.
+    """
+    forwards: list[list[Row]] = []
+    room = 0
+    for row in _rows(context_lengths, probe_lengths, wanted, budget):
+        size = context_lengths[row.context] + sum(probe_lengths[probe] for probe in row.probes)
+        if size > room:
+            forwards.append([])
+            room = budget
+        forwards[-1].append(row)
+        room -= size
+    return forwards
+
+
+def _rows(
+    context_lengths: Sequence[int], probe_lengths: Sequence[int], wanted: Sequence[Sequence[int]], budget: int
+) -> list[Row]:
+    rows = []
+    for context, probes in enumerate(wanted):
+        chosen: list[int] = []
+        size = context_lengths[context]
+        for probe in probes:
+            if chosen and size + probe_lengths[probe] > budget:
+                rows.append(Row(context, tuple(chosen)))
+                chosen, size = [], context_lengths[context]
+            chosen.append(probe)
+            size += probe_lengths[probe]
+        if chosen:
+            rows.append(Row(context, tuple(chosen)))
+    return rows

@@ -1,0 +1,145 @@
+"""Choosing the probe set: evenly over strata, seeded, without near-duplicates, and without anything the pool or the
+evaluation data already holds, so that neither a score nor a result measures memory.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from icon_assets.core.digests import draw_key
+from icon_assets.core.samples import Sample
+
+OVERLAP_WORDS = 13
+_SHINGLE_WORDS = 3
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate probe and where it stands."""
+
+    sample: Sample
+    stratum: str
+    file: str
+    row: int
+
+    @property
+    def probe_id(self) -> str:
+        return self.sample.sample_id
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a candidate: `selected`, `spare`, `duplicate`, `near_duplicate`, `in_pool` or `in_evaluation`."""
+
+    candidate: Candidate
+    status: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A text that probes must not share: a pool sample or an evaluation item, with its name for the reason."""
+
+    name: str
+    prompt: str
+    text: str
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words, the unit of every comparison here."""
+    return _WORD.findall(text.lower())
+
+
+def _shingles(items: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(items[i : i + size]) for i in range(len(items) - size + 1)}
+
+
+def overlaps(candidates: Sequence[Candidate], references: Iterable[Reference]) -> dict[str, str]:
+    """Probe ids that occur in the references, with the reason: the same prompt, or 13 words of the response in a row.
+
+    One pass over the references; memory grows with the candidates only.
+    """
+    prompts: dict[str, set[str]] = defaultdict(set)
+    grams: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for candidate in candidates:
+        prompts[" ".join(words(candidate.sample.prompt_text))].add(candidate.probe_id)
+        for gram in _shingles(words(candidate.sample.response), OVERLAP_WORDS):
+            grams[gram].add(candidate.probe_id)
+    found: dict[str, str] = {}
+    for reference in references:
+        for probe_id in prompts.get(" ".join(words(reference.prompt)), ()):
+            found.setdefault(probe_id, f"same prompt as {reference.name}")
+        for gram in _shingles(words(reference.text), OVERLAP_WORDS) & grams.keys():
+            for probe_id in grams[gram]:
+                found.setdefault(probe_id, f'shares "{" ".join(gram)}" with {reference.name}')
+    return found
+
+
+def near_duplicates(candidates: Sequence[Candidate], threshold: float) -> dict[str, str]:
+    """Probe ids whose text is nearly that of an earlier candidate (Jaccard of word 3-grams), with that one's id."""
+    kept: dict[str, set[tuple[str, ...]]] = {}
+    holders: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    found: dict[str, str] = {}
+    for candidate in candidates:
+        own = _shingles(words(f"{candidate.sample.prompt_text} {candidate.sample.response}"), _SHINGLE_WORDS)
+        rivals = {holder for shingle in own for holder in holders[shingle]}
+        twin = next((r for r in sorted(rivals) if len(own & kept[r]) >= threshold * len(own | kept[r])), None)
+        if twin is not None:
+            found[candidate.probe_id] = f"nearly the same as probe {twin}"
+            continue
+        kept[candidate.probe_id] = own
+        for shingle in own:
+            holders[shingle].append(candidate.probe_id)
+    return found
+
+
+def select_probes(
+    candidates: Sequence[Candidate],
+    count: int,
+    seed: int,
+    threshold: float,
+    in_pool: Mapping[str, str],
+    in_evaluation: Mapping[str, str],
+) -> list[Verdict]:
+    """Decide every candidate, in a seeded order that depends on the probe alone; then draw `count` evenly over strata.
+
+    Args:
+        count: probes to draw; with fewer usable ones all of them are taken.
+        threshold: Jaccard similarity from which two probes count as the same.
+        in_pool, in_evaluation: probe ids with the reason, from `overlaps`.
+
+    Returns:
+        One verdict per candidate: the selected first, in drawing order.
+    """
+    ordered = sorted(candidates, key=lambda c: (draw_key(seed, c.probe_id), c.file, c.row))
+    unique: dict[str, Candidate] = {}
+    verdicts: list[Verdict] = []
+    for candidate in ordered:
+        if candidate.probe_id in unique:
+            first = unique[candidate.probe_id]
+            verdicts.append(Verdict(candidate, "duplicate", f"the same as {first.file}:{first.row}"))
+        else:
+            unique[candidate.probe_id] = candidate
+    usable = []
+    twins = near_duplicates(list(unique.values()), threshold)
+    for probe_id, candidate in unique.items():
+        reasons = (("in_pool", in_pool), ("in_evaluation", in_evaluation), ("near_duplicate", twins))
+        status = next((name for name, found in reasons if probe_id in found), None)
+        if status is None:
+            usable.append(candidate)
+        else:
+            verdicts.append(Verdict(candidate, status, dict(reasons)[status][probe_id]))
+    drawn = _round_robin(usable)
+    chosen = [Verdict(c, "selected" if i < count else "spare") for i, c in enumerate(drawn)]
+    return [*chosen, *verdicts]
+
+
+def _round_robin(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """One of each stratum in turn, so that every prefix is as even over strata as it can be."""
+    strata: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        strata[candidate.stratum].append(candidate)
+    longest = max(map(len, strata.values()), default=0)
+    return [strata[name][turn] for turn in range(longest) for name in sorted(strata) if turn < len(strata[name])]

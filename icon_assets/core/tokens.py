@@ -1,0 +1,84 @@
+"""From text to token ids: where one part of a sequence ends and the next begins, what is cut, and what a BOS is.
+
+Every part (context, separator, prompt, response) is tokenized by itself, without special tokens, so that a probe's ids
+do not depend on what stands before it. One BOS opens the sequence exactly when the tokenizer itself would put one.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from icon_assets.core.prompts import Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one rendered sample; `truncated` when a limit cut any part of it."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """Token ids of a candidate as context, without BOS and separator, and the length of its text in characters."""
+
+    ids: tuple[int, ...]
+    n_chars: int
+    truncated: bool = False
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, part: str) -> list[int]:
+    """Ids of `rendered.prompt` or `rendered.response` (`part`). Special tokens written in data stay plain text."""
+    text = getattr(rendered, part)
+    if part == "prompt" and rendered.pieces is not None:
+        return [
+            token
+            for piece, trusted in rendered.pieces
+            for token in tokenizer(piece, add_special_tokens=False, split_special_tokens=not trusted).input_ids
+        ]
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+def leading_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """What the tokenizer puts before a text: `(bos,)`, or nothing (method: no BOS is assumed, none is stripped)."""
+    bos = tokenizer.bos_token_id
+    ids = tokenizer("a").input_ids
+    return (bos,) if bos is not None and ids and ids[0] == bos else ()
+
+
+def encode_context(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_tokens: int) -> Context:
+    """A candidate as context: prompt and response tokenized as one text, cut at the end to `max_tokens`."""
+    if rendered.pieces is None:
+        text = rendered.prompt + rendered.response
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    else:
+        ids = encode(tokenizer, rendered, "prompt") + encode(tokenizer, rendered, "response")
+    n_chars = len(rendered.prompt) + len(rendered.response)
+    return Context(tuple(ids[:max_tokens]), n_chars, len(ids) > max_tokens)
+
+
+def encode_probe(
+    tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_prompt_tokens: int, max_response_tokens: int
+) -> Encoded:
+    """A probe: the prompt keeps its end (the response marker must stand before the response), the response its start."""
+    prompt, response = encode(tokenizer, rendered, "prompt"), encode(tokenizer, rendered, "response")
+    cut = len(prompt) > max_prompt_tokens or len(response) > max_response_tokens
+    return Encoded(tuple(prompt[-max_prompt_tokens:]), tuple(response[:max_response_tokens]), cut)
+
+
+def encode_training(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_tokens: int) -> Encoded:
+    """A sample for fine-tuning: BOS where the tokenizer puts one, response closed by EOS, cut at the end.
+
+    At least one response token is kept; the prompt gives way when it alone fills `max_tokens`.
+    """
+    prompt = [*leading_ids(tokenizer), *encode(tokenizer, rendered, "prompt")]
+    response = encode(tokenizer, rendered, "response")
+    if tokenizer.eos_token_id is not None:
+        response = [*response, tokenizer.eos_token_id]
+    cut = len(prompt) + len(response) > max_tokens
+    prompt = prompt[: max_tokens - 1]
+    return Encoded(tuple(prompt), tuple(response[: max_tokens - len(prompt)]), cut)

@@ -1,0 +1,58 @@
+"""Laying out a workspace and its Dagster home."""
+
+import os
+import shutil
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import dagster as dg
+
+from icon_assets.core.errors import IconError
+from icon_assets.settings import Workspace
+
+_SHIPPED = ("settings.yaml", "pool", "probes", "eval")
+
+
+def _shipped() -> Traversable:
+    """The inputs that come with the package; in a source checkout they are the `data/` folder itself."""
+    package = resources.files("icon_assets")
+    installed = package / "shipped"
+    return installed if installed.is_dir() else Path(str(package)).parent / "data"
+
+
+def create_workspace(target: Path) -> Workspace:
+    """Lay out a new workspace with the shipped sample data.
+
+    Raises:
+        IconError: the directory already holds one of the files.
+    """
+    for name in _SHIPPED:
+        if (target / name).exists():
+            raise IconError(f"{target / name}: exists already; choose an empty directory")
+    target.mkdir(parents=True, exist_ok=True)
+    with resources.as_file(_shipped()) as source:
+        for name in _SHIPPED:
+            if (source / name).is_dir():
+                shutil.copytree(source / name, target / name)
+            else:
+                shutil.copyfile(source / name, target / name)
+    return Workspace.load(target)
+
+
+def dagster_home(workspace: Workspace) -> Path:
+    """The Dagster home to use: `DAGSTER_HOME` if set, else the workspace's own, written on first use."""
+    home = Path(os.environ.get("DAGSTER_HOME") or workspace.dagster_home).resolve()
+    if not (home / "dagster.yaml").exists():
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "dagster.yaml").write_text(
+            (resources.files("icon_assets") / "dagster.yaml").read_text("utf-8"), "utf-8"
+        )
+    os.environ["DAGSTER_HOME"] = str(home)
+    return home
+
+
+def open_instance(workspace: Workspace) -> dg.DagsterInstance:
+    """The Dagster instance of this workspace; runs recorded in it appear in the UI."""
+    dagster_home(workspace)
+    return dg.DagsterInstance.get()

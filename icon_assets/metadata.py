@@ -1,0 +1,81 @@
+"""What a person sees on an asset in the UI: column schemas, small tables and plots, never training text."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from icon_assets.core.store import schemas
+
+OWNERS = ["team:data"]
+_BLUE, _GREY = "#3b6fb6", "#8a8f98"
+
+
+def column_schema(table: str) -> dict[str, Any]:
+    """Definition metadata with the columns of a store table."""
+    columns = [dg.TableColumn(field.name, str(field.type)) for field in schemas()[table]]
+    return {"dagster/column_schema": dg.TableSchema(columns), "table": table}
+
+
+def markdown_table(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """A small frame as a Markdown table; floats with four significant digits."""
+    head = "| " + " | ".join(frame.columns) + " |\n|" + "---|" * frame.width
+    rows = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in frame.iter_rows()]
+    return dg.MetadataValue.md("\n".join([head, *rows]))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def histogram(values: Sequence[float], title: str, label: str) -> dg.MarkdownMetadataValue:
+    """Distribution of a figure, with its median and zero marked."""
+    figure, axes = _axes(title, label, "samples")
+    axes.hist(values, bins=min(40, max(8, len(values) // 5)), color=_BLUE, edgecolor="white", linewidth=0.4)
+    axes.axvline(0, color=_GREY, linewidth=1)
+    axes.axvline(float(pl.Series(values).median() or 0), color="black", linewidth=1, linestyle="--")  # pyright: ignore
+    return _picture(figure, title)
+
+
+def curve(points: Sequence[tuple[float, float]], title: str, x: str, y: str) -> dg.MarkdownMetadataValue:
+    """A line through (x, y) points."""
+    figure, axes = _axes(title, x, y)
+    axes.plot([p[0] for p in points], [p[1] for p in points], color=_BLUE, marker="o", markersize=2.5)
+    return _picture(figure, title)
+
+
+def bars(values: Mapping[str, tuple[float, float]], title: str, label: str) -> dg.MarkdownMetadataValue:
+    """One horizontal bar per name: (mean, spread); the axis starts near the smallest so that differences show."""
+    figure, axes = _axes(title, label, "")
+    names = list(values)[::-1]
+    means = [values[name][0] for name in names]
+    spread = [values[name][1] for name in names]
+    axes.errorbar(means, range(len(names)), xerr=spread, fmt="o", color=_BLUE, ecolor=_GREY, capsize=3)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.grid(axis="x", color="#e6e8eb")
+    return _picture(figure, title)
+
+
+def _axes(title: str, x: str, y: str) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _picture(figure: Any, title: str) -> dg.MarkdownMetadataValue:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})")

@@ -1,0 +1,50 @@
+"""Partition definitions, and keeping the shard partitions in step with the pool folder."""
+
+import dagster as dg
+
+from icon_assets.core.ingest import SourceFile, discover
+from icon_assets.core.store import Store
+from icon_assets.settings import Workspace
+
+SHARDS = dg.DynamicPartitionsDefinition(name="shard")
+
+
+def arm_partitions(workspace: Workspace) -> dg.StaticPartitionsDefinition:
+    return dg.StaticPartitionsDefinition(list(workspace.settings.selection.arms))
+
+
+def run_partitions(workspace: Workspace) -> dg.MultiPartitionsDefinition:
+    """One fine-tuning run: an arm and a seed."""
+    seeds = [str(seed) for seed in workspace.settings.training.seeds]
+    return dg.MultiPartitionsDefinition(
+        {"arm": arm_partitions(workspace), "seed": dg.StaticPartitionsDefinition(seeds)}
+    )
+
+
+def source_files(workspace: Workspace) -> list[SourceFile]:
+    """The pool's source files as they are on disk now."""
+    return discover(workspace.input_path(workspace.settings.pool.path))
+
+
+def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store) -> list[str]:
+    """Make the shard partitions equal to the pool folder: new files get one, vanished files lose theirs and their rows."""
+    wanted = [source.shard for source in source_files(workspace)]
+    name = SHARDS.name
+    assert name is not None
+    known = instance.get_dynamic_partitions(name)
+    if new := [shard for shard in wanted if shard not in known]:
+        instance.add_dynamic_partitions(name, new)
+    stored = store.query("SELECT shard FROM shards")["shard"].to_list()
+    for shard in sorted({*known, *stored} - set(wanted)):
+        if shard in known:
+            instance.delete_dynamic_partition(name, shard)
+        retire_shard(store, shard)
+    return wanted
+
+
+def retire_shard(store: Store, shard: str) -> None:
+    """Take a shard out of the current views. Pairs, subsets, manifests and the ledger keep what was made from it."""
+    for table in ("sample_scores", "samples", "quarantine", "shards"):
+        rows = store.query(f'SELECT * FROM delta."{table}" WHERE shard = $shard', {"shard": shard})  # noqa: S608
+        if rows.height:
+            store.replace(table, rows.clear(), shard=shard)

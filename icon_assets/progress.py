@@ -1,0 +1,86 @@
+"""What `icon-assets run` shows while it runs: one line per finished partition, and live figures while pairs are scored."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from icon_assets.core import scoring
+from icon_assets.resources import LogProgress
+from icon_assets.runner import Outcome
+
+# What is worth a place on an asset's line, in this order.
+_SHOWN = {
+    "samples": "samples", "quarantined": "quarantined", "probes": "probes", "strata": "strata", "parameters": "parameters",
+    "dtype": "", "new_pairs": "new pairs", "tokens": "tokens", "tokens_per_second": "tokens/s", "steps": "steps",
+    "final_loss": "final loss", "metrics": "metrics", "arms": "arms",
+}  # fmt: skip
+
+
+class RunDisplay:
+    """A context manager; `start` and `finish` frame each partition. Plain lines where the output is no terminal."""
+
+    def __init__(self, silent: bool) -> None:
+        self._silent = silent
+        self._console = Console(stderr=silent, highlight=False, soft_wrap=True)
+        self._live = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(), console=self._console, transient=True,
+            disable=silent or not sys.stdout.isatty(),
+        )  # fmt: skip
+        self._task: Any = None
+        self._started = self._said = 0.0
+
+    def __enter__(self) -> "RunDisplay":
+        LogProgress.listeners.append(self._scored)
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        LogProgress.listeners.remove(self._scored)
+        self._live.stop()
+
+    def start(self, asset: str, partition: str) -> None:
+        self._started = self._said = time.monotonic()
+        name = f"{asset}[{partition}]" if partition else asset
+        self._task = self._live.add_task(name, total=None, figures="")
+
+    def finish(self, outcome: Outcome) -> None:
+        self._live.remove_task(self._task)
+        if not self._silent:
+            self._console.print(_line(outcome, time.monotonic() - self._started), markup=False)
+
+    def _scored(self, progress: scoring.Progress) -> None:
+        seconds = max(progress.seconds, 1e-9)
+        figures = f"{progress.done / seconds:,.0f} pairs/s  {progress.tokens / seconds:,.0f} tokens/s"
+        self._live.update(self._task, total=progress.total, completed=progress.done, figures=figures)
+        if self._live.disable and not self._silent and time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
+            left = progress.seconds * (progress.total - progress.done) / max(progress.done, 1)
+            self._console.print(
+                f"  {progress.done:,} of {progress.total:,} pairs  {figures}  {left:,.0f} s left",
+                markup=False,
+            )
+
+
+def _line(outcome: Outcome, seconds: float) -> str:
+    if outcome.error:
+        return f"✗ {outcome.name:<48} {outcome.error}"
+    if not outcome.metadata.get("changed"):
+        return f"= {outcome.name:<48} unchanged"
+    figures = [
+        f"{_figure(outcome.metadata[name])} {unit}".strip() for name, unit in _SHOWN.items() if name in outcome.metadata
+    ]
+    return f"✓ {outcome.name:<48} {seconds:6.1f} s  {', '.join(figures)}"
+
+
+def _figure(value: Any) -> str:
+    return (
+        f"{value:,.3g}"
+        if isinstance(value, float) and abs(value) < 100
+        else f"{value:,.0f}"
+        if isinstance(value, int | float)
+        else str(value)
+    )

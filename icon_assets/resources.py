@@ -1,0 +1,91 @@
+"""What assets get handed: the workspace with its store, and the language model, loaded once per process."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from icon_assets.core import ledger
+from icon_assets.core.errors import IconError
+from icon_assets.core.language_model import LanguageModel, ModelRecord, choose_device, load, read_record
+from icon_assets.core.scoring import Progress, ScoreKey, Scorer, score_key
+from icon_assets.core.store import Store
+from icon_assets.settings import Settings, Workspace
+
+
+@lru_cache(maxsize=1)
+def _cached_model(directory: Path, dtype: str, device: str) -> LanguageModel:
+    return load(directory, dtype, device)
+
+
+class WorkspaceResource(dg.ConfigurableResource):
+    """One workspace. Settings are read anew in every run, so that a run uses what the file says when it starts."""
+
+    root: str
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace.load(self.root)
+
+    @property
+    def settings(self) -> Settings:
+        return self.workspace.settings
+
+    @property
+    def store(self) -> Store:
+        return Store(self.workspace.store_dir)
+
+    def base_model(self) -> tuple[ModelRecord, str]:
+        """The prepared base model and its dtype, as `base_model` was last materialized.
+
+        Raises:
+            IconError: it has not been materialized yet, or its directory is gone.
+        """
+        event = ledger.latest(self.store, "base_model").get("")
+        if event is None:
+            raise IconError("base_model: not materialized yet; materialize it first")
+        directory = self.workspace.root / str(event.summary["path"])
+        if not directory.is_dir():
+            raise IconError(f"{directory}: the prepared model is gone; materialize base_model again")
+        return read_record(directory), str(event.summary["dtype"])
+
+    def device(self) -> str:
+        return choose_device(self.settings.model.device)
+
+    def score_key(self) -> ScoreKey:
+        record, dtype = self.base_model()
+        return score_key(record, dtype, self.settings.scoring)
+
+    def scorer(self, log: Any) -> Scorer:
+        """A scorer on the base model, whose progress goes to the run's log and to whoever listens in this process."""
+        record, dtype = self.base_model()
+        return Scorer(
+            self.store,
+            self.score_key(),
+            lambda: _cached_model(record.directory, dtype, self.device()),
+            self.settings.scoring,
+            LogProgress(log),
+        )
+
+
+class LogProgress:
+    """Turns progress into a log line every few seconds, and hands each report to `listeners` (the CLI's live display)."""
+
+    listeners: list[Any] = []  # noqa: RUF012  (one list per process on purpose)
+    _every_seconds = 15.0
+
+    def __init__(self, log: Any) -> None:
+        self._log, self._said = log, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        for listener in self.listeners:
+            listener(progress)
+        if progress.seconds - self._said >= self._every_seconds:
+            self._said = progress.seconds
+            rate = progress.tokens / progress.seconds
+            left = progress.seconds * (progress.total - progress.done) / max(progress.done, 1)
+            self._log.info(
+                f"{progress.done:,} of {progress.total:,} pairs, {progress.done / progress.seconds:,.0f} pairs/s, "
+                f"{rate:,.0f} tokens/s, about {left:,.0f} s left"
+            )

@@ -1,0 +1,240 @@
+"""Every choice a workspace makes, with its bounds. Read from `settings.yaml`; each key can be overridden by `ICON_<KEY>`.
+
+What is derived from a choice (paths of produced things, digests) does not belong here, except the workspace's own layout.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import PydanticBaseSettingsSource as Source
+
+from icon_assets.core.errors import IconError
+
+ENV_PREFIX = "ICON_"
+ENV_DELIMITER = "__"
+WORKSPACE_VARIABLE = "ICON_WORKSPACE"
+
+ControlKind = Literal["none", "random_tokens", "random_chars"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Section):
+    name: str = Field(
+        "bundled:smollm2-135m-instruct",
+        description="`bundled:smollm2-135m-instruct`, a local directory, or a Hugging Face id (then with `revision`).",
+    )
+    revision: str | None = Field(
+        None, description="Commit of a Hugging Face id: 40 hex digits, so that it never moves."
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 where it is the faster one."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when present, else the CPU.")
+
+
+class PoolSettings(Section):
+    path: str = Field("pool", description="Folder of source files, searched recursively: .jsonl .json .csv .parquet")
+    max_chars: int = Field(100_000, ge=100, description="A sample longer than this (characters) is quarantined.")
+
+
+class ProbeSettings(Section):
+    path: str = Field("probes", description="Folder or file of candidate probes.")
+    count: int = Field(48, ge=1, description="Probes to draw, evenly over strata.")
+    seed: int = Field(0, ge=0)
+    near_duplicate: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Jaccard similarity of word 3-grams from which two probes count as the same.",
+    )
+
+
+class ScoringSettings(Section):
+    template: Literal["alpaca", "chat"] = Field("alpaca", description="How samples are written as text for the model.")
+    separator: str = Field("\n\n\n", description="Text between the context and the probe.")
+    max_context_tokens: int = Field(2040, ge=1)
+    max_prompt_tokens: int = Field(1024, ge=8)
+    max_response_tokens: int = Field(1024, ge=1)
+    tokens_per_forward: int = Field(8192, ge=64, description="Packed tokens per forward: bounds memory.")
+    commit_seconds: float = Field(30, gt=0, description="Finished pairs are committed at least this often.")
+
+
+class ControlSettings(Section):
+    kinds: tuple[ControlKind, ...] = Field(("none", "random_tokens"), description="Controls to compute scores under.")
+    primary: ControlKind = Field("none", description="The control that views and reports rank by.")
+    seed: int = Field(0, ge=0)
+    draws: int = Field(2, ge=1, le=64, description="Random contexts averaged per length.")
+    lengths: tuple[int, ...] = Field(
+        (16, 64, 256, 1024, 2040),
+        description="Token lengths at which `random_tokens` is measured; between them: interpolated.",
+    )
+
+    @field_validator("kinds")
+    @classmethod
+    def _has_none(cls, kinds: tuple[ControlKind, ...]) -> tuple[ControlKind, ...]:
+        if "none" not in kinds:
+            raise ValueError("must contain 'none': every score divides by the perplexity without context")
+        return tuple(dict.fromkeys(kinds))
+
+    @field_validator("lengths")
+    @classmethod
+    def _ascending(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if not lengths or any(n < 1 for n in lengths) or list(lengths) != sorted(set(lengths)):
+            raise ValueError("must be positive and ascending, such as [16, 64, 256]")
+        return lengths
+
+
+class SelectionSettings(Section):
+    arms: tuple[str, ...] = Field(("full", "random", "icon"), min_length=1)
+    fraction: float = Field(
+        0.15, gt=0, le=1, description="Share of the unique samples that every arm but `full` takes."
+    )
+    seed: int = Field(0, ge=0)
+
+
+class TrainingSettings(Section):
+    seeds: tuple[int, ...] = Field((0, 1), min_length=1)
+    method: Literal["lora", "full"] = "lora"
+    template: Literal["alpaca", "chat"] = "alpaca"
+    epochs: float = Field(3, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
+    batch_size: int = Field(16, ge=1, description="Samples per optimizer step.")
+    micro_batch_size: int = Field(
+        8, ge=1, description="Samples per forward; gradients are accumulated up to batch_size."
+    )
+    warmup_fraction: float = Field(0.03, ge=0, lt=1)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    max_tokens: int = Field(1024, ge=16, description="Prompt and response together; longer samples are cut at the end.")
+    lora_rank: int = Field(8, ge=1)
+    lora_alpha: int = Field(16, ge=1)
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    save_every_steps: int = Field(
+        20, ge=1, description="Steps between the states that a crashed training resumes from."
+    )
+
+
+class LocalTask(Section):
+    path: str = Field(description="JSON Lines file with `query`, `choices`, `gold`, inside the workspace.")
+    name: str = Field(description="Task name in the results.", pattern=r"^[a-z0-9][a-z0-9_]*$")
+
+
+class EvaluationSettings(Section):
+    multiple_choice: tuple[LocalTask, ...] = ()
+    held_out: str | None = Field("eval/held_out.jsonl", description="File of samples whose perplexity is reported.")
+    tasks: tuple[str, ...] = Field(
+        (), description="Further tasks by their lm-evaluation-harness name (need a network)."
+    )
+    limit: int | None = Field(None, ge=1, description="Items per task; null: all.")
+    batch_size: int = Field(16, ge=1)
+
+
+class Settings(BaseSettings):
+    """All choices of one workspace."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+        env_ignore_empty=True,
+    )
+
+    model: ModelSettings = ModelSettings()
+    pool: PoolSettings = PoolSettings()
+    probes: ProbeSettings = ProbeSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    controls: ControlSettings = ControlSettings()
+    selection: SelectionSettings = SelectionSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: Source, env_settings: Source, **_: Source
+    ) -> tuple[Source, ...]:
+        return env_settings, init_settings
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A directory laid out like `data/`: the inputs, `settings.yaml`, and everything that is produced from them."""
+
+    root: Path
+    settings: Settings
+
+    @classmethod
+    def load(cls, root: Path | str | None = None) -> "Workspace":
+        """Read `<root>/settings.yaml`; `root` defaults to `ICON_WORKSPACE`, then `data`.
+
+        Raises:
+            IconError: no such file, not YAML, an unknown key or a value out of bounds, in the file or the environment.
+        """
+        root = Path(root or os.environ.get(WORKSPACE_VARIABLE) or "data").resolve()
+        path = root / "settings.yaml"
+        if not path.is_file():
+            raise IconError(f"{path}: no such file; create a workspace with `icon-assets init {root}`")
+        _refuse_unknown_variables()
+        try:
+            values = yaml.safe_load(path.read_text("utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise IconError(f"{path}: not valid YAML ({_one_line(error)}); mend the file") from error
+        if not isinstance(values, dict):
+            raise IconError(f"{path}: must hold keys such as `model:`, not {type(values).__name__}")
+        try:
+            return cls(root, Settings(**values))
+        except (ValidationError, SettingsError) as error:
+            raise IconError(f"{path} (or {ENV_PREFIX}* variables): {_first_fault(error)}") from error
+
+    @property
+    def store_dir(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.root / "dagster_home"
+
+    def input_path(self, value: str) -> Path:
+        """An input named in the settings: relative to the workspace, or an absolute path the user chose."""
+        return self.root / value
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt override must not be silently without effect."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {WORKSPACE_VARIABLE}
+    for name in sorted(os.environ):
+        if name.startswith(ENV_PREFIX) and name.split(ENV_DELIMITER)[0].upper() not in known:
+            raise IconError(
+                f"{name}: no such setting; known are {', '.join(sorted(known))} (sub-keys after {ENV_DELIMITER})"
+            )
+
+
+def _first_fault(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return _one_line(error)
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: unknown key; remove it or mend its spelling{more}"
+    return f"{where}: {fault['msg']}; got {str(fault['input'])[:80]!r}{more}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

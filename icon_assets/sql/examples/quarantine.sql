@@ -1,0 +1,2 @@
+-- What could not be used, and why?
+SELECT file, "row", reason, detail FROM quarantine ORDER BY file, "row";

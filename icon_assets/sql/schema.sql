@@ -1,0 +1,91 @@
+-- The tables of the store: names, column types and meaning. Delta schemas and the published views are made from this file.
+-- Timestamps are UTC. Ids and digests are 32 hex characters.
+
+CREATE TABLE shards (
+    shard VARCHAR, file VARCHAR, digest VARCHAR, n_bytes BIGINT, n_samples BIGINT, n_quarantined BIGINT, ingested_at TIMESTAMPTZ
+);
+COMMENT ON TABLE shards IS 'One row per source file of the pool that was ingested.';
+
+CREATE TABLE samples (
+    shard VARCHAR, file VARCHAR, "row" BIGINT, sample_id VARCHAR, instruction VARCHAR, "input" VARCHAR, response VARCHAR,
+    turns VARCHAR, n_chars BIGINT, metadata VARCHAR
+);
+COMMENT ON TABLE samples IS 'One row per usable row of a source file, in canonical form. Equal content has equal sample_id.';
+COMMENT ON COLUMN samples."row" IS 'Place in the file, from 1: the line of a .jsonl, the record of a .json, .csv (header not counted) or .parquet.';
+COMMENT ON COLUMN samples.turns IS 'Earlier turns of a chat as JSON [[role, content], ...], or NULL.';
+COMMENT ON COLUMN samples.metadata IS 'Fields of the source row that are not part of the sample, as JSON.';
+
+CREATE TABLE quarantine (shard VARCHAR, file VARCHAR, "row" BIGINT, reason VARCHAR, detail VARCHAR, excerpt VARCHAR);
+COMMENT ON TABLE quarantine IS 'Rows that could not be used, with the reason; row 0 means the whole file.';
+
+CREATE TABLE probe_candidates (
+    probe_id VARCHAR, stratum VARCHAR, instruction VARCHAR, "input" VARCHAR, response VARCHAR, turns VARCHAR,
+    file VARCHAR, "row" BIGINT, status VARCHAR, detail VARCHAR
+);
+COMMENT ON TABLE probe_candidates IS 'Every candidate probe and what became of it: selected, spare, near_duplicate, duplicate, in_pool, in_evaluation, quarantined.';
+
+CREATE TABLE models (
+    model_digest VARCHAR, "name" VARCHAR, revision VARCHAR, path VARCHAR, dtype VARCHAR, device VARCHAR, n_parameters BIGINT,
+    prepared_at TIMESTAMPTZ
+);
+COMMENT ON TABLE models IS 'Models that were prepared in this workspace; path is relative to it.';
+
+CREATE TABLE score_keys (score_key VARCHAR, model_digest VARCHAR, settings VARCHAR, created_at TIMESTAMPTZ);
+COMMENT ON TABLE score_keys IS 'What each score_key stands for: model, tokenizer, template, limits, dtype and scoring version.';
+
+CREATE TABLE contexts (score_key VARCHAR, sample_id VARCHAR, n_context_tokens BIGINT, n_context_chars BIGINT, truncated BOOLEAN);
+COMMENT ON TABLE contexts IS 'How long each scored sample is as a context under a score_key.';
+
+CREATE TABLE pair_scores (score_key VARCHAR, sample_id VARCHAR, probe_id VARCHAR, nll_sum DOUBLE, n_tokens BIGINT);
+COMMENT ON TABLE pair_scores IS 'NLL of a probe''s response behind a sample as context: nats, summed over n_tokens response tokens.';
+
+CREATE TABLE control_scores (
+    score_key VARCHAR, probe_id VARCHAR, control VARCHAR, seed BIGINT, "length" BIGINT, n_context_tokens BIGINT,
+    nll_sum DOUBLE, n_tokens BIGINT, truncated BOOLEAN
+);
+COMMENT ON TABLE control_scores IS 'NLL of a probe without context (control none) and behind random contexts.';
+COMMENT ON COLUMN control_scores."length" IS 'Length in the control''s own unit: 0 for none, tokens for random_tokens, characters for random_chars.';
+COMMENT ON COLUMN control_scores.truncated IS 'Whether the probe itself was cut to the limits.';
+
+CREATE TABLE sample_scores (
+    shard VARCHAR, score_key VARCHAR, control VARCHAR, sample_id VARCHAR, contribution DOUBLE, consistency DOUBLE,
+    stability DOUBLE, coverage DOUBLE, significance DOUBLE, n_probes BIGINT, n_context_tokens BIGINT, truncated BOOLEAN
+);
+COMMENT ON TABLE sample_scores IS 'One sample''s contribution under one control, over the current probe set.';
+COMMENT ON COLUMN sample_scores.contribution IS 'Mean over probes of (PPL(S|control) - PPL(S|T)) / (PPL(S) + 1e-6).';
+COMMENT ON COLUMN sample_scores.consistency IS 'Share of probes with influence > 0.';
+COMMENT ON COLUMN sample_scores.stability IS 'Population variance of the influence over probes.';
+COMMENT ON COLUMN sample_scores.coverage IS 'Share of probes with influence > 0.5.';
+COMMENT ON COLUMN sample_scores.significance IS '2 / (1 + exp(-50 x)) - 1 of the contribution x, clamped to -1 / 1 beyond -0.5 / 0.5. Ties at the top: never rank by it.';
+
+CREATE TABLE predicted_scores (shard VARCHAR, selector_id VARCHAR, sample_id VARCHAR, score DOUBLE);
+COMMENT ON TABLE predicted_scores IS 'A selector''s score of every sample of the pool. Empty until a selector is trained.';
+
+CREATE TABLE selections (subset_id VARCHAR, arm VARCHAR, sample_id VARCHAR, "rank" BIGINT, score DOUBLE, reason VARCHAR);
+COMMENT ON TABLE selections IS 'The samples each arm chose, best first. Earlier subsets stay, because checkpoints refer to them.';
+
+CREATE TABLE checkpoints (
+    checkpoint_id VARCHAR, arm VARCHAR, seed BIGINT, subset_id VARCHAR, model_digest VARCHAR, path VARCHAR, digest VARCHAR,
+    n_samples BIGINT, n_tokens BIGINT, n_response_tokens BIGINT, n_steps BIGINT, seconds DOUBLE, final_loss DOUBLE,
+    settings VARCHAR, created_at TIMESTAMPTZ
+);
+COMMENT ON TABLE checkpoints IS 'Fine-tuned checkpoints; path is relative to the workspace. Tokens count every epoch.';
+
+CREATE TABLE checkpoint_samples (
+    checkpoint_id VARCHAR, sample_id VARCHAR, shard VARCHAR, file VARCHAR, "row" BIGINT, "rank" BIGINT, score DOUBLE
+);
+COMMENT ON TABLE checkpoint_samples IS 'The manifest of each checkpoint: every source line it was trained on.';
+
+CREATE TABLE loss_curves (checkpoint_id VARCHAR, step BIGINT, loss DOUBLE, learning_rate DOUBLE);
+COMMENT ON TABLE loss_curves IS 'Training loss per optimizer step: nats per response token.';
+
+CREATE TABLE eval_results (
+    checkpoint_id VARCHAR, arm VARCHAR, seed BIGINT, task VARCHAR, metric VARCHAR, value DOUBLE, stderr DOUBLE
+);
+COMMENT ON TABLE eval_results IS 'One metric of one task for one checkpoint; arm base is the model before fine-tuning.';
+
+CREATE TABLE ledger (
+    event_id VARCHAR, created_at TIMESTAMPTZ, asset VARCHAR, "partition" VARCHAR, digest VARCHAR, fingerprint VARCHAR,
+    inputs VARCHAR, settings VARCHAR, seed BIGINT, code_version VARCHAR, run_id VARCHAR, summary VARCHAR
+);
+COMMENT ON TABLE ledger IS 'Append-only: what was produced, from which inputs (JSON with their digests), how, when and by which run.';

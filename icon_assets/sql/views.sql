@@ -1,0 +1,68 @@
+-- The views users rely on, over the tables of schema `delta`. Also the home of every derived figure that is plain SQL.
+
+CREATE VIEW shards AS SELECT * FROM delta.shards;
+CREATE VIEW samples AS
+SELECT *, row_number() OVER (PARTITION BY sample_id ORDER BY file, "row") > 1 AS is_duplicate FROM delta.samples;
+CREATE VIEW quarantine AS SELECT * FROM delta.quarantine;
+CREATE VIEW probe_candidates AS SELECT * FROM delta.probe_candidates;
+CREATE VIEW probes AS
+SELECT probe_id, stratum, instruction, "input", response, turns, file, "row" FROM delta.probe_candidates WHERE status = 'selected';
+CREATE VIEW models AS SELECT * FROM delta.models;
+CREATE VIEW score_keys AS
+SELECT *, score_key = (SELECT max_by(score_key, created_at) FROM delta.score_keys) AS is_current FROM delta.score_keys;
+CREATE VIEW contexts AS SELECT * FROM delta.contexts;
+CREATE VIEW pair_scores AS SELECT score_key, sample_id, probe_id, nll_sum, n_tokens FROM delta.pair_scores;
+CREATE VIEW control_scores AS SELECT * FROM delta.control_scores;
+-- A sample that stands in two shards was scored once and reported with both.
+CREATE VIEW sample_scores AS
+SELECT score_key, control, sample_id, any_value(contribution) AS contribution, any_value(consistency) AS consistency,
+    any_value(stability) AS stability, any_value(coverage) AS coverage, any_value(significance) AS significance,
+    any_value(n_probes) AS n_probes, any_value(n_context_tokens) AS n_context_tokens, any_value(truncated) AS truncated
+FROM delta.sample_scores GROUP BY score_key, control, sample_id;
+CREATE VIEW predicted_scores AS SELECT * FROM delta.predicted_scores;
+CREATE VIEW selections AS SELECT subset_id, arm, sample_id, "rank", score, reason FROM delta.selections;
+CREATE VIEW checkpoints AS
+SELECT *, row_number() OVER (PARTITION BY arm, seed ORDER BY created_at DESC) = 1 AS is_current FROM delta.checkpoints;
+CREATE VIEW checkpoint_samples AS SELECT * FROM delta.checkpoint_samples;
+CREATE VIEW loss_curves AS SELECT * FROM delta.loss_curves;
+CREATE VIEW eval_results AS SELECT checkpoint_id, arm, seed, task, metric, value, stderr FROM delta.eval_results;
+CREATE VIEW ledger AS SELECT * FROM delta.ledger;
+
+CREATE VIEW current_scores AS
+SELECT c.sample_id, c.control, c.contribution, c.consistency, c.stability, c.coverage, c.n_probes, c.n_context_tokens,
+    rank() OVER (PARTITION BY c.control ORDER BY c.contribution DESC) AS "rank",
+    s.file, s."row", s.instruction, s."input", s.response, s.metadata
+FROM sample_scores c
+JOIN score_keys k ON k.score_key = c.score_key AND k.is_current
+JOIN samples s ON s.sample_id = c.sample_id AND NOT s.is_duplicate;
+
+CREATE VIEW leaderboard AS
+WITH scoring AS (
+    SELECT "partition" AS arm, (summary->>'scoring_tokens')::BIGINT AS scoring_tokens,
+        (summary->>'scoring_seconds')::DOUBLE AS scoring_seconds
+    FROM delta.ledger WHERE asset = 'selected_subset'
+    QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC) = 1
+)
+SELECT r.arm, r.task, r.metric, avg(r.value) AS mean, stddev_samp(r.value) AS sd_over_seeds, count(*) AS n_seeds,
+    avg(r.stderr) AS mean_stderr, max(c.n_samples) AS n_samples, avg(c.n_tokens)::BIGINT AS training_tokens,
+    round(avg(c.seconds), 1) AS training_seconds, max(s.scoring_tokens) AS scoring_tokens,
+    max(s.scoring_seconds) AS scoring_seconds
+FROM eval_results r
+LEFT JOIN checkpoints c USING (checkpoint_id)
+LEFT JOIN scoring s ON s.arm = r.arm
+WHERE c.is_current
+    OR r.checkpoint_id = 'base-' || (SELECT max_by(model_digest, prepared_at) FROM delta.models)
+GROUP BY r.arm, r.task, r.metric;
+
+-- From a checkpoint to the source lines it was trained on, and back; also when the source file is gone from the pool.
+CREATE VIEW training_lineage AS
+SELECT c.checkpoint_id, c.arm, c.seed, c.path AS checkpoint_path, c.subset_id, m.sample_id, m.file, m."row", m."rank", m.score,
+    s.sample_id IS NOT NULL AS still_in_pool
+FROM checkpoints c
+JOIN checkpoint_samples m USING (checkpoint_id)
+LEFT JOIN samples s ON s.sample_id = m.sample_id AND s.shard = m.shard AND s."row" = m."row";
+
+COMMENT ON VIEW probes IS 'The current probe set: one row per selected probe.';
+COMMENT ON VIEW current_scores IS 'Scores under the newest score_key with rank, source line and text of each sample.';
+COMMENT ON VIEW leaderboard IS 'Arms compared: mean over seeds of each metric, its spread, and what training the arm cost.';
+COMMENT ON VIEW training_lineage IS 'Every source line each checkpoint was trained on, with its rank and score.';

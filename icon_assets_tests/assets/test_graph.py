@@ -1,0 +1,269 @@
+"""The whole graph on a tiny model, with an ephemeral Dagster instance: products, caching, lineage."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from icon_assets import resources
+from icon_assets.core.language_model import load as load_model
+from icon_assets.core.store import Store
+from icon_assets.definitions import build_assets
+from icon_assets.runner import SCORING_STAGES, STAGES, Outcome, run_stages, stages_of
+from icon_assets.settings import Workspace
+from icon_assets_tests.conftest import POOL_A, alpaca, write_jsonl
+
+MakeWorkspace = Callable[..., Workspace]
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as fresh:
+        yield fresh
+
+
+def run(workspace: Workspace, instance: dg.DagsterInstance, stages: tuple[str, ...]) -> list[Outcome]:
+    workspace = Workspace.load(workspace.root)
+    return list(run_stages(build_assets(workspace), workspace, instance, stages))
+
+
+def score(workspace: Workspace, instance: dg.DagsterInstance) -> dict[str, Outcome]:
+    outcomes = run(workspace, instance, SCORING_STAGES)
+    assert [o.error for o in outcomes if o.error] == []
+    return {outcome.name.split(".")[0]: outcome for outcome in outcomes}
+
+
+def new_pairs(outcomes: dict[str, Outcome]) -> dict[str, int]:
+    """Pairs each scoring asset computed; 0 for what was unchanged."""
+    return {
+        name: o.metadata["new_pairs"] if o.metadata["changed"] else 0
+        for name, o in outcomes.items() if name.startswith(("sample_scores", "probe_baseline"))
+    }  # fmt: skip
+
+
+def test_every_asset_is_produced_and_a_second_run_changes_nothing(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_workspace()
+    first = run(workspace, instance, STAGES)
+    assert [o.error for o in first if o.error] == []
+    assert all(o.metadata["changed"] for o in first)
+    store = Store(workspace.store_dir)
+    assert store.query("SELECT count(*) FROM samples").item() == 7
+    assert store.query("SELECT count(*) FROM sample_scores").item() == 6 * 2, "one duplicate, two controls"
+    assert sorted(store.query("SELECT DISTINCT arm FROM leaderboard")["arm"]) == [
+        "base",
+        "full",
+        "icon",
+        "random",
+    ]
+    assert store.query("SELECT count(*) FROM checkpoints WHERE is_current").item() == 3
+
+    monkeypatch.setattr(resources, "load", _refuse_to_load)
+    resources._cached_model.cache_clear()
+    second = run(workspace, instance, STAGES)
+    assert [o.error for o in second if o.error] == []
+    assert {o.asset for o in second if o.metadata["changed"]} == {"leaderboard"}, "only the free comparison is redone"
+    assert [o.metadata["digest"] for o in first] == [o.metadata["digest"] for o in second]
+
+
+def _refuse_to_load(*_: Any) -> Any:
+    raise AssertionError("the model was loaded although nothing changed")
+
+
+def test_only_what_changed_is_scored(make_workspace: MakeWorkspace, instance: dg.DagsterInstance) -> None:
+    workspace = make_workspace()
+    baseline = 4 * (1 + 2 * 2)  # 4 probes: without context, and behind two draws at two lengths
+    assert new_pairs(score(workspace, instance)) == {
+        "probe_baseline": baseline,
+        "sample_scores[a": 16,
+        "sample_scores[b": 8,
+    }
+    assert new_pairs(score(workspace, instance)) == {
+        "probe_baseline": 0,
+        "sample_scores[a": 0,
+        "sample_scores[b": 0,
+    }
+
+    write_jsonl(workspace.root / "pool" / "a.jsonl", [*POOL_A, alpaca("Count to three.", "One, two, three.")])
+    assert new_pairs(score(workspace, instance)) == {
+        "probe_baseline": 0,
+        "sample_scores[a": 4,
+        "sample_scores[b": 0,
+    }
+
+    (workspace.root / "pool" / "a.jsonl").rename(workspace.root / "pool" / "renamed.jsonl")
+    assert new_pairs(score(workspace, instance)) == {
+        "probe_baseline": 0,
+        "sample_scores[b": 0,
+        "sample_scores[renamed": 0,
+    }
+
+    change(workspace, "probes", {"count": 5})
+    assert new_pairs(score(workspace, instance)) == {
+        "probe_baseline": 5,
+        "sample_scores[b": 3,
+        "sample_scores[renamed": 5,
+    }
+
+    change(workspace, "controls", {"lengths": [8, 16, 32], "draws": 2})
+    assert new_pairs(score(workspace, instance)) == {
+        "probe_baseline": 10,
+        "sample_scores[b": 0,
+        "sample_scores[renamed": 0,
+    }
+
+    change(workspace, "controls", {"lengths": [8, 16, 32], "draws": 1, "kinds": ["none", "random_chars"]})
+    chars = new_pairs(score(workspace, instance))
+    assert chars["probe_baseline"] == 0
+    assert chars["sample_scores[renamed"] > 0, "the paper's control is computed, and nothing else"
+    pairs = Store(workspace.store_dir).query(
+        "SELECT count(*) AS n, count(DISTINCT (sample_id, probe_id)) AS u FROM pair_scores"
+    )
+    assert pairs.row(0) == (7 * 5, 7 * 5)
+
+
+def change(workspace: Workspace, section: str, values: dict[str, Any]) -> None:
+    import yaml
+
+    path = workspace.root / "settings.yaml"
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**settings, section: values}))
+
+
+def test_a_deleted_file_leaves_the_views_and_stays_in_the_ledger(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    (workspace,) = (make_workspace(),)
+    score(workspace, instance)
+    (workspace.root / "pool" / "b.jsonl").unlink()
+    score(workspace, instance)
+    store = Store(workspace.store_dir)
+    assert store.query("SELECT DISTINCT file FROM samples")["file"].to_list() == ["a.jsonl"]
+    assert store.query("SELECT count(DISTINCT sample_id) FROM sample_scores").item() == 4
+    assert store.query("SELECT count(*) FROM ledger WHERE asset = 'raw_pool'").item() == 2
+    assert instance.get_dynamic_partitions("shard") == [store.query("SELECT shard FROM shards").item()]
+
+
+def test_a_bad_shard_does_not_stop_its_neighbours(make_workspace: MakeWorkspace, instance: dg.DagsterInstance) -> None:
+    workspace = make_workspace()
+    (workspace.root / "pool" / "c.jsonl").write_bytes(b"\x00\xff binary \n{broken\n")
+    score(workspace, instance)
+    store = Store(workspace.store_dir)
+    assert store.query('SELECT reason FROM quarantine ORDER BY "row"')["reason"].to_list() == [
+        "not_utf8",
+        "bad_json",
+    ]
+    assert store.query("SELECT count(DISTINCT sample_id) FROM sample_scores").item() == 6
+
+
+def test_selecting_from_half_scored_shards_is_refused(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace()
+    score(workspace, instance)
+    write_jsonl(workspace.root / "pool" / "new.jsonl", [alpaca("New?", "Yes.")])
+    outcomes = run(workspace, instance, ("raw_pool", "selected_subset"))
+    errors = [o.error for o in outcomes if o.asset == "selected_subset"]
+    assert all(error and "1 shards have no scores yet (new.jsonl" in error for error in errors)
+
+
+def test_a_probe_that_the_pool_or_the_evaluation_data_holds_is_left_out(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace(probes={"count": 50})
+    leaked = [
+        alpaca(POOL_A[0]["instruction"], "Another answer.", stratum="facts"),
+        alpaca("What is 2 plus 1?", "3", stratum="x"),
+    ]
+    write_jsonl(workspace.root / "probes" / "more.jsonl", leaked)
+    score(workspace, instance)
+    rows = Store(workspace.store_dir).query(
+        "SELECT status, detail FROM probe_candidates WHERE file = 'more.jsonl' ORDER BY status"
+    )
+    assert rows["status"].to_list() == ["in_evaluation", "in_pool"]
+    assert "eval/sums.jsonl:3" in rows["detail"][0]
+    assert "a.jsonl:1" in rows["detail"][1]
+
+
+def test_from_a_checkpoint_to_its_source_lines_and_back_without_dagsters_history(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace()
+    assert [o.error for o in run(workspace, instance, STAGES[:-3]) if o.error] == []
+    store = Store(workspace.store_dir)
+    lines = store.query('SELECT file, "row", "rank" FROM training_lineage WHERE arm = \'icon\' ORDER BY "rank", file')
+    chosen = store.query("SELECT sample_id FROM selections WHERE arm = 'icon'")["sample_id"].to_list()
+    source = store.query('SELECT file, "row" FROM samples WHERE sample_id IN (SELECT unnest($ids))', {"ids": chosen})
+    assert sorted(lines.select("file", "row").rows()) == sorted(source.rows())
+    back = store.query("SELECT arm FROM training_lineage WHERE file = 'b.jsonl' AND \"row\" = 1 AND arm = 'full'")
+    assert back.height == 1
+
+    path, checkpoint_id = store.query("SELECT path, checkpoint_id FROM checkpoints WHERE arm = 'icon'").row(0)
+    manifest = pl.read_ndjson(workspace.root / path / "manifest.jsonl")
+    assert manifest.select("file", "row").rows() == lines.select("file", "row").rows()
+    card = json.loads((workspace.root / path / "icon_checkpoint.json").read_text())
+    assert (card["checkpoint_id"], card["seed"]) == (checkpoint_id, 0)
+    assert str(workspace.root) not in json.dumps(card), "a checkpoint holds no path of the machine it was made on"
+
+    (workspace.root / "pool" / "b.jsonl").unlink()
+    run(workspace, instance, ("raw_pool",))
+    gone = store.query("SELECT still_in_pool FROM training_lineage WHERE file = 'b.jsonl' AND arm = 'full'")
+    assert gone["still_in_pool"].to_list() == [False] * 3
+
+
+def test_every_product_leaves_a_ledger_row_that_names_its_inputs(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace()
+    outcomes = run(workspace, instance, STAGES)
+    ledger = Store(workspace.store_dir).query("FROM ledger")
+    assert sorted(ledger.select("asset", "partition").rows()) == sorted((o.asset, o.partition) for o in outcomes)
+    digests = {(row["asset"], row["partition"]): row["digest"] for row in ledger.iter_rows(named=True)}
+    for row in ledger.iter_rows(named=True):
+        inputs = json.loads(row["inputs"])
+        assert inputs or row["asset"] == "base_model"
+        for made_from in inputs:
+            if (key := (made_from["asset"], made_from["partition"])) in digests:
+                assert made_from["digest"] == digests[key]
+        assert instance.get_run_by_id(row["run_id"]) is not None
+
+
+def test_the_checkpoint_loads_with_plain_libraries_and_answers_differently(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance, tiny_model_dir: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+
+    workspace = make_workspace(
+        training={
+            "seeds": [0],
+            "epochs": 8,
+            "learning_rate": 0.05,
+            "batch_size": 2,
+            "micro_batch_size": 2,
+            "max_tokens": 128,
+        }
+    )
+    assert [o.error for o in run(workspace, instance, STAGES[:-3]) if o.error] == []
+    path = Store(workspace.store_dir).query("SELECT path FROM checkpoints WHERE arm = 'full'").item()
+    loaded = load_model(tiny_model_dir, "float32", "cpu")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = loaded.model(ids).logits
+    tuned = PeftModel.from_pretrained(loaded.model, workspace.root / path)
+    assert (tuned(ids).logits - before).abs().max() > 0.1
+    losses = Store(workspace.store_dir).query(
+        "SELECT loss FROM loss_curves JOIN checkpoints USING (checkpoint_id) WHERE arm = 'full' ORDER BY step"
+    )
+    assert losses["loss"][-1] < losses["loss"][0]
+
+
+def test_an_unknown_asset_is_refused_and_the_order_is_the_graphs() -> None:
+    assert stages_of(["sample_scores", "raw_pool"]) == ("raw_pool", "sample_scores")
+    assert stages_of([]) == STAGES
+    with pytest.raises(Exception, match="nonsense: no such asset"):
+        stages_of(["nonsense"])

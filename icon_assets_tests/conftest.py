@@ -1,0 +1,128 @@
+"""What tests share: tiny random models with a real tokenizer, and workspaces made of a few rows."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from icon_assets.settings import Workspace
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+TEXTS = [
+    "### Instruction:\nName three rivers of Europe.\n\n### Response:The Rhine, the Danube and the Loire.",
+    "### Instruction:\nTranslate into German.\n\n### Input: good morning\n\n### Response:Guten Morgen",
+    "What is 12 times 12? It is 144, because 12 times 10 is 120 and 12 times 2 is 24.",
+    "def double(x):\n    return x * 2\n",
+]
+
+
+def make_tokenizer(bos: bool) -> Any:
+    """A byte-level BPE tokenizer of 400 entries; with `bos` it opens every text with a BOS, as Llama's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", "<pad>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def make_model(kind: str, **overrides: Any) -> Any:
+    """A random causal model of the named shape, two small layers, weights large enough that contexts matter."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    torch.manual_seed(7)
+    values = {
+        "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.25, "head_dim": 8,
+        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+    }  # fmt: skip
+    if kind == "gpt_neox":
+        values = {name: value for name, value in values.items() if name not in {"num_key_value_heads", "head_dim"}}
+    config = CONFIG_MAPPING[kind](**{**values, **overrides})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with its tokenizer, saved as safetensors."""
+    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
+    make_model("llama").save_pretrained(folder)
+    make_tokenizer(bos=True).save_pretrained(folder)
+    return folder
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def alpaca(instruction: str, output: str, input: str = "", **more: Any) -> dict[str, Any]:
+    return {"instruction": instruction, "input": input, "output": output, **more}
+
+
+POOL_A = [
+    alpaca("Name a river in France.", "The Loire is the longest river in France."),
+    alpaca("Add the numbers.", "The sum is 12.", "5 and 7"),
+    alpaca("Write one line of Python that doubles x.", "x = x * 2"),
+    alpaca("What colour is the sky on a clear day?", "Blue."),
+]
+POOL_B = [
+    alpaca("What colour is the sky on a clear day?", "Blue."),
+    alpaca("Say good morning in German.", "Guten Morgen"),
+    alpaca("Give a synonym of quick.", "Fast"),
+]
+PROBES = [
+    alpaca("How many legs has a spider?", "Eight.", stratum="facts"),
+    alpaca("Which planet is closest to the sun?", "Mercury is the closest planet to the sun.", stratum="facts"),
+    alpaca("Make this polite.", "Could you please close the door?", "close the door", stratum="rewrite"),
+    alpaca("Shorten this.", "It rained.", "There was a lot of rain yesterday.", stratum="rewrite"),
+    alpaca("What is 3 times 4?", "12", stratum="math"),
+]
+HELD_OUT = [
+    alpaca("Name a bird that cannot fly.", "The ostrich cannot fly.", stratum="facts"),
+    alpaca("Make this shorter.", "He ran home.", "He was running to his home.", stratum="rewrite"),
+]
+CHOICES = [{"query": f"What is {n} plus 1?", "choices": [str(n + 1), str(n + 5)], "gold": 0} for n in range(6)]
+
+
+@pytest.fixture
+def make_workspace(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Workspace]:
+    """Lay out a workspace of a few rows on the tiny model; keyword arguments replace whole settings sections."""
+
+    def make(**sections: Any) -> Workspace:
+        root = tmp_path / "workspace"
+        write_jsonl(root / "pool" / "a.jsonl", POOL_A)
+        write_jsonl(root / "pool" / "b.jsonl", POOL_B)
+        write_jsonl(root / "probes" / "probes.jsonl", PROBES)
+        write_jsonl(root / "eval" / "held_out.jsonl", HELD_OUT)
+        write_jsonl(root / "eval" / "sums.jsonl", CHOICES)
+        settings = {
+            "model": {"name": str(tiny_model_dir), "dtype": "float32", "device": "cpu"},
+            "probes": {"count": 4},
+            "scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64},
+            "controls": {"lengths": [8, 32], "draws": 2},
+            "selection": {"arms": ["full", "random", "icon"], "fraction": 0.5},
+            "training": {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128},
+            "evaluation": {
+                "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": "eval/held_out.jsonl",
+            },
+        }  # fmt: skip
+        (root / "settings.yaml").write_text(yaml.safe_dump({**settings, **sections}), "utf-8")
+        return Workspace.load(root)
+
+    return make

@@ -1,0 +1,128 @@
+"""Packed scoring against a plain reference: one pair per forward through the unchanged model."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from icon_assets.core.engine import Meter, ScoringEngine, _NotPackable, packed_attention
+from icon_assets.core.language_model import LanguageModel
+from icon_assets.core.tokens import Encoded, leading_ids
+from icon_assets_tests.conftest import make_model, make_tokenizer
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "gemma": ("gemma", {}),
+    "gpt_neox": ("gpt_neox", {}),
+}
+CONTEXTS = [[], [11, 12, 13], list(range(40, 75)), [9]]
+PROBES = [
+    Encoded(tuple(range(100, 112)), tuple(range(200, 209))),
+    Encoded((5, 6, 7), (42,)),
+    Encoded((8,), (50, 51)),
+    Encoded(tuple(range(120, 140)), tuple(range(300, 303))),
+]
+ALL = [list(range(len(PROBES)))] * len(CONTEXTS)
+
+
+def language_model(kind: str, bos: bool = False, **overrides: Any) -> LanguageModel:
+    tokenizer = make_tokenizer(bos)
+    return LanguageModel(make_model(kind, **overrides), tokenizer, torch.device("cpu"), leading_ids(tokenizer))
+
+
+def reference(loaded: LanguageModel, context: list[int], probe: Encoded) -> float:
+    """NLL of every response token, the first one too: one plain forward over one sequence."""
+    prompt = [*loaded.leading, *context, *probe.prompt_ids]
+    ids = torch.tensor([[*prompt, *probe.response_ids]])
+    with torch.no_grad():
+        logits = loaded.model(ids).logits[0].double().log_softmax(-1)
+    return -sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(probe.response_ids))
+
+
+@pytest.mark.parametrize("bos", [True, False], ids=["with BOS", "without BOS"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("budget", [64, 4096])
+def test_packed_scores_equal_one_plain_forward_per_pair(shape: str, bos: bool, budget: int) -> None:
+    kind, overrides = SHAPES[shape]
+    loaded = language_model(kind, bos, **overrides)
+    engine = ScoringEngine(loaded, budget)
+    assert engine.packed, "this shape must not fall back"
+    pairs = [pair for batch in engine.score(CONTEXTS, PROBES, ALL) for pair in batch]
+    assert len(pairs) == len(CONTEXTS) * len(PROBES)
+    for pair in pairs:
+        probe = PROBES[pair.probe]
+        assert pair.n_tokens == len(probe.response_ids)
+        expected = reference(loaded, CONTEXTS[pair.context], probe)
+        assert abs(pair.nll_sum - expected) <= 1e-4 * pair.n_tokens
+        assert expected > 0.5, "weights so small that any mistake would pass"
+
+
+def test_contexts_change_the_scores_so_that_the_comparison_means_something() -> None:
+    loaded = language_model("llama")
+    scores = {reference(loaded, context, PROBES[0]) for context in CONTEXTS}
+    assert max(scores) - min(scores) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [("mistral", {"sliding_window": 8}), ("gemma2", {"sliding_window": 8, "attn_logit_softcapping": 1.0})],
+)
+def test_a_model_that_cannot_be_packed_is_scored_pair_by_pair_with_the_same_figures(
+    kind: str, overrides: dict[str, Any]
+) -> None:
+    loaded = language_model(kind, **overrides)
+    engine = ScoringEngine(loaded, 4096)
+    assert not engine.packed
+    for batch in engine.score(CONTEXTS, PROBES, ALL):
+        for pair in batch:
+            expected = reference(loaded, CONTEXTS[pair.context], PROBES[pair.probe])
+            assert abs(pair.nll_sum - expected) <= 1e-4 * pair.n_tokens
+
+
+def test_a_window_shorter_than_the_text_is_noticed_even_after_the_engine_was_built() -> None:
+    loaded = language_model("mistral", sliding_window=24)
+    engine = ScoringEngine(loaded, 4096)
+    assert engine.packed, "the trial pairs fit into the window"
+    pairs = [pair for batch in engine.score([list(range(40, 75))], PROBES, [[0, 1]]) for pair in batch]
+    for pair in pairs:
+        assert abs(pair.nll_sum - reference(loaded, list(range(40, 75)), PROBES[pair.probe])) <= 1e-4 * pair.n_tokens
+    layout: Any = type("Layout", (), {"longest": 100})()
+    with pytest.raises(_NotPackable):
+        packed_attention(
+            None, torch.zeros(1), torch.zeros(1), torch.zeros(1), None, packed_layout=layout, sliding_window=8
+        )
+
+
+def test_only_wanted_pairs_are_scored_and_the_meter_counts_them() -> None:
+    engine = ScoringEngine(language_model("llama"), 4096)
+    assert engine.meter == Meter(), "the trial of the packing is not the user's work"
+    pairs = [pair for batch in engine.score(CONTEXTS, PROBES, [[1], [], [0, 3], []]) for pair in batch]
+    assert [(pair.context, pair.probe) for pair in pairs] == [(0, 1), (2, 0), (2, 3)]
+    inputs = [len(p.prompt_ids) + len(p.response_ids) - 1 for p in PROBES]
+    assert engine.meter == Meter(forwards=1, tokens=inputs[1] + 35 + inputs[0] + inputs[3], pairs=3)
+
+
+def test_the_model_has_its_own_attention_again_after_scoring() -> None:
+    loaded = language_model("llama")
+    own = loaded.model.config._attn_implementation
+    for _ in range(2):
+        list(ScoringEngine(loaded, 4096).score(CONTEXTS, PROBES, ALL))
+        assert loaded.model.config._attn_implementation == own
+
+
+def test_bfloat16_stays_close_to_float32() -> None:
+    exact = language_model("llama")
+    coarse = language_model("llama")
+    coarse.model.to(torch.bfloat16)
+    scores = [
+        [pair for batch in ScoringEngine(loaded, 4096).score(CONTEXTS, PROBES, ALL) for pair in batch]
+        for loaded in (exact, coarse)
+    ]
+    differences = [abs(a.nll_sum - b.nll_sum) / a.n_tokens for a, b in zip(*scores, strict=True)]
+    assert 0 < sum(differences) / len(differences) < 0.05
+    assert all(math.isfinite(pair.nll_sum) for pair in scores[1])

@@ -1,0 +1,435 @@
+"""Evaluation on tiny random models: the harness really runs; figures are checked against plain sums."""
+
+import io
+import json
+import logging
+import math
+import random
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from icon_assets.core.errors import IconError
+from icon_assets.core.evaluation import (
+    ChoiceItem,
+    Metric,
+    choice_metrics,
+    held_out_metrics,
+    read_choice_items,
+)
+from icon_assets.core.tokens import Encoded
+
+VOCABULARY = 256
+ITEMS = [
+    ChoiceItem("What is wet?", ("water", "a dry stone", "sand"), 0),
+    ChoiceItem("Question: Which letter?\nChoices:\nA. one\nB. two\nAnswer:", ("A", "B"), 1),
+    ChoiceItem("To open a door,", ("turn the handle.", "sing.", "wait for a long while beside it."), 0),
+    ChoiceItem("12", ("[1, 2]", "34", "None"), 2),
+    ChoiceItem("Was it {{ query }}?", ("{% if %}", "yes"), 1),
+]
+
+
+def make_model(tied=True, seed=0):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tokenizer():
+    """Byte-level, without merges: one token per byte; and no padding token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 1]
+    raw = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(["<eos>", *alphabet])}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+def plain_nll(model, prompt, response):
+    """One sequence, one token at a time, in float64: what every batched figure must equal."""
+    import torch
+
+    ids = [*prompt, *response]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    first = max(len(prompt), 1)
+    return [-logits[i - 1].log_softmax(-1)[ids[i]].item() for i in range(first, len(ids))]
+
+
+def random_samples(count, seed, longest=60):
+    rng = random.Random(seed)
+
+    def ids(low):
+        return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(low, longest)))
+
+    return [Encoded(ids(1), ids(1)) for _ in range(count)]
+
+
+def plain_choice(model, tokenizer, item):
+    """Index of the likeliest choice: summed, and per character."""
+    prompt = tokenizer(item.prompt).input_ids
+    sums = [-sum(plain_nll(model, prompt, tokenizer(f" {choice}").input_ids)) for choice in item.choices]
+    normed = [total / len(choice) for total, choice in zip(sums, item.choices, strict=True)]
+    return sums.index(max(sums)), normed.index(max(normed))
+
+
+def write_rows(path: Path, *rows) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", "utf-8")
+    return path
+
+
+def by_name(metrics: list[Metric]) -> dict[tuple[str, str], Metric]:
+    return {(metric.task, metric.metric): metric for metric in metrics}
+
+
+# Reading items
+
+
+def test_items_are_read_in_order_cleaned_and_with_empty_lines_passed_over(tmp_path):
+    path = write_rows(
+        tmp_path / "a.jsonl",
+        {"query": " Which?\r\nThis? ", "choices": [" a ", "b"], "gold": 1, "source": "mine"},
+        "",
+        {"query": "Next?", "choices": ["é", "d"], "gold": 0},
+    )
+    assert read_choice_items(path) == [
+        ChoiceItem("Which?\nThis?", ("a", "b"), 1),
+        ChoiceItem("Next?", ("é", "d"), 0),
+    ]
+
+
+GOOD = {"query": "q", "choices": ["a", "b"], "gold": 0}
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ('{"query": ', "not valid JSON"),
+        ("[1]", "must be an object"),
+        ({"query": "q", "choices": ["a", "b"]}, "`gold` is missing"),
+        ({**GOOD, "query": None}, "`query` is missing"),
+        ({**GOOD, "gold": 2}, "0 to 1; got '2'"),
+        ({**GOOD, "gold": -1}, "0 to 1"),
+        ({**GOOD, "gold": True}, "0 to 1"),
+        ({**GOOD, "gold": "a"}, "0 to 1"),
+        ({**GOOD, "choices": ["a"]}, "at least 2"),
+        ({**GOOD, "choices": "ab"}, "at least 2"),
+        ({**GOOD, "choices": ["a", 3]}, "`choices` must hold text"),
+        ({**GOOD, "choices": ["a", " "]}, "`choices` holds an empty text"),
+        ({**GOOD, "query": ""}, "`query` holds an empty text"),
+        ({**GOOD, "query": "\ud800"}, "surrogate"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_number_in_one_line(tmp_path, row, fault):
+    path = write_rows(tmp_path / "bad.jsonl", GOOD, row)
+    with pytest.raises(IconError) as caught:
+        read_choice_items(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}, row 2: ")
+    assert fault in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"), [(b"", "holds no items"), (b"\n\n", "holds no items"), (b"\xff\n", "not UTF-8")]
+)
+def test_a_file_without_readable_items_is_refused(tmp_path, content, fault):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(IconError, match=fault):
+        read_choice_items(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(IconError, match="no such file"):
+        read_choice_items(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt"),
+    [
+        ("Why?", "Question: Why?\nAnswer:"),
+        ("Question: Why", "Question: Why\nAnswer:"),
+        ("Question: Why?\nAnswer:", "Question: Why?\nAnswer:"),
+        ("To sharpen a pencil,", "To sharpen a pencil,"),
+    ],
+)
+def test_only_questions_are_put_between_question_and_answer(query, prompt):
+    assert ChoiceItem(query, ("a", "b"), 0).prompt == prompt
+
+
+# Multiple choice
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_accuracies_equal_a_plain_count_of_the_likeliest_choices(tokenizer, tied):
+    model = make_model(tied)
+    items = ITEMS * 2
+    metrics = choice_metrics(model, tokenizer, {"mine": items}, limit=None, batch_size=3, device="cpu")
+    plain = [plain_choice(model, tokenizer, item) for item in items]
+    for column, name in enumerate(("acc", "acc_norm")):
+        right = [float(picks[column] == item.gold) for picks, item in zip(plain, items, strict=True)]
+        mean = sum(right) / len(right)
+        stderr = math.sqrt(mean * (1 - mean) / (len(right) - 1))
+        metric = metrics[column]
+        assert (metric.task, metric.metric) == ("mine", name)
+        assert (metric.value, metric.stderr) == pytest.approx((mean, stderr))
+    assert len(metrics) == 2
+
+
+def test_log_likelihoods_equal_those_of_the_harness_itself(tokenizer):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from icon_assets.core.evaluation import _harness_model
+
+    model = make_model()
+    texts = [(item.prompt, f" {choice}") for item in ITEMS for choice in item.choices]
+    texts += [("", "no context"), ("x" * 300, " too long")]
+    requests = [Instance("loglikelihood", {}, text, 0) for text in texts]
+    rolling = [Instance("loglikelihood_rolling", {}, ("some words " * 40,), 0)]
+    theirs: HFLM = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)  # pyright: ignore
+    ours = _harness_model(model, tokenizer, 4)
+    for (ll, greedy), (expected, expected_greedy) in zip(
+        ours.loglikelihood(requests), theirs.loglikelihood(requests), strict=True
+    ):
+        assert ll == pytest.approx(expected, abs=1e-3)
+        assert greedy == expected_greedy
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling), abs=1e-2)
+
+
+def test_results_do_not_depend_on_batch_size_or_on_the_order_of_tasks(tokenizer):
+    model = make_model()
+    one = choice_metrics(model, tokenizer, {"b": ITEMS[:3], "a": ITEMS}, limit=None, batch_size=1, device="cpu")
+    many = choice_metrics(model, tokenizer, {"a": ITEMS, "b": ITEMS[:3]}, limit=None, batch_size=64, device="cpu")
+    assert one == many
+    assert [(m.task, m.metric) for m in one] == [
+        ("a", "acc"),
+        ("a", "acc_norm"),
+        ("b", "acc"),
+        ("b", "acc_norm"),
+    ]
+
+
+def test_a_changed_item_changes_the_result_under_the_same_task_name(tokenizer):
+    model = make_model()
+    item = ITEMS[0]
+    best = plain_choice(model, tokenizer, item)[0]
+    for gold, expected in ((best, 1.0), ((best + 1) % 3, 0.0)):
+        items = [ChoiceItem(item.query, item.choices, gold)]
+        metrics = choice_metrics(model, tokenizer, {"same": items}, limit=None, batch_size=4, device="cpu")
+        assert metrics[0] == Metric("same", "acc", expected, None)
+
+
+def test_limit_takes_the_first_items(tokenizer):
+    model = make_model()
+    limited = choice_metrics(model, tokenizer, {"t": ITEMS}, limit=2, batch_size=4, device="cpu")
+    first = choice_metrics(model, tokenizer, {"t": ITEMS[:2]}, limit=None, batch_size=4, device="cpu")
+    assert limited == first
+
+
+def test_nothing_is_printed_logged_drawn_or_changed(tokenizer, caplog):
+    import torch
+    from tqdm import tqdm
+
+    model = make_model()
+    random.seed(5)
+    torch.manual_seed(5)
+    before = random.getstate(), torch.get_rng_state(), tqdm.__init__
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), caplog.at_level(logging.INFO):
+        choice_metrics(model, tokenizer, {"t": ITEMS}, limit=None, batch_size=4, device="cpu")
+    assert (out.getvalue(), err.getvalue(), caplog.text) == ("", "", "")
+    assert (before[0], before[2]) == (random.getstate(), tqdm.__init__)
+    assert torch.equal(before[1], torch.get_rng_state())
+    assert tokenizer.pad_token is None
+
+
+def test_no_tasks_give_no_metrics(tokenizer):
+    assert choice_metrics(make_model(), tokenizer, {}, limit=None, batch_size=4, device="cpu") == []
+
+
+class Manager:
+    """The two things asked of the harness's task manager; the real one reads 14,000 files first."""
+
+    def __init__(self, answer):
+        self.task_index = {"known": None}
+        self.answer = answer
+
+    def load(self, specs):
+        if specs == ["known"] and isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer if specs == ["known"] else {"tasks": {}, "groups": {}, "group_map": {}}
+
+
+class Unsafe:
+    UNSAFE_CODE = True
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "fault"),
+    [
+        ("unknown", {}, "'unknown' is no task of lm-eval"),
+        (
+            "known",
+            ConnectionError("Couldn't\nreach it"),
+            r"'known' could not be downloaded \(Couldn't reach it\)",
+        ),
+        ("known", ModuleNotFoundError("No module named 'x'"), "'known' needs a package that is absent"),
+        ("known", {"tasks": {"known": Unsafe()}}, "runs code that the model writes"),
+        ("known", {"tasks": {"mine": None}, "groups": {}}, "'mine' is a task of 'known' too; rename"),
+    ],
+)
+def test_a_harness_task_that_can_not_run_is_named_with_the_mend(name, answer, fault):
+    from icon_assets.core.evaluation import _load_tasks
+
+    with pytest.raises(IconError, match=fault) as caught:
+        _load_tasks(Manager(answer), {"mine": ITEMS}, [name])
+    assert "\n" not in str(caught.value)
+
+
+def test_results_of_the_harness_keep_filters_other_than_none():
+    from icon_assets.core.evaluation import _read_results
+
+    values = {
+        "alias": "t",
+        "sample_len": 3,
+        "exact_match,strict": 0.5,
+        "exact_match_stderr,strict": 0.1,
+        "f1,none": 0.25,
+        "f1_stderr,none": "N/A",
+        "note,none": "text",
+    }
+    assert list(_read_results({"t": values})) == [
+        Metric("t", "exact_match,strict", 0.5, 0.1),
+        Metric("t", "f1", 0.25, None),
+    ]
+
+
+def test_importing_the_module_loads_no_heavy_library(tmp_path):
+    code = (
+        "import sys, icon_assets.core.evaluation;"
+        "print(sorted({'torch', 'lm_eval', 'datasets', 'transformers', 'dagster'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Held-out loss
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tokens_per_batch", [1, 150, 4096])
+def test_held_out_loss_equals_one_sample_at_a_time(tied, tokens_per_batch):
+    model = make_model(tied)
+    groups = {"qa": random_samples(13, 1), "code": random_samples(8, 2)}
+    metrics = by_name(held_out_metrics(model, groups, device="cpu", tokens_per_batch=tokens_per_batch))
+    losses = {
+        name: [plain_nll(model, s.prompt_ids, s.response_ids) for s in samples] for name, samples in groups.items()
+    }
+    every = [*losses["qa"], *losses["code"]]
+    for task, parts in (
+        ("held_out", every),
+        ("held_out/qa", losses["qa"]),
+        ("held_out/code", losses["code"]),
+    ):
+        tokens = [nll for part in parts for nll in part]
+        assert metrics[task, "nll_per_token"].value == pytest.approx(sum(tokens) / len(tokens), abs=1e-4)
+
+
+def test_each_sample_alone_equals_the_plain_loss_per_token():
+    model = make_model()
+    samples = random_samples(20, 3)
+    metrics = by_name(held_out_metrics(model, {str(i): [s] for i, s in enumerate(samples)}, device="cpu"))
+    for i, sample in enumerate(samples):
+        plain = plain_nll(model, sample.prompt_ids, sample.response_ids)
+        metric = metrics[f"held_out/{i}", "nll_per_token"]
+        assert metric.value == pytest.approx(sum(plain) / len(plain), abs=1e-4)
+        assert metric.stderr is None
+
+
+def test_standard_errors_are_those_of_a_ratio_and_of_its_exponential():
+    model = make_model()
+    samples = random_samples(30, 4)
+    loss, perplexity, _ = held_out_metrics(model, {"qa": samples}, device="cpu")
+    pairs = [(sum(part), len(part)) for part in (plain_nll(model, s.prompt_ids, s.response_ids) for s in samples)]
+    total = sum(x for _, x in pairs)
+    ratio = sum(y for y, _ in pairs) / total
+    stderr = math.sqrt(30 / 29 * sum((y - ratio * x) ** 2 for y, x in pairs)) / total
+    assert (loss.value, loss.stderr) == pytest.approx((ratio, stderr), rel=1e-4)
+    expected = (math.exp(ratio), math.exp(ratio) * stderr)
+    assert (perplexity.value, perplexity.stderr) == pytest.approx(expected, rel=1e-3)
+
+
+def test_metrics_are_sorted_and_only_the_whole_has_a_perplexity():
+    groups = {"b": random_samples(2, 5), "a": random_samples(2, 6)}
+    metrics = held_out_metrics(make_model(), groups, device="cpu")
+    names = [(m.task, m.metric) for m in metrics]
+    assert names == [
+        ("held_out", "nll_per_token"),
+        ("held_out", "perplexity"),
+        ("held_out/a", "nll_per_token"),
+        ("held_out/b", "nll_per_token"),
+    ]
+    assert names == sorted(names)
+
+
+def test_without_a_prompt_the_first_token_is_left_out():
+    model = make_model()
+    samples = [Encoded((), (5, 6, 7)), Encoded((), (9,)), Encoded((3,), (4,))]
+    metric = held_out_metrics(model, {"s": samples}, device="cpu")[0]
+    plain = plain_nll(model, (), (5, 6, 7)) + plain_nll(model, (3,), (4,))
+    assert len(plain) == 3
+    assert metric.value == pytest.approx(sum(plain) / 3, abs=1e-4)
+
+
+def test_nothing_to_predict_gives_no_metrics():
+    assert held_out_metrics(make_model(), {}, device="cpu") == []
+    assert held_out_metrics(make_model(), {"s": [Encoded((), (9,))]}, device="cpu") == []
+
+
+def test_a_model_in_training_mode_is_evaluated_without_dropout():
+    from peft import LoraConfig, get_peft_model
+
+    model = make_model()
+    plain = held_out_metrics(model, {"s": random_samples(5, 7)}, device="cpu")
+    config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config).train()
+    with_adapter = held_out_metrics(adapted, {"s": random_samples(5, 7)}, device="cpu")  # pyright: ignore
+    # A fresh adapter changes nothing.
+    assert [m.value for m in with_adapter] == pytest.approx([m.value for m in plain], abs=1e-5)
+
+
+@pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="needs CUDA")
+def test_figures_on_cuda_equal_those_on_the_cpu(tokenizer):
+    model, groups = make_model(), {"s": random_samples(9, 8)}
+    figures = [
+        [
+            *held_out_metrics(model, groups, device=device),
+            *choice_metrics(model, tokenizer, {"t": ITEMS}, limit=None, batch_size=4, device=device),
+        ]
+        for device in ("cpu", "cuda")
+    ]
+    for cpu, cuda in zip(*figures, strict=True):
+        assert cuda.value == pytest.approx(cpu.value, rel=1e-3)

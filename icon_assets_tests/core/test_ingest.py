@@ -1,0 +1,125 @@
+"""Reading source files: every format, and a reason for every row that can't be used."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from icon_assets.core.errors import IconError
+from icon_assets.core.ingest import SourceFile, discover, ingest, quarantine_frame, sample_frame, shard_key
+
+ROW = {"instruction": "Say hi", "input": "", "output": "hi"}
+LINE = json.dumps(ROW).encode()
+
+
+def reasons(path: Path) -> list[tuple[int, str]]:
+    return [(q.row, q.reason) for q in ingest(path, 1000).quarantine]
+
+
+def test_all_formats_give_the_same_sample(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINE)
+    (tmp_path / "b.json").write_text(json.dumps([ROW]))
+    (tmp_path / "c.csv").write_text("instruction,input,output\nSay hi,,hi\n")
+    pl.DataFrame([ROW]).write_parquet(tmp_path / "d.parquet")
+    found = [ingest(source.path, 1000).samples for source in discover(tmp_path)]
+    assert [len(samples) for samples in found] == [1, 1, 1, 1]
+    assert len({samples[0].sample.sample_id for samples in found}) == 1
+
+
+def test_chat_rows_are_read_from_parquet(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Say hi"}, {"role": "assistant", "content": "hi"}]
+    pl.DataFrame([{"messages": messages}]).write_parquet(tmp_path / "chat.parquet")
+    assert ingest(tmp_path / "chat.parquet", 1000).samples[0].sample.response == "hi"
+
+
+def test_a_bad_line_never_stops_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    empty = json.dumps({**ROW, "output": ""}).encode()
+    path.write_bytes(b"\n".join([LINE, b"{broken", b"\xff\xfe", empty, b'"text"', b"NaN", b"", LINE]))
+    assert reasons(path) == [
+        (2, "bad_json"), (3, "not_utf8"), (4, "empty_response"), (5, "wrong_type"), (6, "wrong_type"),
+    ]  # fmt: skip
+    assert [s.row for s in ingest(path, 1000).samples] == [1, 8]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    for name, content in {"a.jsonl": LINE, "b.csv": b"instruction,output\nSay hi,hi\n"}.items():
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+        assert len(ingest(tmp_path / name, 1000).samples) == 1
+
+
+def test_csv_cells_may_hold_quotes_commas_and_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('instruction,output\n"Say ""hi"",\nplease","hi, there"\nshort,ok\n')
+    samples = ingest(tmp_path / "a.csv", 1000).samples
+    assert [(s.row, s.sample.instruction) for s in samples] == [(1, 'Say "hi",\nplease'), (2, "short")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", b'{"instruction": 1}', [(0, "wrong_type")]),
+        ("a.json", b"[1", [(0, "bad_json")]),
+        ("a.csv", b"instruction,output\n\xe9,b\n", [(0, "not_utf8")]),
+        ("a.csv", b"question_text,label\nx,y\n", [(1, "missing_field")]),
+        ("a.csv", b"instruction,output\na,b,c\n", [(1, "wrong_type")]),
+        ("a.parquet", b"PAR1 cut off", [(0, "bad_parquet")]),
+        ("a.jsonl", b"", [(0, "empty_file")]),
+        ("a.jsonl", b"[" * 100_000, [(1, "bad_json")]),
+    ],
+)
+def test_an_unusable_file_is_quarantined_with_its_reason(
+    tmp_path: Path, name: str, content: bytes, expected: list[tuple[int, str]]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert reasons(tmp_path / name) == expected
+
+
+def test_equal_content_has_an_equal_digest_whatever_the_file_is_called(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_bytes(LINE + b"\n{broken")
+    (tmp_path / "c.jsonl").write_bytes(LINE)
+    first, second, third = (ingest(source.path, 1000).content_digest for source in discover(tmp_path))
+    assert first == second != third
+
+
+def test_files_are_found_in_sub_folders_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "deep/er/a.CSV", ".hidden/x.jsonl", ".y.jsonl", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(LINE)
+    assert [source.file for source in discover(tmp_path)] == ["b.jsonl", "deep/er/a.CSV"]
+
+
+def test_a_symlink_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "outside.jsonl").write_bytes(LINE)
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "in.jsonl").symlink_to(tmp_path / "outside.jsonl")
+    with pytest.raises(IconError, match="lies outside"):
+        discover(tmp_path / "pool")
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_a_missing_or_empty_folder_says_what_to_do(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(IconError, match=r"change pool\.path"):
+        discover(tmp_path / folder)
+
+
+def test_shard_keys_are_safe_and_distinct() -> None:
+    names = ["a b.jsonl", "a-b.jsonl", "../x.csv", "日本.json", "x" * 255 + ".csv"]
+    keys = [shard_key(name) for name in names]
+    assert len(set(keys)) == len(names)
+    assert all(set(key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") for key in keys)
+    assert all(key[0].isalnum() and len(key) < 80 for key in keys)
+
+
+def test_tables_hold_what_was_read_even_half_surrogates_in_other_fields(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({**ROW, "tag": "\ud800", "n": 1}) + "\n{broken\n")
+    source = SourceFile("s", "a.jsonl", path)
+    samples, quarantine = (
+        sample_frame(source, ingest(path, 1000)),
+        quarantine_frame(source, ingest(path, 1000)),
+    )
+    assert json.loads(samples["metadata"][0])["n"] == 1
+    assert quarantine.select("row", "reason").rows() == [(2, "bad_json")]

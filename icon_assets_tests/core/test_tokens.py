@@ -1,0 +1,83 @@
+"""Where parts of a sequence begin and end."""
+
+import pytest
+
+from icon_assets.core.prompts import Rendered, render_for_scoring, render_for_training
+from icon_assets.core.samples import Sample, Turn
+from icon_assets.core.tokens import encode_context, encode_probe, encode_training, leading_ids
+from icon_assets_tests.conftest import make_tokenizer
+
+TOKENIZER = make_tokenizer(bos=True)
+CHAT = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+
+
+def text_of(ids: tuple[int, ...]) -> str:
+    return TOKENIZER.decode(ids)
+
+
+def test_the_scoring_template_is_the_one_of_the_method() -> None:
+    with_input = render_for_scoring(Sample("Add.", "1 2", "3"), "alpaca")
+    assert with_input == Rendered("### Instruction:\nAdd.\n\n### Input: 1 2\n\n### Response:", "3")
+    assert render_for_scoring(Sample("Hi", "", "Yo"), "alpaca").prompt == "### Instruction:\nHi\n\n### Response:"
+
+
+def test_earlier_turns_of_a_chat_stand_before_the_instruction() -> None:
+    sample = Sample("Bye", "", "See you", (Turn("system", "Be brief."), Turn("user", "Hi")))
+    assert render_for_scoring(sample, "alpaca").prompt.startswith(
+        "### Instruction:\nSystem: Be brief.\n\nUser: Hi\n\nUser: Bye\n\n### Response:"
+    )
+
+
+def test_the_training_template_is_stanfords() -> None:
+    prompt = render_for_training(Sample("Add.", "1 2", "3"), "alpaca").prompt
+    assert prompt.startswith("Below is an instruction that describes a task, paired with an input")
+    assert prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n")
+
+
+@pytest.mark.parametrize(("bos", "expected"), [(True, (0,)), (False, ())])
+def test_a_bos_leads_only_where_the_tokenizer_puts_one(bos: bool, expected: tuple[int, ...]) -> None:
+    assert leading_ids(make_tokenizer(bos)) == expected
+
+
+def test_no_token_is_lost_at_the_boundaries() -> None:
+    rendered = render_for_scoring(Sample("Hi", "", "Yo there"), "alpaca")
+    probe = encode_probe(TOKENIZER, rendered, 100, 100)
+    assert (text_of(probe.prompt_ids), text_of(probe.response_ids)) == (rendered.prompt, rendered.response)
+    assert text_of(encode_context(TOKENIZER, rendered, 100).ids) == rendered.prompt + rendered.response
+
+
+def test_limits_cut_and_say_so() -> None:
+    rendered = render_for_scoring(Sample("a long instruction " * 5, "", "a long response " * 5), "alpaca")
+    probe = encode_probe(TOKENIZER, rendered, 12, 4)
+    assert (len(probe.prompt_ids), len(probe.response_ids), probe.truncated) == (12, 4, True)
+    assert text_of(probe.prompt_ids).endswith("### Response:"), "the response marker stays before the response"
+    context = encode_context(TOKENIZER, rendered, 10)
+    assert (len(context.ids), context.truncated) == (10, True)
+    assert context.n_chars == len(rendered.prompt) + len(rendered.response)
+    assert not encode_context(TOKENIZER, rendered, 1000).truncated
+
+
+def test_special_tokens_written_in_data_stay_text() -> None:
+    rendered = render_for_scoring(Sample("say </s> and <s>", "", "<pad>"), "alpaca")
+    probe = encode_probe(TOKENIZER, rendered, 100, 100)
+    assert not {0, 1, 2} & {*probe.prompt_ids, *probe.response_ids}
+    assert text_of(probe.response_ids) == "<pad>"
+
+
+def test_in_a_chat_template_only_the_templates_own_special_tokens_are_real() -> None:
+    tokenizer = make_tokenizer(bos=False)
+    tokenizer.chat_template = CHAT
+    plain = render_for_scoring(Sample("hello", "", "hi"), "chat", tokenizer)
+    hostile = render_for_scoring(Sample("hello</s><s>system", "", "hi</s>"), "chat", tokenizer)
+    ends = [encode_probe(tokenizer, r, 100, 100) for r in (plain, hostile)]
+    assert [e.prompt_ids.count(1) for e in ends] == [1, 1]
+    assert 1 not in ends[1].response_ids
+    assert plain.prompt == "<s>user\nhello</s><s>assistant\n"
+
+
+def test_training_closes_the_response_and_always_keeps_one_token_of_it() -> None:
+    rendered = render_for_training(Sample("Hi", "", "Yo"), "alpaca")
+    encoded = encode_training(TOKENIZER, rendered, 500)
+    assert (encoded.prompt_ids[0], encoded.response_ids[-1], encoded.truncated) == (0, 1, False)
+    short = encode_training(TOKENIZER, rendered, 16)
+    assert (len(short.prompt_ids), len(short.response_ids), short.truncated) == (15, 1, True)

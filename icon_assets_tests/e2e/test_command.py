@@ -1,0 +1,172 @@
+"""The command line as a user runs it: real processes, a real store, kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+import yaml
+
+from icon_assets.core.store import Store
+from icon_assets.settings import Workspace
+from icon_assets_tests.conftest import alpaca, write_jsonl
+
+MakeWorkspace = Callable[..., Workspace]
+SCORING = ["--select", "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores"]
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("ICON_", "DAGSTER_"))}
+
+
+def command(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "icon_assets.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
+        env={**environment(), "PYTHONPATH": str(Path(__file__).parents[2])}, check=False,
+    )  # fmt: skip
+
+
+def test_a_new_workspace_is_laid_out_and_not_overwritten(tmp_path: Path) -> None:
+    made = command("init", tmp_path / "mine")
+    assert made.returncode == 0, made.stderr
+    assert {p.name for p in (tmp_path / "mine").iterdir()} == {"settings.yaml", "pool", "probes", "eval"}
+    again = command("init", tmp_path / "mine", "--json")
+    assert again.returncode == 1
+    assert "exists already" in json.loads(again.stdout)["error"]
+    status = command("-w", tmp_path / "mine", "status", "--json")
+    assert json.loads(status.stdout)["samples"] == 0
+
+
+def test_run_status_and_sql_tell_the_same_story(make_workspace: MakeWorkspace) -> None:
+    root = make_workspace().root
+    ran = command("-w", root, "run")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Leaderboard" in ran.stdout
+    assert "new pairs" in ran.stdout
+    assert ran.stderr == ""
+    status = json.loads(command("-w", root, "status", "--json").stdout)
+    assert (status["samples"], status["unique_samples"], status["probes"], status["pairs_stored"]) == (
+        7,
+        6,
+        4,
+        24,
+    )
+    rows = command("-w", root, "sql", "SELECT count(*) AS n FROM sample_scores WHERE control = 'none'", "--json")
+    assert json.loads(rows.stdout) == [{"n": 6}]
+    again = command("-w", root, "run", "--json")
+    assert again.returncode == 0
+    assert sum(r.get("new_pairs", 0) for r in json.loads(again.stdout)["runs"] if r["changed"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["sql", "SELECT nonsense FROM samples"], 1, "icon-assets: sql: "),
+        (["run", "--select", "nonsense"], 1, "icon-assets: nonsense: no such asset"),
+        (["frobnicate"], 2, "invalid choice"),
+        (["run", "--frobnicate"], 2, "unrecognized arguments"),
+        ([], 2, "COMMAND"),
+    ],
+)
+def test_errors_are_one_line_with_the_right_exit_code(
+    make_workspace: MakeWorkspace, arguments: list[str], code: int, message: str
+) -> None:
+    workspace = make_workspace()
+    Store(workspace.store_dir).publish()
+    failed = command("-w", workspace.root, *arguments)
+    assert failed.returncode == code
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    if code == 1:
+        assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_a_failing_asset_makes_the_run_fail_with_its_line(make_workspace: MakeWorkspace) -> None:
+    root = make_workspace(model={"name": "no such model"}).root
+    failed = command("-w", root, "run", *SCORING)
+    assert failed.returncode == 1
+    assert "✗ base_model" in failed.stdout
+    assert "model.name: 'no such model' is neither" in failed.stdout
+    assert "Traceback" not in failed.stdout + failed.stderr
+
+
+def test_every_shipped_query_runs(make_workspace: MakeWorkspace) -> None:
+    workspace = make_workspace()
+    assert command("-w", workspace.root, "run").returncode == 0
+    examples = sorted((Path(__file__).parents[2] / "icon_assets" / "sql" / "examples").glob("*.sql"))
+    assert len(examples) >= 5
+    with duckdb.connect(str(Store(workspace.store_dir).path), read_only=True) as con:
+        for example in examples:
+            assert con.sql(example.read_text()).fetchall() is not None, example.name
+
+
+def test_a_scoring_run_that_is_killed_goes_on_without_a_lost_or_doubled_pair(
+    make_workspace: MakeWorkspace,
+) -> None:
+    workspace = make_workspace(
+        scoring={
+            "max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64, "tokens_per_forward": 64,
+            "commit_seconds": 0.01,
+        }
+    )  # fmt: skip
+    rows = [alpaca(f"Question {n} about number {n * 17}?", f"The answer is {n * 31}.") for n in range(40)]
+    write_jsonl(workspace.root / "pool" / "many.jsonl", rows)
+    store = Store(workspace.store_dir)
+    killed_at = [run_until_killed(workspace, store, target) for target in (1, 60, 120)]
+    assert killed_at == sorted(killed_at)
+    assert 0 < killed_at[0] < 46 * 4, "killed in the middle of the work"
+    finished = command("-w", workspace.root, "run", *SCORING, "--json")
+    assert finished.returncode == 0, finished.stdout
+    computed = [r["new_pairs"] for r in json.loads(finished.stdout)["runs"] if r["asset"] == "sample_scores"]
+    assert sum(computed) == 46 * 4 - killed_at[-1], "only what was not stored is computed"
+    pairs = store.query("SELECT count(*) AS n, count(DISTINCT (sample_id, probe_id)) AS u FROM pair_scores").row(0)
+    assert pairs == (46 * 4, 46 * 4)
+    assert same_scores(store, undisturbed(workspace))
+
+
+def run_until_killed(workspace: Workspace, store: Store, target: int) -> int:
+    """Start scoring, kill -9 once more than `target` pairs are stored; returns how many are."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "icon_assets.cli", "-w", str(workspace.root), "run", *SCORING],
+        env={**environment(), "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < until:
+        if stored(store) > target:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.wait()
+    return stored(store)
+
+
+def stored(store: Store) -> int:
+    return store.query("SELECT count(*) FROM pair_scores").item()
+
+
+def undisturbed(workspace: Workspace) -> Store:
+    """The same inputs scored in one go in a second workspace."""
+    import shutil
+
+    twin = workspace.root.with_name("twin")
+    shutil.copytree(workspace.root, twin, ignore=shutil.ignore_patterns("store", "dagster_home", "models"))
+    settings: dict[str, Any] = yaml.safe_load((twin / "settings.yaml").read_text())
+    (twin / "settings.yaml").write_text(yaml.safe_dump(settings))
+    assert command("-w", twin, "run", *SCORING).returncode == 0
+    return Store(Workspace.load(twin).store_dir)
+
+
+def same_scores(a: Store, b: Store) -> bool:
+    sql = "SELECT control, sample_id, contribution, n_probes FROM sample_scores ORDER BY control, sample_id"
+    one, two = a.query(sql), b.query(sql)
+    assert one.height == two.height > 0
+    difference = (one["contribution"] - two["contribution"]).abs().max()
+    return one.drop("contribution").equals(two.drop("contribution")) and difference < 1e-5  # pyright: ignore

@@ -1,0 +1,80 @@
+"""The definitions as users see them: a snapshot, and what loading them costs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import dagster as dg
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from icon_assets.core.errors import IconError
+from icon_assets.definitions import build_defs
+from icon_assets.settings import Workspace
+
+MakeWorkspace = Callable[..., Workspace]
+
+
+def test_the_graph_is_the_one_of_the_snapshot(make_workspace: MakeWorkspace, snapshot: SnapshotAssertion) -> None:
+    defs = build_defs(make_workspace())
+    dg.Definitions.validate_loadable(defs)
+    graph = defs.resolve_asset_graph()
+    shown = {
+        key.to_user_string(): {
+            "group": node.group_name,
+            "depends_on": sorted(parent.to_user_string() for parent in node.parent_keys),
+            "partitions": type(node.partitions_def).__name__,
+            "kinds": sorted(node.kinds),
+            "owners": list(node.owners),
+            "pools": sorted(node.pools or []),
+            "columns": [column.name for column in node.metadata["dagster/column_schema"].value.columns]
+            if "dagster/column_schema" in node.metadata
+            else None,
+        }
+        for key in sorted(graph.get_all_asset_keys())
+        for node in [graph.get(key)]
+    }
+    assert shown == snapshot
+    assert sorted(job.name for job in defs.resolve_all_job_defs() if not job.name.startswith("__")) == [
+        "score_pool",
+        "whole_graph",
+    ]
+
+
+def test_every_asset_is_described(make_workspace: MakeWorkspace) -> None:
+    graph = build_defs(make_workspace()).resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description, key
+        assert node.code_version, key
+
+
+def test_a_wrong_arm_stops_the_code_location_with_one_line(make_workspace: MakeWorkspace) -> None:
+    with pytest.raises(IconError, match="'best' is not an arm"):
+        build_defs(make_workspace(selection={"arms": ["best"]}))
+
+
+def test_loading_the_definitions_imports_no_heavy_library(make_workspace: MakeWorkspace) -> None:
+    code = (
+        "import sys, json; from icon_assets.definitions import defs; defs.resolve_asset_graph();"
+        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    )
+    env = {"ICON_WORKSPACE": str(make_workspace().root), "PATH": ""}
+    output = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, env=env
+    ).stdout
+    heavy = {
+        "torch",
+        "transformers",
+        "peft",
+        "trl",
+        "datasets",
+        "lm_eval",
+        "matplotlib",
+        "accelerate",
+        "sklearn",
+        "ray",
+        "gguf",
+    }
+    assert not heavy & set(json.loads(output))

@@ -1,0 +1,71 @@
+"""Settings: validated, refused with one line, overridable."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from icon_assets.core.errors import IconError
+from icon_assets.settings import Settings, Workspace
+
+MakeWorkspace = Callable[..., Workspace]
+
+
+def test_the_shipped_settings_are_valid() -> None:
+    workspace = Workspace.load(Path(__file__).parents[1] / "data")
+    assert workspace.settings.model.name == "bundled:smollm2-135m-instruct"
+    assert len(workspace.settings.selection.arms) >= 3
+
+
+def test_a_variable_overrides_the_file(make_workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_workspace(probes={"count": 4, "seed": 3}).root
+    monkeypatch.setenv("ICON_PROBES__COUNT", "7")
+    monkeypatch.setenv("ICON_TRAINING__SEEDS", "[5, 6]")
+    settings = Workspace.load(root).settings
+    assert (settings.probes.count, settings.probes.seed, settings.training.seeds) == (7, 3, (5, 6))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("probes: {cuont: 3}", "probes.cuont: unknown key"),
+        ("probe: {count: 3}", "probe: unknown key"),
+        ("probes: {count: 0}", "probes.count: Input should be greater than or equal to 1"),
+        ("selection: {fraction: 1.5}", "selection.fraction"),
+        ("controls: {kinds: [random_tokens]}", "must contain 'none'"),
+        ("controls: {lengths: [64, 16]}", "ascending"),
+        ("probes: [", "not valid YAML"),
+        ("- a", "must hold keys"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_one_line_that_names_the_key(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "settings.yaml").write_text(content)
+    with pytest.raises(IconError) as caught:
+        Workspace.load(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "settings.yaml") in str(caught.value)
+
+
+def test_a_misspelt_variable_is_refused(make_workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_workspace().root
+    monkeypatch.setenv("ICON_PROBE__COUNT", "7")
+    with pytest.raises(IconError, match="ICON_PROBE__COUNT: no such setting"):
+        Workspace.load(root)
+
+
+def test_a_missing_workspace_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(IconError, match="icon-assets init"):
+        Workspace.load(tmp_path / "nowhere")
+
+
+def test_every_section_describes_or_bounds_its_keys() -> None:
+    assert set(Settings.model_fields) >= {
+        "model",
+        "pool",
+        "probes",
+        "scoring",
+        "controls",
+        "selection",
+        "training",
+    }
