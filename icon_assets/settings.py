@@ -28,29 +28,33 @@ class Section(BaseModel):
 
 class ModelSettings(Section):
     name: str = Field(
-        "bundled:smollm2-135m-instruct",
+        default="bundled:smollm2-135m-instruct",
         description="`bundled:smollm2-135m-instruct`, a local directory, or a Hugging Face id (then with `revision`).",
     )
     revision: str | None = Field(
-        None, description="Commit of a Hugging Face id: 40 hex digits, so that it never moves."
+        default=None, description="Commit of a Hugging Face id: 40 hex digits, so that it never moves."
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="auto: bfloat16 where it is the faster one."
+        default="auto", description="auto: bfloat16 where it is the faster one."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when present, else the CPU.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA when present, else the CPU.")
 
 
 class PoolSettings(Section):
-    path: str = Field("pool", description="Folder of source files, searched recursively: .jsonl .json .csv .parquet")
-    max_chars: int = Field(100_000, ge=100, description="A sample longer than this (characters) is quarantined.")
+    path: str = Field(
+        default="pool", description="Folder of source files, searched recursively: .jsonl .json .csv .parquet"
+    )
+    max_chars: int = Field(
+        default=100_000, ge=100, description="A sample longer than this (characters) is quarantined."
+    )
 
 
 class ProbeSettings(Section):
-    path: str = Field("probes", description="Folder or file of candidate probes.")
-    count: int = Field(48, ge=1, description="Probes to draw, evenly over strata.")
-    seed: int = Field(0, ge=0)
+    path: str = Field(default="probes", description="Folder or file of candidate probes.")
+    count: int = Field(default=48, ge=1, description="Probes to draw, evenly over strata.")
+    seed: int = Field(default=0, ge=0)
     near_duplicate: float = Field(
-        0.6,
+        default=0.6,
         gt=0,
         le=1,
         description="Jaccard similarity of word 3-grams from which two probes count as the same.",
@@ -58,22 +62,26 @@ class ProbeSettings(Section):
 
 
 class ScoringSettings(Section):
-    template: Literal["alpaca", "chat"] = Field("alpaca", description="How samples are written as text for the model.")
-    separator: str = Field("\n\n\n", description="Text between the context and the probe.")
-    max_context_tokens: int = Field(2040, ge=1)
-    max_prompt_tokens: int = Field(1024, ge=8)
-    max_response_tokens: int = Field(1024, ge=1)
-    tokens_per_forward: int = Field(8192, ge=64, description="Packed tokens per forward: bounds memory.")
-    commit_seconds: float = Field(30, gt=0, description="Finished pairs are committed at least this often.")
+    template: Literal["alpaca", "chat"] = Field(
+        default="alpaca", description="How samples are written as text for the model."
+    )
+    separator: str = Field(default="\n\n\n", description="Text between the context and the probe.")
+    max_context_tokens: int = Field(default=2040, ge=1)
+    max_prompt_tokens: int = Field(default=1024, ge=8)
+    max_response_tokens: int = Field(default=1024, ge=1)
+    tokens_per_forward: int = Field(default=8192, ge=64, description="Packed tokens per forward: bounds memory.")
+    commit_seconds: float = Field(default=30, gt=0, description="Finished pairs are committed at least this often.")
 
 
 class ControlSettings(Section):
-    kinds: tuple[ControlKind, ...] = Field(("none", "random_tokens"), description="Controls to compute scores under.")
-    primary: ControlKind = Field("none", description="The control that views and reports rank by.")
-    seed: int = Field(0, ge=0)
-    draws: int = Field(2, ge=1, le=64, description="Random contexts averaged per length.")
+    kinds: tuple[ControlKind, ...] = Field(
+        default=("none", "random_tokens"), description="Controls to compute scores under."
+    )
+    primary: ControlKind = Field(default="none", description="The control that views and reports rank by.")
+    seed: int = Field(default=0, ge=0)
+    draws: int = Field(default=2, ge=1, le=64, description="Random contexts averaged per length.")
     lengths: tuple[int, ...] = Field(
-        (16, 64, 256, 1024, 2040),
+        default=(16, 64, 256, 1024, 2040),
         description="Token lengths at which `random_tokens` is measured; between them: interpolated.",
     )
 
@@ -93,32 +101,34 @@ class ControlSettings(Section):
 
 
 class SelectionSettings(Section):
-    arms: tuple[str, ...] = Field(("full", "random", "icon"), min_length=1)
+    arms: tuple[str, ...] = Field(default=("full", "random", "icon"), min_length=1)
     fraction: float = Field(
-        0.15, gt=0, le=1, description="Share of the unique samples that every arm but `full` takes."
+        default=0.15, gt=0, le=1, description="Share of the unique samples that every arm but `full` takes."
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
 
 class TrainingSettings(Section):
-    seeds: tuple[int, ...] = Field((0, 1), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     method: Literal["lora", "full"] = "lora"
     template: Literal["alpaca", "chat"] = "alpaca"
-    epochs: float = Field(3, gt=0)
-    learning_rate: float = Field(2e-4, gt=0)
-    batch_size: int = Field(16, ge=1, description="Samples per optimizer step.")
+    epochs: float = Field(default=3, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    batch_size: int = Field(default=16, ge=1, description="Samples per optimizer step.")
     micro_batch_size: int = Field(
-        8, ge=1, description="Samples per forward; gradients are accumulated up to batch_size."
+        default=8, ge=1, description="Samples per forward; gradients are accumulated up to batch_size."
     )
-    warmup_fraction: float = Field(0.03, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    max_tokens: int = Field(1024, ge=16, description="Prompt and response together; longer samples are cut at the end.")
-    lora_rank: int = Field(8, ge=1)
-    lora_alpha: int = Field(16, ge=1)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    max_tokens: int = Field(
+        default=1024, ge=16, description="Prompt and response together; longer samples are cut at the end."
+    )
+    lora_rank: int = Field(default=8, ge=1)
+    lora_alpha: int = Field(default=16, ge=1)
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     save_every_steps: int = Field(
-        20, ge=1, description="Steps between the states that a crashed training resumes from."
+        default=20, ge=1, description="Steps between the states that a crashed training resumes from."
     )
 
 
@@ -129,12 +139,14 @@ class LocalTask(Section):
 
 class EvaluationSettings(Section):
     multiple_choice: tuple[LocalTask, ...] = ()
-    held_out: str | None = Field("eval/held_out.jsonl", description="File of samples whose perplexity is reported.")
-    tasks: tuple[str, ...] = Field(
-        (), description="Further tasks by their lm-evaluation-harness name (need a network)."
+    held_out: str | None = Field(
+        default="eval/held_out.jsonl", description="File of samples whose perplexity is reported."
     )
-    limit: int | None = Field(None, ge=1, description="Items per task; null: all.")
-    batch_size: int = Field(16, ge=1)
+    tasks: tuple[str, ...] = Field(
+        default=(), description="Further tasks by their lm-evaluation-harness name (need a network)."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Items per task; null: all.")
+    batch_size: int = Field(default=16, ge=1)
 
 
 class Settings(BaseSettings):
@@ -159,8 +171,14 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: Source, env_settings: Source, **_: Source
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: Source,
+        env_settings: Source,
+        dotenv_settings: Source,
+        file_secret_settings: Source,
     ) -> tuple[Source, ...]:
+        """The environment wins over the file; nothing else is read."""
         return env_settings, init_settings
 
 

@@ -28,7 +28,7 @@ def test_the_graph_is_the_one_of_the_snapshot(make_workspace: MakeWorkspace, sna
             "kinds": sorted(node.kinds),
             "owners": list(node.owners),
             "pools": sorted(node.pools or []),
-            "columns": [column.name for column in node.metadata["dagster/column_schema"].value.columns]
+            "columns": [column.name for column in node.metadata["dagster/column_schema"].columns]
             if "dagster/column_schema" in node.metadata
             else None,
         }

@@ -20,9 +20,10 @@ CODE_VERSION = "1"
 
 def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     """The assets of this group; their partitions are the arms of the settings."""
+    every_shard = dg.AssetDep(sample_scores, partition_mapping=dg.AllPartitionMapping())
 
     @dg.asset(
-        partitions_def=arm_partitions(workspace), deps=[sample_scores], group_name="selection",
+        partitions_def=arm_partitions(workspace), deps=[every_shard], group_name="selection",
         kinds={"polars", "deltalake"}, owners=OWNERS, code_version=CODE_VERSION, metadata=column_schema("selections"),
     )  # fmt: skip
     @mendable

@@ -45,7 +45,7 @@ def finish(
     metadata: Mapping[str, Any] | None = None,
 ) -> dg.MaterializeResult:
     """The product is stored: write its ledger row, publish the views, report. `summary` also becomes metadata."""
-    ledger.record(store, recipe, digest, context.run_id, summary)
+    ledger.record(store, recipe, digest, context.run.run_id, summary)
     store.publish()
     figures = {name: value for name, value in summary.items() if isinstance(value, int | float | str)}
     return dg.MaterializeResult(

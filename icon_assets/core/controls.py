@@ -6,7 +6,7 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,5 +44,6 @@ def random_chars(tokenizer: "PreTrainedTokenizerBase", seed: int, length: int, m
 
 def plain_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Ids a text could hold: all but special and added tokens."""
-    taken = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    return sorted(set(tokenizer.get_vocab().values()) - taken)
+    vocabulary: Any = tokenizer  # the stubs type a tokenizer's methods as any attribute
+    taken = set(tokenizer.all_special_ids) | set(vocabulary.get_added_vocab().values())
+    return sorted(set(vocabulary.get_vocab().values()) - taken)

@@ -26,7 +26,7 @@ _AGREEMENT_FLOAT32, _AGREEMENT_BFLOAT16 = 1e-3, 0.3
 _LOGIT_ROWS = 32  # rows of float32 logits at a time: few enough to stay in the cache
 
 
-class _NotPackable(Exception):  # noqa: N818  (a signal between two functions of this module)
+class _NotPackable(Exception):
     """The model's attention asks for something the packed attention does not do."""
 
 
@@ -208,7 +208,7 @@ def _add_probe(
 @contextmanager
 def _attention(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
     """Run the model with the named attention function; afterwards it has its own again, for whoever uses it next."""
-    own = model.config._attn_implementation
+    own: Any = model.config._attn_implementation
     if name is not None:
         model.set_attn_implementation(name)
     try:

@@ -236,7 +236,8 @@ def load(directory: Path, dtype: str, device: str) -> LanguageModel:
             trust_remote_code=False,
             use_safetensors=True,
         )
-    model.to(device).eval().requires_grad_(False)
+    placed: Any = model  # the stubs do not know `to(device)`
+    placed.to(device).eval().requires_grad_(False)
     return LanguageModel(model, tokenizer, torch.device(device), leading_ids(tokenizer))
 
 

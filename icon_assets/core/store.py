@@ -13,6 +13,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import duckdb
 import polars as pl
@@ -130,9 +131,9 @@ class Store:
         """
         if not self.path.exists():
             raise IconError(f"{self.path}: nothing is published yet; run `icon-assets run` first")
-        config = {"python_enable_replacements": False, "allowed_directories": [str(self.root)]}
         try:
-            with duckdb.connect(str(self.path), read_only=True, config=config) as con:
+            with duckdb.connect(str(self.path), read_only=True, config={"python_enable_replacements": False}) as con:
+                con.execute(f"SET allowed_directories = [{_literal(str(self.root))}]")
                 con.execute("SET enable_external_access = false; SET lock_configuration = true")
                 relation = con.sql(sql)
                 return relation.pl() if relation is not None else pl.DataFrame()
@@ -183,7 +184,7 @@ class Store:
         place = self._place(table)
         if not DeltaTable.is_deltatable(str(place)):
             return []
-        return sorted(str(uri).removeprefix("file://") for uri in DeltaTable(str(place)).file_uris())
+        return sorted(unquote(uri.removeprefix("file://")) for uri in DeltaTable(str(place)).file_uris())
 
     def _place(self, table: str) -> Path:
         if table not in schemas():

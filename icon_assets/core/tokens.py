@@ -5,7 +5,7 @@ do not depend on what stands before it. One BOS opens the sequence exactly when 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.prompts import Rendered
 
@@ -45,7 +45,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, part: str) 
 
 def leading_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """What the tokenizer puts before a text: `(bos,)`, or nothing (method: no BOS is assumed, none is stripped)."""
-    bos = tokenizer.bos_token_id
+    bos: Any = tokenizer.bos_token_id
     ids = tokenizer("a").input_ids
     return (bos,) if bos is not None and ids and ids[0] == bos else ()
 

@@ -107,7 +107,7 @@ def test_only_what_changed_is_scored(make_workspace: MakeWorkspace, instance: dg
     assert new_pairs(score(workspace, instance)) == {
         "probe_baseline": 5,
         "sample_scores[b": 3,
-        "sample_scores[renamed": 5,
+        "sample_scores[renamed": 4,
     }
 
     change(workspace, "controls", {"lengths": [8, 16, 32], "draws": 2})

@@ -118,7 +118,7 @@ def test_the_model_has_its_own_attention_again_after_scoring() -> None:
 def test_bfloat16_stays_close_to_float32() -> None:
     exact = language_model("llama")
     coarse = language_model("llama")
-    coarse.model.to(torch.bfloat16)
+    coarse.model.bfloat16()
     scores = [
         [pair for batch in ScoringEngine(loaded, 4096).score(CONTEXTS, PROBES, ALL) for pair in batch]
         for loaded in (exact, coarse)

@@ -55,7 +55,7 @@ def test_every_view_of_the_contract_exists_empty_and_described(tmp_path: Path) -
         assert set(views) >= CONTRACT
         assert all(views.values()), "every view has a description"
         for view in views:
-            assert con.sql(f'SELECT count(*) FROM "{view}"').fetchone() == (0,)
+            assert con.sql(f'SELECT count(*) FROM "{view}"').fetchall() == [(0,)]
 
 
 def test_the_published_file_cannot_be_written(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_an_old_reader_finishes_undisturbed_while_the_store_goes_on(tmp_path: Pa
     with duckdb.connect(str(store.path), read_only=True) as reader:
         store.replace("quarantine", shard_rows("a", 9), shard="a")
         store.publish()
-        assert reader.sql("SELECT count(*) FROM quarantine").fetchone() == (5,)
+        assert reader.sql("SELECT count(*) FROM quarantine").fetchall() == [(5,)]
     assert store.query_published("SELECT count(*) AS n FROM quarantine").item() == 9
 
 
