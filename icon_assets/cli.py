@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import polars as pl
 from rich.console import Console
@@ -30,8 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(arguments, "interrupted; finished work is kept, run again to go on")
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        sys.stderr.close()
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (flushed once more on the way out)
         return 1
+
+
+def entry() -> NoReturn:
+    """The console script. Leaves without tearing the interpreter down: with torch loaded too, DuckDB's bindings would
+    print pages of leak notices then, and nothing is left to do.
+    """
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, function: Any, description: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=description, description=description)
         command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument(
+            "-w", "--workspace", metavar="DIR", default=argparse.SUPPRESS, help="workspace, as before COMMAND"
+        )
         command.set_defaults(command=function)
         return command
 
@@ -168,4 +181,4 @@ def _print_frame(frame: pl.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

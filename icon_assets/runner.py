@@ -3,11 +3,13 @@
 A partition that fails does not stop its neighbours; what needs all of them says what is missing.
 """
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+import psutil
 
 from icon_assets.core.errors import IconError
 from icon_assets.partitions import arm_partitions, run_partitions, sync_shards
@@ -15,6 +17,7 @@ from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
 PARENT_TAG = "icon/parent_run"
+PROCESS_TAG = "icon/process"
 STAGES = (
     "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores", "selected_subset",
     "checkpoint", "base_eval", "eval_results", "leaderboard",
@@ -59,6 +62,8 @@ def run_stages(
 ) -> Iterator[Outcome]:
     """Run the stages, yielding each partition's outcome. Shard partitions are first made equal to the pool folder."""
     icon = WorkspaceResource(root=str(workspace.root))
+    release_dead_runs(instance)
+    process = psutil.Process()
     shards = sync_shards(instance, workspace, icon.store)
     for asset in stages:
         for partition in _partitions(asset, workspace, shards):
@@ -70,10 +75,30 @@ def run_stages(
                 instance=instance,
                 resources={"icon": icon},
                 raise_on_error=False,
-                tags=dict(tags or {}),
+                tags={PROCESS_TAG: _process_name(process.pid, process.create_time()), **(tags or {})},
                 run_config={"loggers": {"console": {"config": {"log_level": console}}}},
             )
             yield _outcome(asset, partition, result)
+
+
+def release_dead_runs(instance: dg.DagsterInstance) -> None:
+    """End runs whose process on this machine is gone, and give back the pool slots they held.
+
+    A killed process can't do that itself, and without it every later run would wait for its slot for ever. Runs that
+    Dagster's daemon launched are watched by the daemon (run_monitoring).
+    """
+    alive = {_process_name(p.pid, p.info["create_time"]) for p in psutil.process_iter(["create_time"])}
+    here = f"{socket.gethostname()}:"
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])):
+        owner = run.tags.get(PROCESS_TAG, "")
+        if owner.startswith(here) and owner not in alive:
+            instance.report_run_failed(run, "Its process is gone; finished work is kept.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _process_name(pid: int, created: float) -> str:
+    """Names a process for good: its id alone is given again to another one later."""
+    return f"{socket.gethostname()}:{pid}:{created:.2f}"
 
 
 def _partitions(asset: str, workspace: Workspace, shards: Sequence[str]) -> Sequence[str]:

@@ -88,7 +88,7 @@ def test_in_bfloat16_packing_costs_no_accuracy_beyond_bfloat16_itself(
     theirs = [abs(a - b) for a, b in zip(plain(loaded, problem, pairs), truth, strict=True)]
     assert sum(ours) / len(ours) <= 0.02
     assert sum(ours) <= 1.25 * sum(theirs)
-    assert max(o for o, pair in zip(ours, pairs, strict=True) if pair.n_tokens > 8) <= 0.03
+    assert max(ours) <= 1.5 * max(theirs)
 
 
 def test_the_bundled_model_knows_something(model_dir: Path) -> None:
