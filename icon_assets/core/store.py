@@ -94,22 +94,22 @@ class Store:
         self._commit(table, frame, mode="overwrite", predicate=predicate)
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
-        """Add rows; several writers may append at once."""
+        """Add rows; several writers may append at once. Many small files are merged now and then."""
         self._commit(table, frame, mode="append", predicate=None)
+        if len(self._files(table)) >= _COMPACT_FROM_FILES:
+            self._compact(table)
 
     def append_new(self, table: str, frame: pl.DataFrame, keys: Sequence[str]) -> int:
         """Add the rows whose `keys` are not in the table yet; returns how many. Two writers never add one row twice."""
         with self._lock(f"{table}.append"):
             fresh = frame.unique(list(keys), keep="first", maintain_order=True)
-            if stored := self._files(table):
+            if self._files(table):
                 condition = " AND ".join(f'f."{key}" IS NOT DISTINCT FROM t."{key}"' for key in keys)
                 with self.connect() as con:
                     con.register("fresh", fresh.to_arrow())
                     fresh = con.sql(f'FROM fresh f ANTI JOIN delta."{table}" t ON {condition}').pl()
             if fresh.height:
                 self.append(table, fresh)
-                if len(stored) >= _COMPACT_FROM_FILES:
-                    self._compact(table)
             return fresh.height
 
     def connect(self) -> duckdb.DuckDBPyConnection:

@@ -8,8 +8,11 @@ CREATE VIEW probe_candidates AS SELECT * FROM delta.probe_candidates;
 CREATE VIEW probes AS
 SELECT probe_id, stratum, instruction, "input", response, turns, file, "row" FROM delta.probe_candidates WHERE status = 'selected';
 CREATE VIEW models AS SELECT * FROM delta.models;
+-- A key that is used again (back to an earlier model) is recorded again: the newest record decides which one is current.
 CREATE VIEW score_keys AS
-SELECT *, score_key = (SELECT max_by(score_key, created_at) FROM delta.score_keys) AS is_current FROM delta.score_keys;
+SELECT score_key, any_value(model_digest) AS model_digest, any_value(settings) AS settings, max(created_at) AS created_at,
+    max(created_at) = max(max(created_at)) OVER () AS is_current
+FROM delta.score_keys GROUP BY score_key;
 CREATE VIEW contexts AS SELECT * FROM delta.contexts;
 CREATE VIEW pair_scores AS SELECT score_key, sample_id, probe_id, nll_sum, n_tokens FROM delta.pair_scores;
 CREATE VIEW control_scores AS SELECT * FROM delta.control_scores;

@@ -127,6 +127,21 @@ def test_only_what_changed_is_scored(make_workspace: MakeWorkspace, instance: dg
     assert pairs.row(0) == (7 * 5, 7 * 5)
 
 
+def test_going_back_to_earlier_settings_computes_nothing_and_doubles_no_row(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace()
+    shipped = {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64}
+    score(workspace, instance)
+    change(workspace, "scoring", {**shipped, "separator": "\n"})
+    assert sum(new_pairs(score(workspace, instance)).values()) == 20 + 24, "another separator is another key"
+    change(workspace, "scoring", shipped)
+    assert sum(new_pairs(score(workspace, instance)).values()) == 0
+    store = Store(workspace.store_dir)
+    assert store.query("SELECT count(*) FROM score_keys").item() == 2
+    assert store.query("SELECT count(*) FROM current_scores WHERE control = 'none'").item() == 6
+
+
 def change(workspace: Workspace, section: str, values: dict[str, Any]) -> None:
     import yaml
 
