@@ -65,15 +65,15 @@ def run_stages(
     release_dead_runs(instance)
     process = psutil.Process()
     shards = sync_shards(instance, workspace, icon.store)
+    # The job that the UI itself launches assets with, so that runs show their asset there.
+    job = dg.Definitions(assets=assets, resources={"icon": icon}).resolve_implicit_global_asset_job_def()
     for asset in stages:
         for partition in _partitions(asset, workspace, shards):
             on_start(asset, partition)
-            result = dg.materialize(
-                list(assets),
-                selection=[asset],
+            result = job.execute_in_process(
+                asset_selection=[dg.AssetKey(asset)],
                 partition_key=partition or None,
                 instance=instance,
-                resources={"icon": icon},
                 raise_on_error=False,
                 tags={PROCESS_TAG: _process_name(process.pid, process.create_time()), **(tags or {})},
                 run_config={"loggers": {"console": {"config": {"log_level": console}}}},

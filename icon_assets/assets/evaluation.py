@@ -112,9 +112,8 @@ _HEADLINE = ((pl.col("metric") == "acc") & ~pl.col("task").str.contains("/")) | 
 
 def wide_board(board: pl.DataFrame) -> pl.DataFrame:
     """One row per arm: `mean ± spread` of the headline metrics, then samples, training and scoring cost."""
-    cell = pl.format(
-        "{} ± {}", pl.col("mean").round(4), pl.col("sd_over_seeds").round(4).cast(pl.String).fill_null("-")
-    )
+    mean, spread = (pl.col(name).round_sig_figs(4).cast(pl.String) for name in ("mean", "sd_over_seeds"))
+    cell = pl.when(pl.col("sd_over_seeds").is_null()).then(mean).otherwise(pl.format("{} ± {}", mean, spread))
     table = (
         board.filter(_HEADLINE)
         .with_columns(name=pl.format("{} {}", "task", "metric"), cell=cell)
