@@ -145,11 +145,10 @@ def _convert_bundled(name: str, target: Path) -> None:
 def _download(settings: ModelSettings, target: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from requests.exceptions import ConnectionError as NoConnection
 
     try:
         snapshot_download(settings.name, revision=settings.revision, local_dir=target, allow_patterns=list(_KEPT_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, NoConnection, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise IconError(
             f"{settings.name}@{settings.revision}: could not be downloaded ({type(error).__name__}); check id, revision, "
             "network and HF_TOKEN, or download it elsewhere and set model.name to the directory"
