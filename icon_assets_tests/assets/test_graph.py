@@ -12,7 +12,7 @@ import pytest
 from icon_assets import resources
 from icon_assets.core.language_model import load as load_model
 from icon_assets.core.store import Store
-from icon_assets.definitions import build_assets
+from icon_assets.definitions import build_assets, build_defs
 from icon_assets.runner import SCORING_STAGES, STAGES, Outcome, run_stages, stages_of
 from icon_assets.settings import Workspace
 from icon_assets_tests.conftest import POOL_A, alpaca, write_jsonl
@@ -282,3 +282,13 @@ def test_an_unknown_asset_is_refused_and_the_order_is_the_graphs() -> None:
     assert stages_of([]) == STAGES
     with pytest.raises(Exception, match="nonsense: no such asset"):
         stages_of(["nonsense"])
+
+
+def test_the_scoring_job_discovers_shards_and_scores_them(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace()
+    job = build_defs(workspace).resolve_job_def("score_pool")
+    assert job.execute_in_process(instance=instance).success
+    assert Store(workspace.store_dir).query("SELECT count(DISTINCT sample_id) FROM sample_scores").item() == 6
+    assert len(instance.get_dynamic_partitions("shard")) == 2
