@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     init = add("init", _init, "lay out a workspace with sample data")
     init.add_argument("directory", type=Path)
+    add("plan", _plan, "what the next run will score, and what it costs")
     run = add("run", _run, "materialize the graph; what has not changed is kept")
     run.add_argument("--select", nargs="+", default=[], metavar="ASSET", help="only these assets")
     sql = add("sql", _sql, "query the published views")
@@ -87,6 +88,15 @@ def _init(arguments: argparse.Namespace) -> int:
         print(json.dumps({"workspace": str(workspace.root)}))
     else:
         print(f"Workspace {workspace.root} is ready. Next: icon-assets -w {arguments.directory} run")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from icon_assets.progress import plan_lines
+    from icon_assets.resources import WorkspaceResource
+
+    plan = WorkspaceResource(root=str(Workspace.load().root)).plan()
+    print(json.dumps(plan.to_json()) if arguments.json else "\n".join(plan_lines(plan)))
     return 0
 
 

@@ -1,13 +1,15 @@
-"""What `icon-assets run` shows while it runs: one line per finished partition, and live figures while pairs are scored."""
+"""What the command shows of work: the plan before it, one line per finished partition, live figures while pairs are scored."""
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from icon_assets.core import scoring
+from icon_assets.core.plan import Plan, Price
 from icon_assets.resources import LogProgress
 from icon_assets.runner import Outcome
 
@@ -84,3 +86,44 @@ def _figure(value: Any) -> str:
         if isinstance(value, int | float)
         else str(value)
     )
+
+
+_LISTED = 40  # shards; a pool of thousands is summed up
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """A plan for people."""
+    todo = [row for row in plan.shards.iter_rows(named=True) if row["new_pairs"]]
+    yield f"{plan.shards['samples'].sum():,} samples in {plan.shards.height:,} shard(s), {plan.n_probes:,} probes"
+    for row in todo[:_LISTED]:
+        yield f"  {row['file']:<48} {row['unscored_samples']:>9,} of {row['samples']:,} samples, {row['new_pairs']:,} new pairs"
+    if len(todo) > _LISTED:
+        yield f"  and {len(todo) - _LISTED:,} more shards"
+    if not plan.pairs and not plan.control_pairs:
+        yield "Nothing to compute: every score is stored."
+        return
+    limit = f" (at most {plan.budget_share:.0%} of all; exactly: {plan.exact_pairs:,})" if plan.budget_share else ""
+    yield f"to compute   {plan.pairs:,} pairs{limit}, {plan.control_pairs:,} control pairs"
+    yield f"price        {_price(plan.price)}"
+    times = plan.naive.flops / max(plan.price.flops, 1)
+    yield f"naively      {_price(plan.naive)}: {times:.1f} times the arithmetic, one pair per forward as in the paper"
+    if plan.speed is not None:
+        share = f"{plan.speed.peak_share:.0%} of its matrix-product peak"
+        yield f"speed        {plan.speed.tokens_per_second:,.0f} tokens/s on {plan.speed.device}, {share} ({plan.speed.measured})"
+
+
+def _price(price: Price) -> str:
+    return f"{_scaled(price.tokens)} tokens, {_scaled(price.flops)}FLOP, about {_duration(price.seconds)}"
+
+
+def _scaled(value: float) -> str:
+    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:,.3g} {prefix}"
+    return f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

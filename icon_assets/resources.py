@@ -8,8 +8,11 @@ import dagster as dg
 
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
+from icon_assets.core.flops import model_shape
 from icon_assets.core.language_model import LanguageModel, ModelRecord, choose_device, load, read_record
-from icon_assets.core.scoring import Progress, ScoreKey, Scorer, score_key
+from icon_assets.core.plan import Plan, load_tokenizer, make_plan
+from icon_assets.core.score_key import ScoreKey, score_key
+from icon_assets.core.scoring import Progress, Scorer
 from icon_assets.core.store import Store
 from icon_assets.settings import Settings, Workspace
 
@@ -57,6 +60,18 @@ class WorkspaceResource(dg.ConfigurableResource):
         record, dtype = self.base_model()
         return score_key(record, dtype, self.settings.scoring)
 
+    def plan(self) -> Plan:
+        """What the next scoring run will compute and cost. The pool and the probes must be ingested."""
+        record, dtype = self.base_model()
+        return make_plan(
+            self.store,
+            self.score_key(),
+            self.settings,
+            model_shape(record.directory),
+            lambda: load_tokenizer(record.directory),
+            lambda: _cached_model(record.directory, dtype, self.device()),
+        )
+
     def scorer(self, log: Any) -> Scorer:
         """A scorer on the base model, whose progress goes to the run's log and to whoever listens in this process."""
         record, dtype = self.base_model()
@@ -64,6 +79,7 @@ class WorkspaceResource(dg.ConfigurableResource):
             self.store,
             self.score_key(),
             lambda: _cached_model(record.directory, dtype, self.device()),
+            lambda: model_shape(record.directory),
             self.settings.scoring,
             LogProgress(log),
         )

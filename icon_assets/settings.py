@@ -6,7 +6,7 @@ What is derived from a choice (paths of produced things, digests) does not belon
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -59,6 +59,16 @@ class ProbeSettings(Section):
         le=1,
         description="Jaccard similarity of word 3-grams from which two probes count as the same.",
     )
+    budget: Annotated[float, Field(gt=0, lt=1)] | Literal["auto", "exact"] = Field(
+        default="auto",
+        description="Share of the (sample, probe) pairs to compute at most, when only the top `selection.fraction` is "
+        "wanted; `exact`: all of them; `auto`: all up to `exact_pairs`, beyond that a third.",
+    )
+    exact_pairs: int = Field(default=2_000_000, ge=0, description="Pairs up to which `budget: auto` computes them all.")
+    error_rate: float = Field(
+        default=0.1, gt=0, lt=1, description="Budgeted: how often a sample may be stopped on the wrong side of the cut."
+    )
+    pilot: int = Field(default=16, ge=4, description="Budgeted: samples that are scored on every probe as the measure.")
 
 
 class ScoringSettings(Section):
@@ -69,7 +79,10 @@ class ScoringSettings(Section):
     max_context_tokens: int = Field(default=2040, ge=1)
     max_prompt_tokens: int = Field(default=1024, ge=8)
     max_response_tokens: int = Field(default=1024, ge=1)
-    tokens_per_forward: int = Field(default=8192, ge=64, description="Packed tokens per forward: bounds memory.")
+    tokens_per_forward: Annotated[int, Field(ge=64)] | Literal["auto"] = Field(
+        default="auto",
+        description="Packed tokens per forward: bounds memory. auto: what suits the device's free memory.",
+    )
     commit_seconds: float = Field(default=30, gt=0, description="Finished pairs are committed at least this often.")
 
 

@@ -1,5 +1,6 @@
 """Group `scoring`: perplexities of probes, and the contribution of every sample."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -10,9 +11,12 @@ from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.probes import probe_set
 from icon_assets.assets.shell import finish, mendable, needed, unchanged
 from icon_assets.core import ledger
+from icon_assets.core.budget import budget_of
+from icon_assets.core.contribution import contributions, control_seeds
 from icon_assets.core.digests import canonical_json, frame_digest
 from icon_assets.core.ledger import Recipe
-from icon_assets.core.scoring import ScoreKey, Spent, contributions, control_seeds
+from icon_assets.core.score_key import ScoreKey
+from icon_assets.core.scoring import Spent
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table
 from icon_assets.partitions import SHARDS
@@ -81,28 +85,39 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
         needed(store, "raw_pool", shard),
         *(needed(store, a) for a in ("probe_set", "base_model", "probe_baseline")),
     ]
+    budget = budget_of(icon.settings, *_pool_size(store))
     recipe = Recipe(
         "sample_scores", shard, tuple(event.as_input() for event in upstream),
-        {"score_key": key.settings(), "controls": settings.model_dump()}, settings.seed, CODE_VERSION,
+        {"score_key": key.settings(), "controls": settings.model_dump(), **({"budget": asdict(budget)} if budget else {})},
+        settings.seed, CODE_VERSION,
     )  # fmt: skip
     if event := ledger.made(store, recipe):
         return unchanged(event)
-    spent = icon.scorer(context.log).complete_shard(shard, settings)
-    scores = contributions(store, key, shard, settings)
+    scorer = icon.scorer(context.log)
+    spent = scorer.complete_shard(shard, settings, budget)
+    scores = contributions(store, key, shard, settings, scorer.pilot(budget) if budget else ())
     store.replace("sample_scores", scores, shard=shard, score_key=key.value)
     primary = scores.filter(pl.col("control") == settings.primary)
-    figures = {"samples": primary.height, "mean_contribution": primary["contribution"].mean() or 0.0}
+    figures = {
+        "samples": primary.height, "mean_contribution": primary["contribution"].mean() or 0.0,
+        "pairs_per_sample": primary["n_probes"].mean() or 0.0,
+    }  # fmt: skip
     return finish(context, store, recipe, frame_digest(scores), {**_summary(key, spent), **figures}, {
         "dagster/row_count": scores.height,
         **(_pictures(primary, settings.primary) if primary.height else {}),
     })  # fmt: skip
 
 
+def _pool_size(store: Store) -> tuple[int, int]:
+    """Unique samples of the pool, and probes."""
+    return store.query("SELECT (SELECT count(DISTINCT sample_id) FROM samples), (SELECT count(*) FROM probes)").row(0)
+
+
 def _summary(key: ScoreKey, spent: Spent) -> dict[str, int | float | str]:
     return {
         "score_key": key.value, "new_pairs": spent.pairs, "forwards": spent.forwards, "tokens": spent.tokens,
         "seconds": round(spent.seconds, 2), "tokens_per_second": round(spent.tokens_per_second, 1),
-        "engine": "packed" if spent.packed else "pair by pair",
+        "flops": spent.flops, "peak_share": round(spent.peak_share, 3), "engine": spent.engine,
     }  # fmt: skip
 
 

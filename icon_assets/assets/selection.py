@@ -69,8 +69,8 @@ def _scoring_cost(store: Store, key: str, arm: str) -> dict[str, int | float]:
     """What scoring the pool has cost so far: tokens and seconds over all runs under this score_key."""
     cost = store.query(
         """
-        SELECT coalesce(sum((summary->>'tokens')::BIGINT), 0)::BIGINT AS tokens, coalesce(sum((summary->>'seconds')::DOUBLE), 0.0) AS seconds
-        FROM ledger WHERE asset IN ('probe_baseline', 'sample_scores') AND summary->>'score_key' = $key
+        SELECT coalesce(sum(tokens), 0)::BIGINT AS tokens, coalesce(sum(seconds), 0.0) AS seconds
+        FROM scoring_costs WHERE score_key = $key
         """,
         {"key": key},
     ).row(0)

@@ -11,7 +11,7 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.store import Store
 
-_SPENT = {"tokens", "seconds", "tokens_per_second", "engine"}
+_SPENT = {"tokens", "seconds", "tokens_per_second", "engine", "flops", "peak_share"}
 F = TypeVar("F", bound=Callable[..., Any])
 
 

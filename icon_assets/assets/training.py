@@ -14,11 +14,11 @@ from icon_assets.assets.model import base_model
 from icon_assets.assets.shell import finish, mendable, needed, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.digests import canonical_json, files_digest
+from icon_assets.core.encoding import sample_of
 from icon_assets.core.files import new_directory
 from icon_assets.core.finetuning import TrainingResult, fine_tune
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.prompts import render_for_training
-from icon_assets.core.scoring import sample_of
 from icon_assets.core.store import Store
 from icon_assets.core.tokens import Encoded, encode_training
 from icon_assets.metadata import OWNERS, column_schema, curve

@@ -1,33 +1,40 @@
 """The scoring engine: NLL of probes behind contexts, many pairs per forward, through the unchanged Hugging Face model.
 
 A context is computed once and all its probes follow in the same forward: `[context][probe 1][probe 2]...`, the
-positions of each probe continuing after the context, each probe attending to the context and itself only. That is done
-by an attention function registered with transformers, so that any decoder with its attention interface works. No
-padding; vocabulary logits only at response positions; log-softmax in float32.
+positions of each probe continuing after the context, each probe attending to the context and itself only (see
+`attention`). No padding; vocabulary logits only at response positions, in chunks; log-softmax in float32.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
+from icon_assets.core.attention import ATTENTION, Kernel, Layout, NotPackable, Segment, block_mask, register
+from icon_assets.core.errors import IconError
+from icon_assets.core.flops import Work
 from icon_assets.core.language_model import LanguageModel
-from icon_assets.core.packing import Row, plan_forwards
+from icon_assets.core.packing import Row, halve, plan_forwards, similar_lengths
 from icon_assets.core.tokens import Encoded
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-ATTENTION = "icon_packed"
 SCORING_VERSION = 1
-# Largest difference per token, in nats, at which packed and plain forwards count as the same arithmetic.
+Mode = Literal["packed", "batched", "one by one"]
+# Largest difference per token, in nats, at which two ways to compute a pair count as the same arithmetic.
 _AGREEMENT_FLOAT32, _AGREEMENT_BFLOAT16 = 1e-3, 0.3
-_LOGIT_ROWS = 32  # rows of float32 logits at a time: few enough to stay in the cache
-
-
-class _NotPackable(Exception):
-    """The model's attention asks for something the packed attention does not do."""
+_TRIAL_CONTEXTS = [tuple(range(21, 32)), tuple(range(32, 36))]
+_TRIAL_PROBES = [Encoded(tuple(range(3, 9)), tuple(range(9, 14))), Encoded(tuple(range(14, 17)), (20,))]
+_TRIAL_ROWS = [Row(0, (0, 1)), Row(1, (0, 1))]
+_TRIAL_PAIRS = [Row(0, (0,)), Row(0, (1,)), Row(1, (0,)), Row(1, (1,))]
+_HEAD_ROWS = 512  # scored positions whose vocabulary logits exist at a time
+_LOGIT_ROWS = 32  # of them in float32 at a time: few enough to stay in a CPU's cache
+_CPU_TOKENS, _LEAST_TOKENS, _MOST_TOKENS = 4096, 1024, 65536
+_MEMORY_SHARE = 0.6
+_COMPILED_FROM = {"cpu": 400_000, "cuda": 200_000}  # tokens still to compute from which compiling pays for itself
 
 
 @dataclass(frozen=True)
@@ -42,35 +49,11 @@ class Pair:
 
 @dataclass
 class Meter:
-    """What the engine has spent: forwards, tokens fed to the model, and pairs scored."""
+    """What the engine has spent: forwards, pairs scored, and the work they were."""
 
     forwards: int = 0
-    tokens: int = 0
     pairs: int = 0
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A probe inside a packed forward: token range [start, stop), its context's range, and its scored positions."""
-
-    context_start: int
-    context_stop: int
-    start: int
-    stop: int
-
-
-@dataclass
-class Layout:
-    """Where contexts and probes lie in one packed forward; handed to the attention function."""
-
-    contexts: list[tuple[int, int]] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    masks: "dict[tuple[int, int], torch.Tensor]" = field(default_factory=dict)  # shared by all layers
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest context with its probe."""
-        return max(s.context_stop - s.context_start + s.stop - s.start for s in self.segments)
+    work: Work = field(default_factory=Work)
 
 
 @dataclass
@@ -84,24 +67,71 @@ class _Packed:
     pairs: list[tuple[int, int, int]] = field(default_factory=list)
     layout: Layout = field(default_factory=Layout)
 
+    @property
+    def work(self) -> Work:
+        return Work(len(self.ids), self.layout.attended, len(self.scored))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The contexts and probes that rows point into."""
+
+    prefixes: list[list[int]]
+    probes: Sequence[Encoded]
+
+    def tokens(self, rows: Sequence[Row]) -> int:
+        return sum(len(self.prefixes[r.context]) + sum(map(self.length, r.probes)) for r in rows)
+
+    def length(self, probe: int) -> int:
+        """Input tokens of a probe: the last response token is a target only."""
+        return len(self.probes[probe].prompt_ids) + len(self.probes[probe].response_ids) - 1
+
+    def pack(self, rows: Sequence[Row], kernel: Kernel) -> _Packed:
+        packed = _Packed(layout=Layout(kernel))
+        for row in rows:
+            prefix = self.prefixes[row.context]
+            start = len(packed.ids)
+            packed.ids.extend(prefix)
+            packed.positions.extend(range(len(prefix)))
+            if prefix:
+                packed.layout.contexts.append((start, start + len(prefix)))
+            for probe in row.probes:
+                _add_probe(packed, row.context, probe, self.probes[probe], start, start + len(prefix))
+        return packed
+
 
 class ScoringEngine:
     """NLL of probes behind contexts on one model.
 
+    How pairs share forwards is tried out on the model itself, against its own plain forward: `packed` where its
+    attention allows that, else `batched` (padded, the context computed again for every pair), else `one by one`.
+    The figures are the same.
+
     Attributes:
-        packed: whether pairs share forwards. A model whose attention can't be packed (no attention interface, a window
-            shorter than the text, soft-capping) is scored one pair per forward: slower, the same figures.
+        mode: how it computes.
+        tokens_per_forward: the budget; smaller than asked for after a forward that did not fit into memory.
+        compiled: whether the model's layers are compiled.
         meter: what was spent.
     """
 
-    def __init__(self, language_model: LanguageModel, tokens_per_forward: int) -> None:
+    def __init__(
+        self, language_model: LanguageModel, tokens_per_forward: int | None = None, kernel: Kernel | None = None
+    ) -> None:
+        """`tokens_per_forward`: None for what fits. `kernel`: None for the one that suits the device."""
         self._model = language_model.model
         self._device = language_model.device
         self._leading = language_model.leading
-        self._budget = tokens_per_forward
+        self._kernel: Kernel = kernel or _kernel(self._device)
+        self._compiled: dict[Any, Callable[..., Any]] = {}
         self.meter = Meter()
-        self.packed = self._packing_is_exact()
-        self.meter = Meter()
+        self._chunked_head = False
+        register()
+        self._chunked_head = self._inner is not None and self._agrees(self._one_by_one, _TRIAL_PAIRS)
+        packable = self._model._can_set_attn_implementation()
+        self.mode: Mode = (
+            "packed" if packable and self._agrees(self._forward_packed, _TRIAL_ROWS) else self._unpacked_mode
+        )
+        self.tokens_per_forward = tokens_per_forward or self._fitting_tokens()
 
     def score(
         self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
@@ -115,79 +145,200 @@ class ScoringEngine:
 
         Yields:
             The pairs of one forward. NLL in nats, summed over the response tokens, accumulated in float32 or wider.
-        """
-        prefixes = [[*self._leading, *context] for context in contexts]
-        # The last response token is a target only, never an input.
-        lengths = [len(probe.prompt_ids) + len(probe.response_ids) - 1 for probe in probes]
-        for rows in plan_forwards([len(prefix) for prefix in prefixes], lengths, wanted, self._budget):
-            if self.packed:
-                try:
-                    yield self._forward(_pack(rows, prefixes, probes), packed_attention=True)
-                    continue
-                except _NotPackable:  # a window shorter than this text: the rest of it pair by pair
-                    pass
-            for row in rows:
-                for probe in row.probes:
-                    yield self._forward(_pack([Row(row.context, (probe,))], prefixes, probes), packed_attention=False)
 
-    def _forward(self, packed: _Packed, *, packed_attention: bool) -> list[Pair]:
-        """One forward. Without packed attention it must hold a single pair, and the model runs as it came."""
+        Raises:
+            IconError: a single pair does not fit into the device's memory.
+        """
+        batch = _Batch([[*self._leading, *context] for context in contexts], probes)
+        prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [batch.length(i) for i in range(len(probes))]
+        for rows in plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward):
+            yield from self._fitting(batch, rows)
+
+    def _fitting(self, batch: _Batch, rows: list[Row]) -> Iterator[list[Pair]]:
+        """The rows in one forward, or in halves of it when memory does not suffice: no pair is lost."""
         import torch
 
-        layout = {"packed_layout": packed.layout} if packed_attention else {}
-        with torch.inference_mode(), _attention(self._model, ATTENTION if packed_attention else None):
-            logits = self._model(
-                input_ids=torch.tensor([packed.ids], device=self._device),
-                position_ids=torch.tensor([packed.positions], device=self._device),
-                logits_to_keep=torch.tensor(packed.scored, device=self._device),
-                use_cache=False,
-                **layout,
-            ).logits[0]
-            nll = _token_nll(logits, torch.tensor(packed.targets, device=self._device)).double().cpu()
-        sums = [part.sum().item() for part in nll.split([n for _, _, n in packed.pairs])]
-        self.meter.forwards += 1
-        self.meter.tokens += len(packed.ids)
-        self.meter.pairs += len(sums)
-        return [Pair(c, p, total, n) for (c, p, n), total in zip(packed.pairs, sums, strict=True)]
-
-    def _packing_is_exact(self) -> bool:
-        """Try it: the same small pairs packed and one by one must agree, or this model can't be packed."""
-        from transformers import AttentionInterface
-
-        if not self._model._can_set_attn_implementation():
-            return False
-        AttentionInterface.register(ATTENTION, packed_attention)
-        probes = [Encoded(tuple(range(3, 9)), tuple(range(9, 14))), Encoded(tuple(range(14, 17)), (20,))]
-        rows = [Row(0, (0, 1)), Row(1, (0, 1))]
-        prefixes = [[*self._leading, *range(21, 32)], [*self._leading, *range(32, 36)]]
+        halves = halve(rows)
+        if halves and batch.tokens(rows) > self.tokens_per_forward:  # the budget has shrunk since this was planned
+            for half in halves:
+                yield from self._fitting(batch, half)
+            return
         try:
-            together = self._forward(_pack(rows, prefixes, probes), packed_attention=True)
-        except (_NotPackable, TypeError):  # TypeError: a model that does not hand the layout on
+            done = self._forward(batch, rows)
+        except torch.OutOfMemoryError:
+            if not halves:
+                raise IconError(
+                    f"out of memory on one pair of {batch.tokens(rows)} tokens; lower scoring.max_context_tokens, use a "
+                    "smaller model, or a device with more memory"
+                ) from None
+            done = None
+        if done is not None:
+            yield from done
+            return
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.tokens_per_forward = max(batch.tokens(rows) // 2, 1)
+        for half in halves:
+            yield from self._fitting(batch, half)
+
+    def _forward(self, batch: _Batch, rows: list[Row]) -> list[list[Pair]]:
+        if self.mode == "packed":
+            try:
+                return [self._forward_packed(batch, rows)]
+            except NotPackable:  # a window shorter than this text
+                pass
+        if self._unpacked_mode == "batched":
+            lengths = [(r.context, p, len(batch.prefixes[r.context]) + batch.length(p)) for r in rows for p in r.probes]
+            groups = similar_lengths(lengths, self.tokens_per_forward)
+            return [self._forward_batched(batch, [Row(c, (p,)) for c, p in group]) for group in groups]
+        return [self._forward_one(batch, [Row(row.context, (probe,))]) for row in rows for probe in row.probes]
+
+    def _forward_packed(self, batch: _Batch, rows: list[Row]) -> list[Pair]:
+        packed = batch.pack(rows, self._kernel)
+        if self._kernel == "flex":
+            packed.layout.block_mask = block_mask(packed.layout, len(packed.ids), self._device)
+        with self._attention(ATTENTION):
+            nll = self._token_nll([packed.ids], [packed.positions], None, packed, packed_layout=packed.layout)
+        return self._pairs([packed], nll)
+
+    def _forward_batched(self, batch: _Batch, rows: list[Row]) -> list[Pair]:
+        """One pair per row, padded on the right; the model runs with its own attention."""
+        import torch
+
+        alone = [batch.pack([row], "segments") for row in rows]
+        width = max(len(packed.ids) for packed in alone)
+        ids = [packed.ids + [0] * (width - len(packed.ids)) for packed in alone]
+        mask = [[1] * len(packed.ids) + [0] * (width - len(packed.ids)) for packed in alone]
+        flat = _Packed(
+            scored=[i * width + position for i, packed in enumerate(alone) for position in packed.scored],
+            targets=[target for packed in alone for target in packed.targets],
+        )
+        nll = self._token_nll(ids, None, torch.tensor(mask, device=self._device), flat)
+        return self._pairs(alone, nll)
+
+    def _one_by_one(self, batch: _Batch, rows: list[Row]) -> list[Pair]:
+        return [self._forward_one(batch, [row], chunked=True)[0] for row in rows]
+
+    def _forward_one(self, batch: _Batch, rows: list[Row], *, chunked: bool | None = None) -> list[Pair]:
+        """One pair, exactly as the model came: the reference for everything else."""
+        packed = batch.pack(rows, "segments")
+        return self._pairs([packed], self._token_nll([packed.ids], None, None, packed, chunked=chunked))
+
+    def _token_nll(
+        self, ids: list[list[int]], positions: list[list[int]] | None, mask: Any, packed: _Packed,
+        *, chunked: bool | None = None, **more: Any,
+    ) -> "torch.Tensor":  # fmt: skip
+        """NLL in nats at the scored positions (of the flattened batch), float64 on the CPU."""
+        import torch
+
+        device, chunked = self._device, self._chunked_head if chunked is None else chunked
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor(ids, device=device),
+            "position_ids": torch.tensor(positions, device=device) if positions else None,
+            "attention_mask": mask,
+            "use_cache": False,
+            **more,
+        }
+        scored, targets = torch.tensor(packed.scored, device=device), torch.tensor(packed.targets, device=device)
+        with torch.inference_mode():
+            if not chunked:  # a model that does more after its layers than a product with the head
+                row, column = scored // len(ids[0]), scored % len(ids[0])
+                columns = column.unique()  # sorted
+                logits = self._model(**inputs, logits_to_keep=columns).logits
+                return _nll(logits[row, torch.searchsorted(columns, column)], targets).double().cpu()
+            hidden = self._inner(**inputs).last_hidden_state.flatten(0, 1)[scored]
+            head: Any = self._model.get_output_embeddings()
+            parts = zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
+            return torch.cat([_nll(head(rows), wanted) for rows, wanted in parts]).double().cpu()
+
+    def _pairs(self, parts: list[_Packed], nll: "torch.Tensor") -> list[Pair]:
+        keys = [pair for packed in parts for pair in packed.pairs]
+        sums = [part.sum().item() for part in nll.split([n for _, _, n in keys])]
+        self.meter.forwards += 1
+        self.meter.pairs += len(sums)
+        for packed in parts:
+            self.meter.work += packed.work
+        return [Pair(c, p, total, n) for (c, p, n), total in zip(keys, sums, strict=True)]
+
+    @cached_property
+    def _inner(self) -> Any:
+        """The model without its head, or None where the model does not tell them apart."""
+        inner, head = self._model.base_model, self._model.get_output_embeddings()
+        return inner if inner is not self._model and head is not None else None
+
+    @cached_property
+    def _unpacked_mode(self) -> Mode:
+        return "batched" if self._agrees(self._forward_batched, _TRIAL_PAIRS) else "one by one"
+
+    def _agrees(self, forward: Callable[[_Batch, list[Row]], list[Pair]], rows: list[Row]) -> bool:
+        """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
+        batch = _Batch([[*self._leading, *context] for context in _TRIAL_CONTEXTS], _TRIAL_PROBES)
+        spent, self.meter = self.meter, Meter()  # the trial is not the user's work
+        try:
+            tried = forward(batch, rows)
+            plain = [self._forward_one(batch, [row], chunked=False)[0] for row in _TRIAL_PAIRS]
+        except (NotPackable, TypeError):  # TypeError: a model that does not hand the layout on
             return False
-        alone = [
-            pair
-            for row in rows
-            for probe in row.probes
-            for pair in self._forward(_pack([Row(row.context, (probe,))], prefixes, probes), packed_attention=False)
-        ]
+        finally:
+            self.meter = spent
         exact = next(self._model.parameters()).dtype.itemsize >= 4
         limit = _AGREEMENT_FLOAT32 if exact else _AGREEMENT_BFLOAT16
-        return all(abs(a.nll_sum - b.nll_sum) <= limit * a.n_tokens for a, b in zip(together, alone, strict=True))
+        return all(abs(a.nll_sum - b.nll_sum) <= limit * a.n_tokens for a, b in zip(tried, plain, strict=True))
 
+    def _fitting_tokens(self) -> int:
+        """Tokens per forward that fill a good part of the free memory, measured with one small forward."""
+        import torch
 
-def _pack(rows: Sequence[Row], prefixes: Sequence[Sequence[int]], probes: Sequence[Encoded]) -> _Packed:
-    packed = _Packed()
-    for row in rows:
-        prefix = prefixes[row.context]
-        context_start = len(packed.ids)
-        packed.ids.extend(prefix)
-        packed.positions.extend(range(len(prefix)))
-        context_stop = len(packed.ids)
-        if prefix:
-            packed.layout.contexts.append((context_start, context_stop))
-        for index in row.probes:
-            _add_probe(packed, row.context, index, probes[index], context_start, context_stop)
-    return packed
+        if self._device.type != "cuda":
+            return _CPU_TOKENS
+        tokens = _LEAST_TOKENS
+        batch = _Batch([[3] * (tokens // 2)], [Encoded((3,), (3,) * (tokens // 2))])
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._forward(batch, [Row(0, (0,))])
+        self.meter = Meter()
+        per_token = max(1, torch.cuda.max_memory_allocated(self._device) - before) / tokens
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return min(_MOST_TOKENS, max(_LEAST_TOKENS, int(free * _MEMORY_SHARE / per_token)))
+
+    def compile_for(self, tokens: int) -> bool:
+        """Compile the model's layers if `tokens` are enough to pay for it and this machine can; returns `compiled`.
+
+        Compiling fuses everything elementwise. Where the compiler fails, the engine goes on without.
+        """
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        if self._compiled or self.mode != "packed" or tokens < _COMPILED_FROM[self._device.type]:
+            return self.compiled
+        if _has_compiler(self._device):
+            self._compiled = _compiled_layers(self._model)
+            try:
+                if not self._agrees(self._forward_packed, _TRIAL_ROWS):
+                    self._compiled = {}
+            except (TorchDynamoException, InductorError):
+                self._compiled = {}
+        return self.compiled
+
+    @property
+    def compiled(self) -> bool:
+        return bool(self._compiled)
+
+    @contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        """Run the model with the packed attention and compiled layers; afterwards it is again as it came."""
+        config: Any = self._model.config
+        own = config._attn_implementation
+        self._model.set_attn_implementation(name)
+        for layer, forward in self._compiled.items():
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for layer in self._compiled:
+                del layer.forward
+            self._model.set_attn_implementation(own)
 
 
 def _add_probe(
@@ -205,86 +356,40 @@ def _add_probe(
     packed.pairs.append((context, index, len(probe.response_ids)))
 
 
-@contextmanager
-def _attention(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
-    """Run the model with the named attention function; afterwards it has its own again, for whoever uses it next."""
-    own: Any = model.config._attn_implementation
-    if name is not None:
-        model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        if name is not None:
-            model.set_attn_implementation(own)
-
-
-def _token_nll(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+def _nll(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
     """NLL in nats per row of `logits` [n, vocabulary], in float32, a few rows at a time."""
     import torch
 
     parts = []
-    for rows, wanted in zip(logits.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True):
+    step = _LOGIT_ROWS if logits.device.type == "cpu" else _HEAD_ROWS
+    for rows, wanted in zip(logits.split(step), targets.split(step), strict=True):
         parts.append(torch.nn.functional.cross_entropy(rows.float(), wanted, reduction="none"))
     return torch.cat(parts)
 
 
-def packed_attention(
-    module: Any,
-    query: "torch.Tensor",
-    key: "torch.Tensor",
-    value: "torch.Tensor",
-    attention_mask: "torch.Tensor | None",
-    scaling: float | None = None,
-    *,
-    packed_layout: Layout,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> "tuple[torch.Tensor, None]":
-    """Attention of one packed forward: contexts causally; each probe to its context and, causally, to itself.
+def _kernel(device: "torch.device") -> Kernel:
+    """FlexAttention where Triton compiles it into one kernel; it would be slower than plain attention elsewhere."""
+    from torch.utils._triton import has_triton
 
-    Args:
-        query: [1, heads, tokens, head size]; key and value: [1, key heads, tokens, head size].
-        packed_layout: where contexts and probes lie.
-
-    Returns:
-        [1, tokens, heads, head size], and None for the weights, as transformers expects.
-
-    Raises:
-        _NotPackable: the layer soft-caps its logits, or its window is shorter than the longest text.
-    """
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
-    if softcap is not None or (sliding_window is not None and sliding_window < packed_layout.longest):
-        raise _NotPackable
-
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    out = torch.empty_like(query)
-    for start, stop in packed_layout.contexts:
-        part = slice(start, stop)
-        out[:, :, part] = scaled_dot_product_attention(
-            query[:, :, part], key[:, :, part], value[:, :, part], is_causal=True, scale=scaling
-        )
-    for segment in packed_layout.segments:
-        own = slice(segment.start, segment.stop)
-        context = slice(segment.context_start, segment.context_stop)
-        keys = torch.cat([key[:, :, context], key[:, :, own]], dim=2)
-        values = torch.cat([value[:, :, context], value[:, :, own]], dim=2)
-        out[:, :, own] = scaled_dot_product_attention(
-            query[:, :, own], keys, values, attn_mask=_mask(packed_layout, segment, query), scale=scaling
-        )
-    return out.transpose(1, 2).contiguous(), None
+    return "flex" if device.type == "cuda" and has_triton() else "segments"
 
 
-def _mask(layout: Layout, segment: Segment, query: "torch.Tensor") -> "torch.Tensor":
-    """Additive mask [n_own, n_context + n_own]: all of the context, and the own tokens up to the query's."""
+def _has_compiler(device: "torch.device") -> bool:
+    """Whether torch.compile can work here: Triton on CUDA, a C++ compiler on a CPU."""
+    import os
+    import shutil
+
+    from torch.utils._triton import has_triton
+
+    if device.type == "cuda":
+        return has_triton()
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def _compiled_layers(model: "PreTrainedModel") -> dict[Any, Callable[..., Any]]:
+    """Compiled forwards of the model's repeated layers: they share one compilation, whatever the depth."""
     import torch
 
-    size = (segment.stop - segment.start, segment.context_stop - segment.context_start)
-    if size not in layout.masks:
-        hidden = torch.full((size[0], sum(size)), float("-inf"), dtype=query.dtype, device=query.device)
-        layout.masks[size] = hidden.triu(size[1] + 1)
-    return layout.masks[size]
+    names = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    return {layer: torch.compile(layer.forward, dynamic=True) for layer in layers}

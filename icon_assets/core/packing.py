@@ -58,3 +58,23 @@ def _rows(
         if chosen:
             rows.append(Row(context, tuple(chosen)))
     return rows
+
+
+def halve(rows: Sequence[Row]) -> list[list[Row]]:
+    """The pairs of one forward in two halves, or nothing when it is a single pair."""
+    if len(rows) > 1:
+        middle = len(rows) // 2
+        return [list(rows[:middle]), list(rows[middle:])]
+    row = rows[0]
+    middle = len(row.probes) // 2
+    return [[Row(row.context, row.probes[:middle])], [Row(row.context, row.probes[middle:])]] if middle else []
+
+
+def similar_lengths(pairs: Sequence[tuple[int, int, int]], budget: int) -> list[list[tuple[int, int]]]:
+    """Group (context, probe, tokens) for padded batches: shortest first, at most `budget` padded tokens a group."""
+    groups: list[list[tuple[int, int]]] = []
+    for context, probe, tokens in sorted(pairs, key=lambda pair: pair[2]):
+        if not groups or (len(groups[-1]) + 1) * tokens > budget:
+            groups.append([])
+        groups[-1].append((context, probe))
+    return groups

@@ -4,64 +4,31 @@ A pair that is stored under the same score_key is never computed again: a new pr
 row, a new control no candidate pass.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
-from icon_assets.core.controls import (
-    ControlContext,
-    no_context,
-    plain_vocabulary,
-    random_chars,
-    random_tokens,
-)
-from icon_assets.core.digests import digest
-from icon_assets.core.engine import SCORING_VERSION, Pair, ScoringEngine
-from icon_assets.core.language_model import LanguageModel, ModelRecord
-from icon_assets.core.prompts import Rendered, render_for_scoring
-from icon_assets.core.samples import Sample, Turn
+from icon_assets.core.budget import Budget, affordable, cut, probe_order, rungs, undecided
+from icon_assets.core.contribution import contributions, control_seeds
+from icon_assets.core.controls import ControlContext
+from icon_assets.core.encoding import Encoder
+from icon_assets.core.engine import Pair, ScoringEngine
+from icon_assets.core.flops import ModelShape, Work, device_name, matmul_peak
+from icon_assets.core.language_model import LanguageModel
+from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store, sql_text
-from icon_assets.core.tokens import Context, Encoded, encode_context, encode_probe
+from icon_assets.core.tokens import Context, Encoded
 from icon_assets.settings import ControlSettings, ScoringSettings
 
 PAIR_KEY = ("score_key", "sample_id", "probe_id")
+Control = tuple[str, int, int]  # kind, seed, length in the kind's own unit
 CONTROL_KEY = ("score_key", "probe_id", "control", "seed", "length")
-
-
-@dataclass(frozen=True)
-class ScoreKey:
-    """Everything that determines a pair's NLL; `value` is its digest and the key of every stored pair."""
-
-    model_digest: str
-    dtype: str
-    template: str
-    separator: str
-    max_context_tokens: int
-    max_prompt_tokens: int
-    max_response_tokens: int
-    scoring_version: int = SCORING_VERSION
-
-    @cached_property
-    def value(self) -> str:
-        return digest(self.settings())
-
-    def settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-
-def score_key(record: ModelRecord, dtype: str, settings: ScoringSettings) -> ScoreKey:
-    """The key of this model under these settings. Limits that exceed the model's positions are shrunk to fit."""
-    limits = (settings.max_context_tokens, settings.max_prompt_tokens, settings.max_response_tokens)
-    reserve = 32  # separator and BOS
-    if sum(limits) + reserve > record.max_positions:
-        share = (record.max_positions - reserve) / sum(limits)
-        limits = tuple(max(1, int(limit * share)) for limit in limits)
-    return ScoreKey(record.digest, dtype, settings.template, settings.separator, *limits)
 
 
 @dataclass(frozen=True)
@@ -81,19 +48,29 @@ class Spent:
     pairs: int = 0
     forwards: int = 0
     tokens: int = 0
+    flops: int = 0
     seconds: float = 0.0
-    packed: bool = True
+    peak_flops_per_second: float = 0.0
+    engine: str = ""
 
     def add(self, other: "Spent") -> None:
         self.pairs += other.pairs
         self.forwards += other.forwards
         self.tokens += other.tokens
+        self.flops += other.flops
         self.seconds += other.seconds
-        self.packed = self.packed and other.packed
+        self.peak_flops_per_second = other.peak_flops_per_second or self.peak_flops_per_second
+        self.engine = other.engine or self.engine
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def peak_share(self) -> float:
+        """Useful FLOP/s over what this device reached on large matrix products, 0 to 1."""
+        possible = self.seconds * self.peak_flops_per_second
+        return self.flops / possible if possible else 0.0
 
 
 class Scorer:
@@ -104,10 +81,12 @@ class Scorer:
         store: Store,
         key: ScoreKey,
         load: Callable[[], LanguageModel],
+        shape: Callable[[], ModelShape],
         settings: ScoringSettings,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self._store, self._key, self._load, self._settings = store, key, load, settings
+        self._shape = shape
         self._on_progress = on_progress or (lambda _: None)
 
     @cached_property
@@ -116,51 +95,100 @@ class Scorer:
 
     @cached_property
     def _engine(self) -> ScoringEngine:
-        return ScoringEngine(self._language_model, self._settings.tokens_per_forward)
+        asked = self._settings.tokens_per_forward
+        return ScoringEngine(self._language_model, asked if isinstance(asked, int) else None)
 
     @cached_property
-    def _separator(self) -> tuple[int, ...]:
-        tokenizer = self._language_model.tokenizer
-        return tuple(tokenizer(self._key.separator, add_special_tokens=False, split_special_tokens=True).input_ids)
+    def _encoder(self) -> Encoder:
+        return Encoder(self._language_model.tokenizer, self._key)
 
     @cached_property
     def _probes(self) -> "dict[str, Encoded]":
         rows = self._store.query("FROM probes ORDER BY probe_id").iter_rows(named=True)
-        limits = self._key.max_prompt_tokens, self._key.max_response_tokens
-        tokenizer = self._language_model.tokenizer
-        return {row["probe_id"]: encode_probe(tokenizer, self._render(row), *limits) for row in rows}
+        return {row["probe_id"]: self._encoder.probe(row) for row in rows}
 
     def complete_controls(self, settings: ControlSettings) -> Spent:
         """Compute what is missing of the probes without context and, if asked for, behind random tokens."""
-        wanted: list[tuple[str, int, int]] = [("none", 0, 0)]
-        if "random_tokens" in settings.kinds:
-            lengths = [n for n in settings.lengths if n <= self._key.max_context_tokens]
-            wanted += [("random_tokens", seed, length) for length in lengths for seed in control_seeds(settings)]
-        return self._complete_controls(wanted)
+        return self._complete_controls(shared_controls(self._key, settings))
 
-    def complete_shard(self, shard: str, settings: ControlSettings) -> Spent:
-        """Compute the missing pairs of one shard's samples and, if asked for, their `random_chars` controls."""
-        spent = self._complete_pairs(shard)
+    def complete_shard(self, shard: str, settings: ControlSettings, budget: Budget | None = None) -> Spent:
+        """Compute the missing pairs of one shard's samples, all of them or as the budget says, and, if asked for, their
+        `random_chars` controls.
+        """
+        if budget is None:
+            return self._complete(shard, settings)
+        spent = self._complete(shard, settings, samples=self.pilot(budget))
+        order, sizes = probe_order(self._probe_ids, budget.seed), rungs(len(self._probe_ids), budget.share)
+        candidates: list[str] | None = None  # at first every sample of the shard
+        for size, following in pairwise([*sizes, 0]):
+            spent.add(self._complete(shard, settings, samples=candidates, probes=order[:size]))
+            if following:
+                candidates = self._near_the_cut(shard, settings, budget, following, len(sizes))
+        return spent
+
+    def _near_the_cut(
+        self, shard: str, settings: ControlSettings, budget: Budget, following: int, n_rungs: int
+    ) -> list[str]:
+        """The samples that go on to the rung of `following` probes: undecided ones, as many as the budget allows."""
+        scores = contributions(self._store, self._key, shard, settings, self.pilot(budget))
+        estimates = scores.filter(pl.col("control") == budget.control)
+        allowance = round(budget.share * estimates.height * len(self._probe_ids)) - int(estimates["n_probes"].sum())
+        at = cut(pl.concat([estimates["contribution"], self._elsewhere(shard, budget)]), budget.fraction)
+        near = undecided(estimates, at, budget.critical_value(n_rungs))
+        has = dict(estimates.select("sample_id", "n_probes").iter_rows())
+        return affordable(near, [max(0, following - has[sample_id]) for sample_id in near], allowance)
+
+    def pilot(self, budget: Budget) -> list[str]:
+        """The samples of the pool that get every probe. Ids are digests, so the lowest ones are a random draw that
+        growth of the pool hardly changes.
+        """
+        rows = self._store.query("SELECT DISTINCT sample_id FROM samples ORDER BY ALL LIMIT $n", {"n": budget.pilot})
+        return rows["sample_id"].to_list()
+
+    def _elsewhere(self, shard: str, budget: Budget) -> pl.Series:
+        """Scores of the samples of other shards, as they were last computed."""
+        return self._store.query(
+            """
+            SELECT contribution FROM delta.sample_scores SEMI JOIN shards USING (shard)
+            WHERE score_key = $key AND control = $control AND shard <> $shard
+            """,
+            {"key": self._key.value, "control": budget.control, "shard": shard},
+        )["contribution"]
+
+    @cached_property
+    def _probe_ids(self) -> list[str]:
+        return self._store.query("SELECT probe_id FROM probes ORDER BY probe_id")["probe_id"].to_list()
+
+    def _complete(
+        self, shard: str, settings: ControlSettings, samples: list[str] | None = None, probes: list[str] | None = None
+    ) -> Spent:
+        """The missing pairs of the shard, or of these samples, with all probes or these, and their own controls."""
+        spent = self._complete_pairs(shard, samples, probes)
         if "random_chars" in settings.kinds:
             lengths = self._store.query(
                 """
-                SELECT DISTINCT n_context_chars FROM contexts SEMI JOIN (FROM samples WHERE shard = $shard) USING (sample_id)
+                SELECT DISTINCT n_context_chars FROM contexts
+                SEMI JOIN (FROM samples WHERE shard = $shard OR sample_id IN (SELECT unnest($samples::VARCHAR[])))
+                    USING (sample_id)
                 WHERE score_key = $score_key ORDER BY ALL
                 """,
-                {"shard": shard, "score_key": self._key.value},
+                {"shard": shard, "samples": samples or [], "score_key": self._key.value},
             )["n_context_chars"]
             seeds = control_seeds(settings)
             spent.add(self._complete_controls([("random_chars", seed, n) for n in lengths for seed in seeds]))
         return spent
 
-    def _complete_pairs(self, shard: str) -> Spent:
-        missing = self._store.query(sql_text("missing_pairs.sql"), {"score_key": self._key.value, "shard": shard})
+    def _complete_pairs(self, shard: str, samples: list[str] | None, probes: list[str] | None) -> Spent:
+        missing = self._store.query(
+            sql_text("missing_pairs.sql"),
+            {"score_key": self._key.value, "shard": shard, "samples": samples, "probes": probes},
+        )
         if not missing.height:
             return Spent()
         probe_ids = list(self._probes)
         index = {probe_id: i for i, probe_id in enumerate(probe_ids)}
         rows = missing.to_dicts()
-        contexts = [self._context(row) for row in rows]
+        contexts = [self._encoder.context(row) for row in rows]
         wanted = [[index[probe_id] for probe_id in row["probe_ids"]] for row in rows]
 
         def commit(pairs: list[Pair]) -> None:
@@ -169,73 +197,45 @@ class Scorer:
             self._store.append_new("contexts", self._context_frame(rows, contexts, used), ("score_key", "sample_id"))
             self._store.append_new("pair_scores", self._pair_frame(rows, probe_ids, pairs), PAIR_KEY)
 
-        return self._run([[*c.ids, *self._separator] for c in contexts], wanted, commit)
+        return self._run("pairs", [[*c.ids, *self._encoder.separator] for c in contexts], wanted, commit)
 
-    def _complete_controls(self, wanted: Sequence[tuple[str, int, int]]) -> Spent:
-        probe_ids = self._store.query("SELECT probe_id FROM probes ORDER BY probe_id")["probe_id"].to_list()
-        stored = set(
-            self._store.query(
-                "SELECT probe_id, control, seed, length FROM control_scores WHERE score_key = $score_key",
-                {"score_key": self._key.value},
-            ).iter_rows()
-        )
-        needs = {
-            control: [i for i, probe_id in enumerate(probe_ids) if (probe_id, *control) not in stored]
-            for control in wanted
-        }
-        needs = {control: probes for control, probes in needs.items() if probes}
+    def _complete_controls(self, wanted: Sequence[Control]) -> Spent:
+        probe_ids = self._probe_ids
+        needs = missing_controls(self._store, self._key, wanted, probe_ids)
         if not needs:
             return Spent()
-        contexts = [self._control_context(*control) for control in needs]
+        contexts = [self._encoder.control(*control) for control in needs]
 
         def commit(pairs: list[Pair]) -> None:
             self._store.append_new("control_scores", self._control_frame(contexts, probe_ids, pairs), CONTROL_KEY)
 
-        ids = [[*c.ids, *self._separator] if c.control != "none" else [] for c in contexts]
-        return self._run(ids, list(needs.values()), commit)
+        ids = [[*c.ids, *self._encoder.separator] if c.control != "none" else [] for c in contexts]
+        return self._run("controls", ids, list(needs.values()), commit)
 
-    def _run(self, contexts: list[list[int]], wanted: list[list[int]], commit: Callable[[list[Pair]], None]) -> Spent:
+    def _run(
+        self, work: str, contexts: list[list[int]], wanted: list[list[int]], commit: Callable[[list[Pair]], None]
+    ) -> Spent:
         """Score the wanted pairs; commit at least every `commit_seconds`, and what is finished even on the way out."""
         engine, probes = self._engine, list(self._probes.values())
-        before = (engine.meter.pairs, engine.meter.forwards, engine.meter.tokens)
-        total, waiting, start = sum(map(len, wanted)), list[Pair](), time.monotonic()
-        last = start
+        total, done, spent = sum(map(len, wanted)), 0, Spent()
+        engine.compile_for(sum(sum(len(probes[i].prompt_ids) for i in indices) for indices in wanted))
+        bill = _Bill(self._store, self._key, self._shape(), engine, work, self._language_model.device.type)
+        waiting, start = list[Pair](), time.monotonic()
         try:
             for pairs in engine.score(contexts, probes, wanted):
                 waiting += pairs
-                now = time.monotonic()
-                done = engine.meter.pairs - before[0]
-                self._on_progress(Progress(done, total, engine.meter.tokens - before[2], now - start))
-                if now - last >= self._settings.commit_seconds:
-                    ready, waiting, last = waiting, [], now
+                done += len(pairs)
+                so_far = bill.since()
+                self._on_progress(Progress(done, total, spent.tokens + so_far.tokens, time.monotonic() - start))
+                if so_far.seconds >= self._settings.commit_seconds:
+                    ready, waiting = waiting, []
                     commit(ready)
+                    spent.add(bill.settle())
         finally:
             if waiting:
                 commit(waiting)
-        meter = engine.meter
-        return Spent(
-            meter.pairs - before[0], meter.forwards - before[1], meter.tokens - before[2],
-            time.monotonic() - start, engine.packed,
-        )  # fmt: skip
-
-    def _render(self, row: dict[str, Any]) -> Rendered:
-        template: Any = self._key.template
-        return render_for_scoring(sample_of(row), template, self._language_model.tokenizer)
-
-    def _context(self, row: dict[str, Any]) -> Context:
-        return encode_context(self._language_model.tokenizer, self._render(row), self._key.max_context_tokens)
-
-    def _control_context(self, control: str, seed: int, length: int) -> ControlContext:
-        tokenizer = self._language_model.tokenizer
-        if control == "none":
-            return no_context()
-        if control == "random_tokens":
-            return random_tokens(self._vocabulary, seed, length)
-        return random_chars(tokenizer, seed, length, self._key.max_context_tokens)
-
-    @cached_property
-    def _vocabulary(self) -> list[int]:
-        return plain_vocabulary(self._language_model.tokenizer)
+                spent.add(bill.settle())
+        return spent
 
     def _pair_frame(self, rows: list[dict[str, Any]], probe_ids: list[str], pairs: list[Pair]) -> pl.DataFrame:
         return pl.DataFrame(
@@ -276,25 +276,60 @@ class Scorer:
         )
 
 
-def control_seeds(settings: ControlSettings) -> list[int]:
-    """The seeds whose random contexts are averaged."""
-    return [settings.seed + draw for draw in range(settings.draws)]
+class _Bill:
+    """What was spent since the last commit; `settle` writes it down, so that a run that is killed has its cost on record."""
+
+    def __init__(
+        self, store: Store, key: ScoreKey, shape: ModelShape, engine: ScoringEngine, work: str, device: str
+    ) -> None:
+        self._store, self._key, self._shape, self._engine, self._work = store, key, shape, engine, work
+        self._device, self._peak = device_name(device), matmul_peak(device, key.dtype)
+        self._begin()
+
+    def _begin(self) -> None:
+        meter = self._engine.meter
+        self._start, self._pairs, self._forwards, self._did = time.monotonic(), meter.pairs, meter.forwards, meter.work
+
+    def since(self) -> Spent:
+        """What the engine did since the last `settle`."""
+        meter = self._engine.meter
+        did: Work = meter.work - self._did
+        return Spent(
+            meter.pairs - self._pairs, meter.forwards - self._forwards, did.tokens, self._shape.flops(did),
+            time.monotonic() - self._start, self._peak,
+            self._engine.mode + (", compiled" if self._engine.compiled else ""),
+        )  # fmt: skip
+
+    def settle(self) -> Spent:
+        spent = self.since()
+        row = {
+            "created_at": datetime.now(UTC), "score_key": self._key.value, "work": self._work, "device": self._device,
+            "engine": spent.engine, "pairs": spent.pairs, "forwards": spent.forwards, "tokens": spent.tokens,
+            "flops": spent.flops, "seconds": spent.seconds, "peak_flops_per_second": spent.peak_flops_per_second,
+        }  # fmt: skip
+        self._store.append("scoring_costs", pl.DataFrame([row]))
+        self._begin()
+        return spent
 
 
-def sample_of(row: dict[str, Any]) -> Sample:
-    """A table row with `instruction`, `input`, `response` and `turns` as a sample again."""
-    turns = tuple(Turn(role, content) for role, content in json.loads(row["turns"])) if row["turns"] else ()
-    return Sample(row["instruction"], row["input"], row["response"], turns)
+def shared_controls(key: ScoreKey, settings: ControlSettings) -> list[Control]:
+    """The control contexts that every candidate shares: none, and random tokens at a few lengths."""
+    wanted: list[Control] = [("none", 0, 0)]
+    if "random_tokens" in settings.kinds:
+        lengths = [n for n in settings.lengths if n <= key.max_context_tokens]
+        wanted += [("random_tokens", seed, length) for length in lengths for seed in control_seeds(settings)]
+    return wanted
 
 
-def contributions(store: Store, key: ScoreKey, shard: str, settings: ControlSettings) -> pl.DataFrame:
-    """Rows of the table `sample_scores` for one shard: contribution and side figures, one SQL query over the pairs."""
-    return store.query(
-        sql_text("contribution.sql"),
-        {
-            "score_key": key.value,
-            "shard": shard,
-            "controls": list(settings.kinds),
-            "seeds": control_seeds(settings),
-        },
+def missing_controls(
+    store: Store, key: ScoreKey, wanted: Sequence[Control], probe_ids: Sequence[str]
+) -> dict[Control, list[int]]:
+    """For each control the probes (indices into `probe_ids`) that are not stored with it yet; none left: not listed."""
+    stored = set(
+        store.query(
+            "SELECT probe_id, control, seed, length FROM control_scores WHERE score_key = $score_key",
+            {"score_key": key.value},
+        ).iter_rows()
     )
+    needs = {c: [i for i, probe_id in enumerate(probe_ids) if (probe_id, *c) not in stored] for c in wanted}
+    return {control: probes for control, probes in needs.items() if probes}

@@ -49,7 +49,7 @@ COMMENT ON COLUMN control_scores.truncated IS 'Whether the probe itself was cut 
 
 CREATE TABLE sample_scores (
     shard VARCHAR, score_key VARCHAR, control VARCHAR, sample_id VARCHAR, contribution DOUBLE, consistency DOUBLE,
-    stability DOUBLE, coverage DOUBLE, significance DOUBLE, n_probes BIGINT, n_context_tokens BIGINT, truncated BOOLEAN
+    stability DOUBLE, coverage DOUBLE, significance DOUBLE, standard_error DOUBLE, n_probes BIGINT, n_context_tokens BIGINT, truncated BOOLEAN
 );
 COMMENT ON TABLE sample_scores IS 'One sample''s contribution under one control, over the current probe set.';
 COMMENT ON COLUMN sample_scores.contribution IS 'Mean over probes of (PPL(S|control) - PPL(S|T)) / (PPL(S) + 1e-6).';
@@ -57,6 +57,17 @@ COMMENT ON COLUMN sample_scores.consistency IS 'Share of probes with influence >
 COMMENT ON COLUMN sample_scores.stability IS 'Population variance of the influence over probes.';
 COMMENT ON COLUMN sample_scores.coverage IS 'Share of probes with influence > 0.5.';
 COMMENT ON COLUMN sample_scores.significance IS '2 / (1 + exp(-50 x)) - 1 of the contribution x, clamped to -1 / 1 beyond -0.5 / 0.5. Ties at the top: never rank by it.';
+
+COMMENT ON COLUMN sample_scores.standard_error IS 'Of the contribution over the whole probe set: 0 when every probe was scored; above it in budgeted mode.';
+
+CREATE TABLE scoring_costs (
+    created_at TIMESTAMPTZ, score_key VARCHAR, "work" VARCHAR, device VARCHAR, engine VARCHAR, pairs BIGINT, forwards BIGINT,
+    tokens BIGINT, flops BIGINT, seconds DOUBLE, peak_flops_per_second DOUBLE
+);
+COMMENT ON TABLE scoring_costs IS 'What scoring has cost: one row per commit, so that a killed run counts too.';
+COMMENT ON COLUMN scoring_costs."work" IS 'pairs: candidates; controls: probes without context and behind random contexts.';
+COMMENT ON COLUMN scoring_costs.flops IS 'Useful floating-point operations: no padding, nothing elementwise.';
+COMMENT ON COLUMN scoring_costs.peak_flops_per_second IS 'Large matrix products on this device in this dtype, measured in the same process.';
 
 CREATE TABLE predicted_scores (shard VARCHAR, selector_id VARCHAR, sample_id VARCHAR, score DOUBLE);
 COMMENT ON TABLE predicted_scores IS 'A selector''s score of every sample of the pool. Empty until a selector is trained.';

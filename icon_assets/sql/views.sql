@@ -20,8 +20,11 @@ CREATE VIEW control_scores AS SELECT * FROM delta.control_scores;
 CREATE VIEW sample_scores AS
 SELECT score_key, control, sample_id, any_value(contribution) AS contribution, any_value(consistency) AS consistency,
     any_value(stability) AS stability, any_value(coverage) AS coverage, any_value(significance) AS significance,
-    any_value(n_probes) AS n_probes, any_value(n_context_tokens) AS n_context_tokens, any_value(truncated) AS truncated
+    any_value(standard_error) AS standard_error, any_value(n_probes) AS n_probes,
+    any_value(n_context_tokens) AS n_context_tokens, any_value(truncated) AS truncated
 FROM delta.sample_scores GROUP BY score_key, control, sample_id;
+CREATE VIEW scoring_costs AS
+SELECT *, flops / nullif(seconds * peak_flops_per_second, 0) AS peak_share FROM delta.scoring_costs;
 CREATE VIEW predicted_scores AS SELECT * FROM delta.predicted_scores;
 CREATE VIEW selections AS SELECT subset_id, arm, sample_id, "rank", score, reason FROM delta.selections;
 CREATE VIEW checkpoints AS
@@ -32,7 +35,7 @@ CREATE VIEW eval_results AS SELECT checkpoint_id, arm, seed, task, metric, value
 CREATE VIEW ledger AS SELECT * FROM delta.ledger;
 
 CREATE VIEW current_scores AS
-SELECT c.sample_id, c.control, c.contribution, c.consistency, c.stability, c.coverage, c.n_probes, c.n_context_tokens,
+SELECT c.sample_id, c.control, c.contribution, c.consistency, c.stability, c.coverage, c.standard_error, c.n_probes, c.n_context_tokens,
     rank() OVER (PARTITION BY c.control ORDER BY c.contribution DESC) AS "rank",
     s.file, s."row", s.instruction, s."input", s.response, s.metadata
 FROM sample_scores c

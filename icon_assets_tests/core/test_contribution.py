@@ -93,7 +93,7 @@ def interpolate(at: dict[int, float], size: int) -> float:
 
 
 def query(store: Store, controls: list[str]) -> pl.DataFrame:
-    parameters = {"score_key": "k", "shard": "a", "controls": controls, "seeds": SEEDS}
+    parameters = {"score_key": "k", "shard": "a", "controls": controls, "seeds": SEEDS, "reference": []}
     return store.query(sql_text("contribution.sql"), parameters)
 
 

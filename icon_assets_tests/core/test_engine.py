@@ -1,12 +1,16 @@
 """Packed scoring against a plain reference: one pair per forward through the unchanged model."""
 
 import math
+import shutil
 from typing import Any
 
 import pytest
 import torch
 
-from icon_assets.core.engine import Meter, ScoringEngine, _NotPackable, packed_attention
+from icon_assets.core.attention import NotPackable, segment_attention
+from icon_assets.core.engine import Meter, ScoringEngine
+from icon_assets.core.errors import IconError
+from icon_assets.core.flops import Work
 from icon_assets.core.language_model import LanguageModel
 from icon_assets.core.tokens import Encoded, leading_ids
 from icon_assets_tests.conftest import make_model, make_tokenizer
@@ -51,7 +55,7 @@ def test_packed_scores_equal_one_plain_forward_per_pair(shape: str, bos: bool, b
     kind, overrides = SHAPES[shape]
     loaded = language_model(kind, bos, **overrides)
     engine = ScoringEngine(loaded, budget)
-    assert engine.packed, "this shape must not fall back"
+    assert engine.mode == "packed", "this shape must not fall back"
     pairs = [pair for batch in engine.score(CONTEXTS, PROBES, ALL) for pair in batch]
     assert len(pairs) == len(CONTEXTS) * len(PROBES)
     for pair in pairs:
@@ -72,12 +76,12 @@ def test_contexts_change_the_scores_so_that_the_comparison_means_something() -> 
     ("kind", "overrides"),
     [("mistral", {"sliding_window": 8}), ("gemma2", {"sliding_window": 8, "attn_logit_softcapping": 1.0})],
 )
-def test_a_model_that_cannot_be_packed_is_scored_pair_by_pair_with_the_same_figures(
+def test_a_model_that_cannot_be_packed_is_scored_in_padded_batches_with_the_same_figures(
     kind: str, overrides: dict[str, Any]
 ) -> None:
     loaded = language_model(kind, **overrides)
     engine = ScoringEngine(loaded, 4096)
-    assert not engine.packed
+    assert engine.mode == "batched"
     for batch in engine.score(CONTEXTS, PROBES, ALL):
         for pair in batch:
             expected = reference(loaded, CONTEXTS[pair.context], PROBES[pair.probe])
@@ -87,13 +91,13 @@ def test_a_model_that_cannot_be_packed_is_scored_pair_by_pair_with_the_same_figu
 def test_a_window_shorter_than_the_text_is_noticed_even_after_the_engine_was_built() -> None:
     loaded = language_model("mistral", sliding_window=24)
     engine = ScoringEngine(loaded, 4096)
-    assert engine.packed, "the trial pairs fit into the window"
+    assert engine.mode == "packed", "the trial pairs fit into the window"
     pairs = [pair for batch in engine.score([list(range(40, 75))], PROBES, [[0, 1]]) for pair in batch]
     for pair in pairs:
         assert abs(pair.nll_sum - reference(loaded, list(range(40, 75)), PROBES[pair.probe])) <= 1e-4 * pair.n_tokens
     layout: Any = type("Layout", (), {"longest": 100})()
-    with pytest.raises(_NotPackable):
-        packed_attention(
+    with pytest.raises(NotPackable):
+        segment_attention(
             None, torch.zeros(1), torch.zeros(1), torch.zeros(1), None, packed_layout=layout, sliding_window=8
         )
 
@@ -104,7 +108,9 @@ def test_only_wanted_pairs_are_scored_and_the_meter_counts_them() -> None:
     pairs = [pair for batch in engine.score(CONTEXTS, PROBES, [[1], [], [0, 3], []]) for pair in batch]
     assert [(pair.context, pair.probe) for pair in pairs] == [(0, 1), (2, 0), (2, 3)]
     inputs = [len(p.prompt_ids) + len(p.response_ids) - 1 for p in PROBES]
-    assert engine.meter == Meter(forwards=1, tokens=inputs[1] + 35 + inputs[0] + inputs[3], pairs=3)
+    attended = sum(n * (n + 1) // 2 for n in (inputs[1], 35, inputs[0], inputs[3])) + 35 * (inputs[0] + inputs[3])
+    scored = sum(len(PROBES[i].response_ids) for i in (1, 0, 3))
+    assert engine.meter == Meter(1, 3, Work(inputs[1] + 35 + inputs[0] + inputs[3], attended, scored))
 
 
 def test_the_model_has_its_own_attention_again_after_scoring() -> None:
@@ -113,6 +119,65 @@ def test_the_model_has_its_own_attention_again_after_scoring() -> None:
     for _ in range(2):
         list(ScoringEngine(loaded, 4096).score(CONTEXTS, PROBES, ALL))
         assert loaded.model.config._attn_implementation == own
+
+
+def test_a_model_that_scales_its_logits_after_the_head_is_still_packed() -> None:
+    loaded = language_model("granite", logits_scaling=4.0)
+    engine = ScoringEngine(loaded, 4096)
+    assert engine.mode == "packed"
+    for pair in (pair for batch in engine.score(CONTEXTS, PROBES, ALL) for pair in batch):
+        expected = reference(loaded, CONTEXTS[pair.context], PROBES[pair.probe])
+        assert abs(pair.nll_sum - expected) <= 1e-4 * pair.n_tokens
+
+
+def test_a_forward_that_does_not_fit_into_memory_is_halved_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = language_model("llama")
+    engine = ScoringEngine(loaded, 4096)
+    own, refused = loaded.model.model.forward, []
+
+    def small(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["input_ids"].numel() > 60:
+            refused.append(kwargs["input_ids"].numel())
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(loaded.model.model, "forward", small)
+    pairs = [pair for batch in engine.score(CONTEXTS, PROBES, ALL) for pair in batch]
+    assert sorted((p.context, p.probe) for p in pairs) == [(c, p) for c in range(4) for p in range(4)]
+    assert engine.tokens_per_forward <= 60
+    assert len(refused) < 8, "the smaller budget is kept for later forwards"
+    for pair in pairs:
+        expected = reference(loaded, CONTEXTS[pair.context], PROBES[pair.probe])
+        assert abs(pair.nll_sum - expected) <= 1e-4 * pair.n_tokens
+
+
+def test_a_pair_that_never_fits_into_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = language_model("llama")
+    engine = ScoringEngine(loaded, 4096)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loaded.model.model, "forward", full)
+    with pytest.raises(IconError, match=r"one pair of 23 tokens; lower scoring\.max_context_tokens"):
+        list(engine.score([[11, 12, 13]], PROBES, [[0]]))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("kernel", ["segments", "flex"])
+def test_compiled_layers_give_the_same_figures(kernel: Any) -> None:
+    loaded = language_model("llama", head_dim=16)
+    engine = ScoringEngine(loaded, 64, kernel)
+    assert not engine.compile_for(10), "too little work to pay for it"
+    assert engine.compile_for(10**9)
+    assert engine.meter == Meter()
+    pairs = [pair for batch in engine.score(CONTEXTS, PROBES, ALL) for pair in batch]
+    assert len(pairs) == 16
+    for pair in pairs:
+        expected = reference(loaded, CONTEXTS[pair.context], PROBES[pair.probe])
+        assert abs(pair.nll_sum - expected) <= 1e-4 * pair.n_tokens
+    layer: Any = loaded.model.model.layers[0]
+    assert "forward" not in vars(layer), "the model is as it came"
 
 
 def test_bfloat16_stays_close_to_float32() -> None:

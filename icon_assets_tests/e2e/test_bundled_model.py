@@ -45,7 +45,7 @@ def problem(model_dir: Path) -> tuple[list[list[int]], list[Encoded]]:
 def packed(loaded: LanguageModel, problem: tuple[list[list[int]], list[Encoded]]) -> list[Pair]:
     contexts, probes = problem
     engine = ScoringEngine(loaded, 4096)
-    assert engine.packed
+    assert engine.mode == "packed"
     return [p for batch in engine.score(contexts, probes, [range(len(probes))] * len(contexts)) for p in batch]
 
 

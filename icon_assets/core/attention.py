@@ -1,0 +1,227 @@
+"""Attention of a packed forward: where contexts and probes lie in it, and who may look at what.
+
+Two kernels of the same mask, both registered with transformers under one name, so that the model code stays as it is:
+scaled-dot-product attention per segment (CPU, or CUDA without Triton), and one FlexAttention call over the whole
+forward (CUDA), which gets the mask as a table of blocks and never as a tokens x tokens matrix.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch.nn.attention.flex_attention import BlockMask
+
+ATTENTION = "icon_packed"
+BLOCK = 128  # tokens per side of a FlexAttention block
+Kernel = Literal["segments", "flex"]
+
+
+class NotPackable(Exception):
+    """The model's attention asks for something the packed attention does not do."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A probe inside a packed forward: token range [start, stop) and its context's range."""
+
+    context_start: int
+    context_stop: int
+    start: int
+    stop: int
+
+
+@dataclass
+class Layout:
+    """Where contexts and probes lie in one packed forward; handed to the attention function of every layer."""
+
+    kernel: Kernel = "segments"
+    contexts: list[tuple[int, int]] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    masks: "dict[tuple[int, int], torch.Tensor]" = field(default_factory=dict)  # of the segments, for all layers
+    block_mask: "BlockMask | None" = None  # of the flex kernel, for all layers
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest context with its probe."""
+        return max(s.context_stop - s.context_start + s.stop - s.start for s in self.segments)
+
+    @property
+    def attended(self) -> int:
+        """Query-key pairs of one head in one layer: what attention has to compute."""
+        contexts = sum((stop - start) * (stop - start + 1) // 2 for start, stop in self.contexts)
+        return contexts + sum(
+            (s.stop - s.start) * (s.context_stop - s.context_start) + (s.stop - s.start) * (s.stop - s.start + 1) // 2
+            for s in self.segments
+        )
+
+    def parts(self) -> Iterator[Segment]:
+        """Contexts and probes alike, as segments; a context has an empty one before it."""
+        yield from (Segment(start, start, start, stop) for start, stop in self.contexts)
+        yield from self.segments
+
+
+def register() -> None:
+    """Make the packed attention known to transformers."""
+    import torch
+    from transformers import AttentionInterface
+
+    # Compiled layers leave the attention as it is: many small calls, or one kernel compiled by itself.
+    segments: Any = torch.compiler.disable(segment_attention)
+    flex: Any = torch.compiler.disable(flex_attention, recursive=False)
+
+    def packed_attention(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, packed_layout: Layout, **kwargs: Any
+    ) -> Any:
+        attend = flex if packed_layout.kernel == "flex" else segments
+        return attend(module, query, key, value, attention_mask, packed_layout=packed_layout, **kwargs)
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+
+
+def segment_attention(
+    module: Any,
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: "torch.Tensor | None",
+    scaling: float | None = None,
+    *,
+    packed_layout: Layout,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> "tuple[torch.Tensor, None]":
+    """Contexts causally; each probe to its context and, causally, to itself: one call per segment.
+
+    Args:
+        query: [1, heads, tokens, head size]; key and value: [1, key heads, tokens, head size].
+        packed_layout: where contexts and probes lie.
+
+    Returns:
+        [1, tokens, heads, head size], and None for the weights, as transformers expects.
+
+    Raises:
+        NotPackable: the layer soft-caps its logits, or its window is shorter than the longest text.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    _check(packed_layout, sliding_window, softcap)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    out = torch.empty_like(query)
+    for start, stop in packed_layout.contexts:
+        part = slice(start, stop)
+        out[:, :, part] = scaled_dot_product_attention(
+            query[:, :, part], key[:, :, part], value[:, :, part], is_causal=True, scale=scaling
+        )
+    for segment in packed_layout.segments:
+        own = slice(segment.start, segment.stop)
+        context = slice(segment.context_start, segment.context_stop)
+        keys = torch.cat([key[:, :, context], key[:, :, own]], dim=2)
+        values = torch.cat([value[:, :, context], value[:, :, own]], dim=2)
+        out[:, :, own] = scaled_dot_product_attention(
+            query[:, :, own], keys, values, attn_mask=_mask(packed_layout, segment, query), scale=scaling
+        )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def flex_attention(
+    module: Any,
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: "torch.Tensor | None",
+    scaling: float | None = None,
+    *,
+    packed_layout: Layout,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> "tuple[torch.Tensor, None]":
+    """The same attention as `segment_attention`, in one fused call over the whole forward."""
+    _check(packed_layout, sliding_window, softcap)
+    out: Any = _compiled_flex()(
+        query, key, value, block_mask=packed_layout.block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _compiled_flex() -> Any:
+    """FlexAttention is fused only when compiled; token counts differ from forward to forward, hence dynamic shapes."""
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _check(layout: Layout, sliding_window: int | None, softcap: float | None) -> None:
+    if softcap is not None or (sliding_window is not None and sliding_window < layout.longest):
+        raise NotPackable
+
+
+def _mask(layout: Layout, segment: Segment, query: "torch.Tensor") -> "torch.Tensor":
+    """Additive mask [n_own, n_context + n_own]: all of the context, and the own tokens up to the query's."""
+    import torch
+
+    size = (segment.stop - segment.start, segment.context_stop - segment.context_start)
+    if size not in layout.masks:
+        hidden = torch.full((size[0], sum(size)), float("-inf"), dtype=query.dtype, device=query.device)
+        layout.masks[size] = hidden.triu(size[1] + 1)
+    return layout.masks[size]
+
+
+def block_mask(layout: Layout, tokens: int, device: "torch.device") -> "BlockMask":
+    """The layout as FlexAttention wants it: which key blocks each query block needs, and the rule inside mixed ones."""
+    import torch
+    from torch.nn.attention.flex_attention import BlockMask
+
+    # Which part a token belongs to, and which part stands before it as its context; a part is named by its start.
+    part, context = torch.zeros((2, tokens), dtype=torch.int32)
+    for of in layout.parts():
+        part[of.start : of.stop] = of.start
+        context[of.start : of.stop] = of.context_start if of.context_stop > of.context_start else of.start
+    part, context = part.to(device), context.to(device)
+
+    def visible(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+        return (key <= query) & ((part[key] == part[query]) | (part[key] == context[query]))
+
+    mixed, full = block_table(layout, tokens)
+    return BlockMask.from_kv_blocks(
+        *_padded(mixed, device), *_padded(full, device), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(tokens, tokens)
+    )  # fmt: skip
+
+
+def block_table(layout: Layout, tokens: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Key blocks per query block: those visible in part, and those visible in full (which need no rule)."""
+    n_blocks = -(-tokens // BLOCK)
+    mixed: list[set[int]] = [set() for _ in range(n_blocks)]
+    full: list[set[int]] = [set() for _ in range(n_blocks)]
+    for part in layout.parts():
+        for index in range(part.start // BLOCK, -(-part.stop // BLOCK)):
+            first, last = max(index * BLOCK, part.start), min((index + 1) * BLOCK, part.stop)
+            alone = last - first == min(BLOCK, tokens - index * BLOCK)  # no other part has queries in this block
+            for start, stop, seen in (
+                (part.context_start, part.context_stop, part.context_stop),
+                (part.start, last, first + 1),  # its own tokens, in full up to the first query
+            ):
+                for key in range(start // BLOCK, -(-stop // BLOCK) if stop > start else start // BLOCK):
+                    whole = alone and start <= key * BLOCK and (key + 1) * BLOCK <= seen
+                    (full if whole else mixed)[index].add(key)
+    return [sorted(m) for m in mixed], [sorted(f) for f in full]
+
+
+def _padded(rows: list[list[int]], device: "torch.device") -> "tuple[torch.Tensor, torch.Tensor]":
+    """[1, 1, query blocks] counts and [1, 1, query blocks, key blocks] indices."""
+    import torch
+
+    counts = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+    indices = torch.zeros((len(rows), len(rows)), dtype=torch.int32)
+    for index, row in enumerate(rows):
+        indices[index, : len(row)] = torch.tensor(row, dtype=torch.int32)
+    return counts[None, None].to(device), indices[None, None].to(device)

@@ -1,0 +1,96 @@
+"""Budgeted scoring: which samples still need more probes when only the best ones are wanted (successive elimination).
+
+All samples start on the same few random probes. After each rung a sample whose confidence interval is clear of the cut
+(the score of the last sample of the wanted top fraction) is left as it is; the others get the next probes, nearest to
+the cut first, until the budget is spent. Nothing here computes a score or touches a store.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from statistics import NormalDist
+
+import polars as pl
+
+from icon_assets.core.digests import draw_key
+from icon_assets.settings import ControlKind, Settings
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be computed, and for what.
+
+    Attributes:
+        share: of the pairs that scoring every sample on every probe would take.
+        fraction: the top share of the pool that is wanted.
+        control: the control whose contribution decides.
+        error_rate: how often a sample may be stopped on the wrong side of the cut, over all rungs (normal theory).
+        pilot: samples that get every probe: the measure of what a probe does to an average sample.
+        seed: of the order of the probes.
+    """
+
+    share: float
+    fraction: float
+    control: ControlKind
+    error_rate: float
+    pilot: int
+    seed: int
+
+    def critical_value(self, n_rungs: int) -> float:
+        """Standard errors from the cut at which a sample is clear of it; the error rate is split evenly over the rungs."""
+        return NormalDist().inv_cdf(1 - self.error_rate / (2 * max(1, n_rungs - 1)))
+
+
+def budget_of(settings: Settings, n_samples: int, n_probes: int) -> Budget | None:
+    """The budget for a pool of this size, or None for exact scoring."""
+    wanted, pairs = settings.probes.budget, n_samples * n_probes
+    if wanted == "exact" or (wanted == "auto" and pairs <= settings.probes.exact_pairs):
+        return None
+    share = 1 / 3 if wanted == "auto" else wanted
+    return Budget(
+        share, settings.selection.fraction, settings.controls.primary, settings.probes.error_rate,
+        settings.probes.pilot, settings.probes.seed,
+    )  # fmt: skip
+
+
+def rungs(n_probes: int, share: float) -> list[int]:
+    """How many probes a sample has after each rung: doubling up to all; the first takes at most half of the budget."""
+    sizes = [n_probes]
+    while sizes[0] > 8 and sizes[0] > share * n_probes / 2:
+        sizes.insert(0, ceil(sizes[0] / 2))
+    return sizes
+
+
+def probe_order(probe_ids: Sequence[str], seed: int) -> list[str]:
+    """The random order in which every sample meets the probes: a probe's place depends on the seed and itself alone."""
+    return sorted(probe_ids, key=lambda probe_id: draw_key(seed, "budget", probe_id))
+
+
+def cut(scores: pl.Series, fraction: float) -> float:
+    """The score of the last sample of the top fraction, halfway to the next one."""
+    ranked = scores.sort(descending=True)
+    last = ceil(fraction * ranked.len())
+    return float(ranked[last - 1] + ranked[min(last, ranked.len() - 1)]) / 2
+
+
+def undecided(estimates: pl.DataFrame, at: float, critical_value: float) -> list[str]:
+    """Samples whose confidence interval holds the cut, the nearest ones (in standard errors) first.
+
+    Args:
+        estimates: columns sample_id, contribution, standard_error.
+        at: the cut.
+    """
+    distance = (pl.col("contribution") - at).abs() / pl.col("standard_error")
+    near = estimates.filter(pl.col("standard_error") > 0).with_columns(distance=distance)
+    return near.filter(pl.col("distance") < critical_value).sort("distance", "sample_id")["sample_id"].to_list()
+
+
+def affordable(wanted: Sequence[str], costs: Sequence[int], allowance: int) -> list[str]:
+    """The longest beginning of `wanted` whose costs fit into the allowance."""
+    taken, left = [], allowance
+    for sample_id, cost in zip(wanted, costs, strict=True):
+        if cost > left:
+            break
+        taken.append(sample_id)
+        left -= cost
+    return taken

@@ -1,0 +1,112 @@
+"""What computing costs: floating-point operations of a forward, and what this device can do at best.
+
+Counted is what the method needs (useful FLOPs): matrix products of the layers per token, attention per query-key pair,
+the output head per scored position. Padding, masks and everything elementwise count nothing.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Work:
+    """Countable work of forwards: tokens through the layers, query-key pairs per head and layer, scored positions."""
+
+    tokens: int = 0
+    attended: int = 0
+    scored: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.tokens + other.tokens, self.attended + other.attended, self.scored + other.scored)
+
+    def __sub__(self, other: "Work") -> "Work":
+        return Work(self.tokens - other.tokens, self.attended - other.attended, self.scored - other.scored)
+
+    def __mul__(self, times: int) -> "Work":
+        return Work(self.tokens * times, self.attended * times, self.scored * times)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes that FLOPs depend on. `layer_parameters`: weights of the layers' matrices, without embeddings and head."""
+
+    layer_parameters: int
+    n_layers: int
+    attention_width: int
+    hidden_size: int
+    vocabulary_size: int
+
+    def flops(self, work: Work) -> int:
+        """Two operations per weight and token; attention: two products of `attention_width` per query-key pair."""
+        layers = 2 * self.layer_parameters * work.tokens
+        attention = 4 * self.attention_width * self.n_layers * work.attended
+        head = 2 * self.hidden_size * self.vocabulary_size * work.scored
+        return layers + attention + head
+
+
+@cache
+def model_shape(directory: Path) -> ModelShape:
+    """The shape of a prepared model, from its configuration and its safetensors headers alone."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    config = config.get("text_config", config)
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head_size = config.get("head_dim") or hidden // heads
+    vocabulary, layers = config["vocab_size"], 0
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                shape = tensors.get_slice(name).get_shape()
+                if len(shape) == 2 and shape != [vocabulary, hidden]:  # the embeddings and the head have that shape
+                    layers += prod(shape)
+    return ModelShape(layers, config["num_hidden_layers"], heads * head_size, hidden, vocabulary)
+
+
+def pair_work(context_tokens: float, probe_tokens: float, response_tokens: float) -> Work:
+    """One pair in a forward of its own: the context is computed again. For estimates, lengths may be means."""
+    n = context_tokens + probe_tokens
+    return Work(round(n), round(n * (n + 1) / 2), round(response_tokens))
+
+
+def shared_work(context_tokens: float, probe_tokens: float, response_tokens: float) -> Work:
+    """One pair behind a context that is already computed."""
+    attended = probe_tokens * context_tokens + probe_tokens * (probe_tokens + 1) / 2
+    return Work(round(probe_tokens), round(attended), round(response_tokens))
+
+
+def context_work(context_tokens: float) -> Work:
+    """One context, computed once."""
+    return Work(round(context_tokens), round(context_tokens * (context_tokens + 1) / 2), 0)
+
+
+@cache
+def matmul_peak(device: str, dtype: str) -> float:
+    """FLOP/s of large square matrix products on this device, the best of several in about half a second."""
+    import torch
+
+    n = 8192 if device == "cuda" else 2048
+    a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
+    b = torch.randn(n, n, device=device).to(getattr(torch, dtype))
+    best, deadline = 0.0, time.monotonic() + 0.6
+    while time.monotonic() < deadline or not best:
+        start = time.perf_counter()
+        for _ in range(repeats := 8 if device == "cuda" else 2):
+            torch.mm(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, repeats * 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+@cache
+def device_name(device: str) -> str:
+    """What the device is called in cost figures, such as `cpu (2 threads)` or `NVIDIA H100`."""
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu ({torch.get_num_threads()} threads)"

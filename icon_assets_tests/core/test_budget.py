@@ -1,0 +1,222 @@
+"""Budgeted scoring: rungs, the cut, who goes on; and the whole elimination over a store, with pairs from a table."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icon_assets.core import scoring
+from icon_assets.core.budget import Budget, affordable, budget_of, cut, probe_order, rungs, undecided
+from icon_assets.core.contribution import contributions
+from icon_assets.core.engine import Meter, Pair
+from icon_assets.core.flops import ModelShape, Work
+from icon_assets.core.score_key import ScoreKey
+from icon_assets.core.scoring import Scorer
+from icon_assets.core.store import Store
+from icon_assets.core.tokens import Encoded
+from icon_assets.settings import ControlSettings, ScoringSettings, Settings
+from icon_assets_tests.conftest import make_tokenizer
+
+
+@given(st.integers(1, 2000), st.floats(0.01, 0.99))
+def test_rungs_grow_to_all_probes_and_start_within_the_budget(n_probes: int, share: float) -> None:
+    sizes = rungs(n_probes, share)
+    assert sizes[-1] == n_probes
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] <= 8 or sizes[0] <= share * n_probes / 2
+
+
+def test_every_sample_meets_the_probes_in_the_same_random_order() -> None:
+    ids = [f"p{i}" for i in range(40)]
+    order = probe_order(ids, 0)
+    assert sorted(order) == sorted(ids)
+    assert order != ids
+    assert probe_order(ids[::-1], 0) == order
+    assert probe_order(ids, 1) != order
+    assert [p for p in order if p != "p3"] == probe_order([p for p in ids if p != "p3"], 0), (
+        "a probe that leaves moves none"
+    )
+
+
+def test_the_cut_lies_between_the_last_that_is_wanted_and_the_next() -> None:
+    assert cut(pl.Series([4.0, 1.0, 3.0, 2.0]), 0.5) == 2.5
+    assert cut(pl.Series([4.0, 1.0, 3.0, 2.0]), 1.0) == 1.0
+    assert cut(pl.Series([7.0]), 0.15) == 7.0
+
+
+def test_only_samples_whose_interval_holds_the_cut_go_on_nearest_first() -> None:
+    estimates = pl.DataFrame({
+        "sample_id": ["clear above", "near", "complete", "nearest", "clear below"],
+        "contribution": [2.0, 1.3, 1.0, 0.9, 0.0], "standard_error": [0.2, 0.2, 0.0, 0.2, 0.2],
+    })  # fmt: skip
+    assert undecided(estimates, 1.0, 2.0) == ["nearest", "near"]
+
+
+def test_the_allowance_is_never_exceeded() -> None:
+    assert affordable(["a", "b", "c"], [4, 4, 4], 8) == ["a", "b"]
+    assert affordable(["a", "b", "c"], [4, 4, 4], 3) == []
+    assert affordable([], [], 3) == []
+
+
+def test_a_small_pool_is_scored_exactly_and_a_large_one_by_a_third() -> None:
+    settings = Settings()
+    assert budget_of(settings, 1000, 48) is None
+    large = budget_of(settings, 1_000_000, 48)
+    assert large is not None
+    assert large.share == pytest.approx(1 / 3)
+    exact = settings.model_copy(update={"probes": settings.probes.model_copy(update={"budget": "exact"})})
+    assert budget_of(exact, 1_000_000, 48) is None
+
+
+class World:
+    """A store with made-up samples and probes, and an engine that looks the pairs up instead of computing them."""
+
+    SAMPLES, PROBES = 120, 64
+    KEY = ScoreKey("model", "float32", "alpaca", "\n", 64, 64, 64)
+    CONTROLS = ControlSettings(kinds=("none",))
+
+    def __init__(self, root: Path) -> None:
+        draw, self.store = random.Random(1), Store(root)
+        self.value = [draw.gauss(0.1, 0.05) for _ in range(self.SAMPLES)]
+        level = [draw.uniform(-0.3, 0.3) for _ in range(self.PROBES)]
+        self.influence = [[min(0.9, v + p + draw.gauss(0, 0.06)) for p in level] for v in self.value]
+        self.scored: list[tuple[int, int]] = []
+        text = {"file": "f", "input": "", "response": "r", "turns": None, "metadata": None}
+        samples = [
+            {"shard": f"s{i % 2}", "row": i, "sample_id": f"{draw.getrandbits(64):016x}", "instruction": str(i), "n_chars": 1}
+            | text for i in range(self.SAMPLES)
+        ]  # fmt: skip
+        for shard, rows in pl.DataFrame(samples, schema_overrides={"turns": pl.String, "metadata": pl.String}).group_by(
+            "shard"
+        ):
+            self.store.replace("samples", rows, shard=str(shard[0]))
+        probes = [
+            {"probe_id": f"p{i:03}", "stratum": "x", "status": "selected", "detail": "", "instruction": str(i), "row": 1} | text
+            for i in range(self.PROBES)
+        ]  # fmt: skip
+        self.store.replace("probe_candidates", pl.DataFrame(probes, schema_overrides={"turns": pl.String}))
+        for shard in ("s0", "s1"):
+            row = {
+                "shard": shard, "file": "f", "digest": "d", "n_bytes": 1, "n_samples": 60, "n_quarantined": 0,
+                "ingested_at": None,
+            }  # fmt: skip
+            schema = {"ingested_at": pl.Datetime("us", "UTC")}
+            self.store.replace("shards", pl.DataFrame([row], schema_overrides=schema), shard=shard)
+        self.exact = {s["sample_id"]: sum(self.influence[i]) / self.PROBES for i, s in enumerate(samples)}
+
+    def scorer(self, monkeypatch: pytest.MonkeyPatch) -> Scorer:
+        world = self
+
+        class LookUp:
+            mode, compiled = "packed", False
+
+            def __init__(self, *_: Any) -> None:
+                self.meter = Meter()
+
+            def compile_for(self, tokens: int) -> bool:
+                return False
+
+            def score(
+                self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
+            ) -> Iterator[list[Pair]]:
+                numbers = [world.number(ids) for ids in contexts]
+                for context, indices in enumerate(wanted):
+                    world.scored += [(numbers[context], p) for p in indices]
+                    self.meter.pairs += len(indices)
+                    self.meter.work += Work(len(indices), 0, 0)
+                    yield [
+                        # Without context the perplexity is e, so that influence = 1 - PPL / e, apart from the 1e-6.
+                        Pair(context, p, 1.0 if not contexts[context]
+                             else math.log(math.e - world.influence[numbers[context]][p] * (math.e + 1e-6)), 1)
+                        for p in indices
+                    ]  # fmt: skip
+
+        monkeypatch.setattr(scoring, "ScoringEngine", LookUp)
+        self.tokenizer = make_tokenizer(bos=False)
+        model: Any = SimpleNamespace(tokenizer=self.tokenizer, device=SimpleNamespace(type="cpu"))
+        return Scorer(self.store, self.KEY, lambda: model, lambda: ModelShape(1, 1, 1, 1, 1), ScoringSettings())
+
+    def number(self, ids: Sequence[int]) -> int:
+        """The sample's number stands in its text, as its instruction."""
+        text: Any = self.tokenizer.decode(list(ids))
+        return int(text.split("\n")[1]) if ids else -1
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "store")
+
+
+def top(scores: dict[str, float], fraction: float) -> set[str]:
+    return set(sorted(scores, key=lambda s: -scores[s])[: math.ceil(fraction * len(scores))])
+
+
+def test_elimination_finds_the_top_within_its_budget(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = world.scorer(monkeypatch)
+    scorer.complete_controls(world.CONTROLS)
+    world.scored.clear()
+    budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=8, seed=0)
+    found: dict[str, float] = {}
+    for shard in ("s0", "s1"):
+        scorer.complete_shard(shard, world.CONTROLS, budget)
+        scores = contributions(world.store, world.KEY, shard, world.CONTROLS, scorer.pilot(budget))
+        world.store.replace("sample_scores", scores, shard=shard, score_key=world.KEY.value)
+        found |= dict(scores.select("sample_id", "contribution").iter_rows())
+        for row in scores.iter_rows(named=True):
+            assert (row["standard_error"] == 0) == (row["n_probes"] == world.PROBES)
+            if row["n_probes"] == world.PROBES:
+                assert row["contribution"] == pytest.approx(world.exact[row["sample_id"]], abs=1e-6)
+    assert len(world.scored) == len(set(world.scored)), "no pair twice"
+    pilot_pairs = 8 * world.PROBES
+    assert len(world.scored) <= 0.4 * world.SAMPLES * world.PROBES + pilot_pairs
+    assert len(found) == world.SAMPLES, "every sample keeps an estimate"
+    wanted = top(world.exact, 0.2)
+    assert len(top(found, 0.2) & wanted) >= 0.9 * len(wanted)
+    effort: dict[int, int] = {}
+    for number, _ in world.scored:
+        effort[number] = effort.get(number, 0) + 1
+    assert len(set(effort.values())) >= 3, "effort follows the distance from the cut"
+
+
+def test_standard_errors_cover_the_exact_score(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share of samples whose exact score lies within 2 standard errors of the estimate is about 95 %."""
+    scorer = world.scorer(monkeypatch)
+    scorer.complete_controls(world.CONTROLS)
+    budget = Budget(share=0.26, fraction=0.2, control="none", error_rate=0.999, pilot=8, seed=0)
+    scorer.complete_shard("s0", world.CONTROLS, budget)
+    scores = contributions(world.store, world.KEY, "s0", world.CONTROLS, scorer.pilot(budget))
+    partial = scores.filter(pl.col("standard_error") > 0)
+    assert partial.height > 30
+    inside = [
+        abs(row["contribution"] - world.exact[row["sample_id"]]) < 2 * row["standard_error"] + 0.01
+        for row in partial.iter_rows(named=True)
+    ]
+    assert sum(inside) / len(inside) >= 0.85
+
+
+def test_a_budgeted_pass_that_is_repeated_computes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = world.scorer(monkeypatch)
+    scorer.complete_controls(world.CONTROLS)
+    budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=8, seed=0)
+    assert scorer.complete_shard("s0", world.CONTROLS, budget).pairs > 0
+    assert scorer.complete_shard("s0", world.CONTROLS, budget).pairs == 0
+
+
+def test_exact_scoring_after_a_budgeted_one_computes_only_the_rest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = world.scorer(monkeypatch)
+    scorer.complete_controls(world.CONTROLS)
+    budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=8, seed=0)
+    scorer.complete_shard("s0", world.CONTROLS, budget)
+    scorer.complete_shard("s1", world.CONTROLS)
+    scorer.complete_shard("s0", world.CONTROLS)
+    pairs = [pair for pair in world.scored if pair[0] >= 0]
+    assert len(pairs) == len(set(pairs)) == world.SAMPLES * world.PROBES
