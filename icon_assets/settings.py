@@ -61,14 +61,13 @@ class ProbeSettings(Section):
     )
     budget: Annotated[float, Field(gt=0, lt=1)] | Literal["auto", "exact"] = Field(
         default="auto",
-        description="Share of the (sample, probe) pairs to compute at most, when only the top `selection.fraction` is "
-        "wanted; `exact`: all of them; `auto`: all up to `exact_pairs`, beyond that a third.",
+        description="Share of the scoring tokens to spend at most, when only the top `selection.fraction` is "
+        "wanted; `exact`: every pair is computed; `auto`: exact up to `exact_pairs`, beyond that a third.",
     )
     exact_pairs: int = Field(default=2_000_000, ge=0, description="Pairs up to which `budget: auto` computes them all.")
     error_rate: float = Field(
         default=0.1, gt=0, lt=1, description="Budgeted: how often a sample may be stopped on the wrong side of the cut."
     )
-    pilot: int = Field(default=16, ge=4, description="Budgeted: samples that are scored on every probe as the measure.")
 
 
 class ScoringSettings(Section):

@@ -1,8 +1,8 @@
 """Budgeted scoring: which samples still need more probes when only the best ones are wanted (successive elimination).
 
-All samples start on the same few random probes. After each rung a sample whose confidence interval is clear of the cut
-(the score of the last sample of the wanted top fraction) is left as it is; the others get the next probes, nearest to
-the cut first, until the budget is spent. Nothing here computes a score or touches a store.
+All samples start on the same few probes. After each rung a sample whose confidence interval is clear of the cut (the
+score of the last sample of the wanted top fraction) is left as it is; the others get the next probes, nearest to the cut
+first, until the budget is spent. Nothing here computes a score or touches a store.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,10 @@ from statistics import NormalDist
 
 import polars as pl
 
-from icon_assets.core.digests import draw_key
 from icon_assets.settings import ControlKind, Settings
+
+_GROWTH = 1.5
+_LEAST_PILOT, _MOST_PILOT = 24, 384
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,12 @@ class Budget:
     """How much may be computed, and for what.
 
     Attributes:
-        share: of the pairs that scoring every sample on every probe would take.
+        share: of the tokens that scoring every sample on every probe would take.
         fraction: the top share of the pool that is wanted.
         control: the control whose contribution decides.
         error_rate: how often a sample may be stopped on the wrong side of the cut, over all rungs (normal theory).
-        pilot: samples that get every probe: the measure of what a probe does to an average sample.
-        seed: of the order of the probes.
+        pilot: randomly drawn samples that get every probe, to learn how probes move together.
+        seed: of that draw.
     """
 
     share: float
@@ -49,21 +51,24 @@ def budget_of(settings: Settings, n_samples: int, n_probes: int) -> Budget | Non
     share = 1 / 3 if wanted == "auto" else wanted
     return Budget(
         share, settings.selection.fraction, settings.controls.primary, settings.probes.error_rate,
-        settings.probes.pilot, settings.probes.seed,
+        pilot_size(n_samples), settings.probes.seed,
     )  # fmt: skip
 
 
+def pilot_size(n_samples: int) -> int:
+    """24, 48, 96, ... samples, about 2 % of the pool: steps, so that growth of the pool seldom changes it."""
+    size = _LEAST_PILOT
+    while size < _MOST_PILOT and size * 100 <= n_samples:
+        size *= 2
+    return size
+
+
 def rungs(n_probes: int, share: float) -> list[int]:
-    """How many probes a sample has after each rung: doubling up to all; the first takes at most half of the budget."""
-    sizes = [n_probes]
-    while sizes[0] > 8 and sizes[0] > share * n_probes / 2:
-        sizes.insert(0, ceil(sizes[0] / 2))
+    """How many probes a sample has after each rung; the first takes about a quarter of the budget."""
+    sizes = [min(n_probes, max(8, ceil(0.28 * share * n_probes)))]
+    while sizes[-1] < n_probes:
+        sizes.append(min(n_probes, ceil(_GROWTH * sizes[-1])))
     return sizes
-
-
-def probe_order(probe_ids: Sequence[str], seed: int) -> list[str]:
-    """The random order in which every sample meets the probes: a probe's place depends on the seed and itself alone."""
-    return sorted(probe_ids, key=lambda probe_id: draw_key(seed, "budget", probe_id))
 
 
 def cut(scores: pl.Series, fraction: float) -> float:

@@ -1,9 +1,14 @@
-"""From stored pairs to scores: one SQL query over the pair table, no forward pass (sql/contribution.sql)."""
+"""From stored pairs to scores, without a forward pass: SQL over the pair table (sql/influence.sql, sql/contribution.sql),
+and estimates for samples that were scored on some of the probes only (budgeted mode).
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import polars as pl
 
+from icon_assets.core.probe_model import ProbeModel
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store, sql_text
 from icon_assets.settings import ControlSettings
@@ -15,22 +20,67 @@ def control_seeds(settings: ControlSettings) -> list[int]:
 
 
 def contributions(
-    store: Store, key: ScoreKey, shard: str, settings: ControlSettings, reference: Sequence[str] = ()
+    store: Store, key: ScoreKey, shard: str, settings: ControlSettings, pilot: Sequence[str] = ()
 ) -> pl.DataFrame:
     """Rows of the table `sample_scores` for one shard.
 
     Args:
-        reference: samples that every probe was scored for. Where some samples lack probes (budgeted mode), what an
-            average sample does to each probe is taken from them; the estimate is unbiased, since the probes that were
-            scored are a random subset.
+        pilot: where some samples lack probes, randomly drawn samples that lack none; they may be of any shard. From them
+            (and the complete ones of the shard) it is learned what a sample's known influences say about the others.
     """
-    return store.query(
-        sql_text("contribution.sql"),
-        {
-            "score_key": key.value,
-            "shard": shard,
-            "controls": list(settings.kinds),
-            "seeds": control_seeds(settings),
-            "reference": list(reference),
-        },
+    scores = store.query(
+        sql_text("influence.sql") + sql_text("contribution.sql"), _parameters(key, shard, settings, ())
     )
+    n_probes = store.query("SELECT count(*) FROM probes").item()
+    if pilot and (scores["n_probes"] < n_probes).any():
+        table = influences(store, key, shard, settings, pilot)
+        parts = [
+            _estimated(rows, table.filter(pl.col("control") == control), pilot)
+            for (control,), rows in scores.group_by("control", maintain_order=True)
+        ]
+        scores = pl.concat(parts).sort("control", "contribution", "sample_id", descending=[False, True, False])
+    return scores.with_columns(significance=significance(pl.col("contribution")))
+
+
+def influences(
+    store: Store, key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str]
+) -> pl.DataFrame:
+    """Influence x of the shard's and of these samples: rows of sample_id, probe_id, control, x."""
+    query = sql_text("influence.sql") + "SELECT * FROM influence"  # noqa: S608  (our own text)
+    return store.query(query, _parameters(key, shard, settings, samples))
+
+
+def _parameters(key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str]) -> dict[str, Any]:
+    return {
+        "score_key": key.value, "shard": shard, "samples": list(samples), "controls": list(settings.kinds),
+        "seeds": control_seeds(settings),
+    }  # fmt: skip
+
+
+def matrix(table: pl.DataFrame) -> tuple[list[str], list[str], np.ndarray]:
+    """Influences of one control as sample ids, probe ids, and [samples, probes]; NaN where a pair was not scored."""
+    wide = table.pivot(on="probe_id", index="sample_id", values="x").sort("sample_id")
+    probe_ids = sorted(column for column in wide.columns if column != "sample_id")
+    return wide["sample_id"].to_list(), probe_ids, wide.select(probe_ids).to_numpy()
+
+
+def _estimated(scores: pl.DataFrame, table: pl.DataFrame, pilot: Sequence[str]) -> pl.DataFrame:
+    """The scores of one control, those of incomplete samples replaced by what the model of the probes makes of them."""
+    sample_ids, _, x = matrix(table)
+    seen, drawn = ~np.isnan(x), set(pilot)
+    complete = seen.all(axis=1)
+    random = complete & np.array([sample_id in drawn for sample_id in sample_ids])
+    model = ProbeModel.fit(x[complete], x[random])
+    patterns, of = np.unique(seen, axis=0, return_inverse=True)
+    value, error = np.zeros(len(sample_ids)), np.zeros(len(sample_ids))
+    for index, pattern in enumerate(patterns):
+        rows = of == index
+        value[rows], error[rows] = model.estimate(pattern, x[np.ix_(rows, pattern)])
+    estimates = pl.DataFrame({"sample_id": sample_ids, "contribution": value, "standard_error": error})
+    replaced = scores.drop("contribution", "standard_error").join(estimates, on="sample_id", how="left")
+    return replaced.select(scores.columns)
+
+
+def significance(x: pl.Expr) -> pl.Expr:
+    """2 / (1 + exp(-50 x)) - 1 of a contribution, clamped beyond +-0.5 (method): monotone, with ties at the top."""
+    return pl.when(x > 0.5).then(1.0).when(x < -0.5).then(-1.0).otherwise(2 / (1 + (-50 * x).exp()) - 1)

@@ -9,18 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from icon_assets.core.budget import Budget, affordable, cut, probe_order, rungs, undecided
-from icon_assets.core.contribution import contributions, control_seeds
+from icon_assets.core.budget import Budget, affordable, cut, rungs, undecided
+from icon_assets.core.contribution import contributions, control_seeds, influences, matrix
 from icon_assets.core.controls import ControlContext
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import Pair, ScoringEngine
 from icon_assets.core.flops import ModelShape, Work, device_name, matmul_peak
 from icon_assets.core.language_model import LanguageModel
+from icon_assets.core.probe_model import ProbeModel
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store, sql_text
 from icon_assets.core.tokens import Context, Encoded
@@ -118,31 +119,53 @@ class Scorer:
         if budget is None:
             return self._complete(shard, settings)
         spent = self._complete(shard, settings, samples=self.pilot(budget))
-        order, sizes = probe_order(self._probe_ids, budget.seed), rungs(len(self._probe_ids), budget.share)
+        if len(self.pilot(budget)) < budget.pilot:  # that was the whole pool
+            return spent
+        order, sizes = self._probe_order(settings, budget), rungs(len(self._probe_ids), budget.share)
         candidates: list[str] | None = None  # at first every sample of the shard
-        for size, following in pairwise([*sizes, 0]):
+        for rung, size in enumerate(sizes):
             spent.add(self._complete(shard, settings, samples=candidates, probes=order[:size]))
-            if following:
-                candidates = self._near_the_cut(shard, settings, budget, following, len(sizes))
+            if size < len(order):
+                candidates = self._near_the_cut(shard, settings, budget, order, sizes, rung)
         return spent
 
     def _near_the_cut(
-        self, shard: str, settings: ControlSettings, budget: Budget, following: int, n_rungs: int
+        self, shard: str, settings: ControlSettings, budget: Budget, order: list[str], sizes: list[int], rung: int
     ) -> list[str]:
-        """The samples that go on to the rung of `following` probes: undecided ones, as many as the budget allows."""
+        """The samples that go on to the next rung: undecided ones, as many as the budget allows."""
         scores = contributions(self._store, self._key, shard, settings, self.pilot(budget))
         estimates = scores.filter(pl.col("control") == budget.control)
-        allowance = round(budget.share * estimates.height * len(self._probe_ids)) - int(estimates["n_probes"].sum())
         at = cut(pl.concat([estimates["contribution"], self._elsewhere(shard, budget)]), budget.fraction)
-        near = undecided(estimates, at, budget.critical_value(n_rungs))
-        has = dict(estimates.select("sample_id", "n_probes").iter_rows())
-        return affordable(near, [max(0, following - has[sample_id]) for sample_id in near], allowance)
+        near = undecided(estimates, at, budget.critical_value(len(sizes)))
+        # Tokens up to each rung; every rung computes the context again.
+        tokens = [sum(self._probe_tokens[probe_id] for probe_id in order[:size]) for size in sizes]
+        passed = {size: index + 1 for index, size in enumerate(sizes)}
+        spent, possible, costs = 0, 0, {}
+        for sample_id, n_probes, context in estimates.select("sample_id", "n_probes", "n_context_tokens").iter_rows():
+            rungs_done = passed.get(n_probes, len(sizes))
+            spent += tokens[rungs_done - 1] + context * (rungs_done if n_probes < len(order) else 1)
+            possible += tokens[-1] + context
+            costs[sample_id] = max(0, tokens[rung + 1] - tokens[rungs_done - 1]) + context
+        allowance = round(budget.share * possible) - spent
+        return affordable(near, [costs[sample_id] for sample_id in near], allowance)
+
+    def _probe_order(self, settings: ControlSettings, budget: Budget) -> list[str]:
+        """The order in which every sample meets the probes, from the pilot: those that tell most per token come first."""
+        table = influences(self._store, self._key, None, settings, self.pilot(budget))
+        _, probe_ids, x = matrix(table.filter(pl.col("control") == budget.control))
+        costs = np.array([self._probe_tokens[probe_id] for probe_id in probe_ids], float)
+        return [probe_ids[index] for index in ProbeModel.fit(x, x).order(costs)]
+
+    @cached_property
+    def _probe_tokens(self) -> dict[str, int]:
+        return {probe_id: len(p.prompt_ids) + len(p.response_ids) - 1 for probe_id, p in self._probes.items()}
 
     def pilot(self, budget: Budget) -> list[str]:
-        """The samples of the pool that get every probe. Ids are digests, so the lowest ones are a random draw that
-        growth of the pool hardly changes.
-        """
-        rows = self._store.query("SELECT DISTINCT sample_id FROM samples ORDER BY ALL LIMIT $n", {"n": budget.pilot})
+        """The samples of the pool that get every probe: a random draw that growth of the pool hardly changes."""
+        rows = self._store.query(
+            "SELECT sample_id FROM samples WHERE NOT is_duplicate ORDER BY md5($seed || sample_id) LIMIT $n",
+            {"seed": str(budget.seed), "n": budget.pilot},
+        )
         return rows["sample_id"].to_list()
 
     def _elsewhere(self, shard: str, budget: Budget) -> pl.Series:

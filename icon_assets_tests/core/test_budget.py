@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icon_assets.core import scoring
-from icon_assets.core.budget import Budget, affordable, budget_of, cut, probe_order, rungs, undecided
+from icon_assets.core.budget import Budget, affordable, budget_of, cut, pilot_size, rungs, undecided
 from icon_assets.core.contribution import contributions
 from icon_assets.core.engine import Meter, Pair
 from icon_assets.core.flops import ModelShape, Work
@@ -30,19 +30,7 @@ def test_rungs_grow_to_all_probes_and_start_within_the_budget(n_probes: int, sha
     sizes = rungs(n_probes, share)
     assert sizes[-1] == n_probes
     assert sizes == sorted(set(sizes))
-    assert sizes[0] <= 8 or sizes[0] <= share * n_probes / 2
-
-
-def test_every_sample_meets_the_probes_in_the_same_random_order() -> None:
-    ids = [f"p{i}" for i in range(40)]
-    order = probe_order(ids, 0)
-    assert sorted(order) == sorted(ids)
-    assert order != ids
-    assert probe_order(ids[::-1], 0) == order
-    assert probe_order(ids, 1) != order
-    assert [p for p in order if p != "p3"] == probe_order([p for p in ids if p != "p3"], 0), (
-        "a probe that leaves moves none"
-    )
+    assert sizes[0] <= 8 or sizes[0] <= share * n_probes / 2 + 1
 
 
 def test_the_cut_lies_between_the_last_that_is_wanted_and_the_next() -> None:
@@ -63,6 +51,10 @@ def test_the_allowance_is_never_exceeded() -> None:
     assert affordable(["a", "b", "c"], [4, 4, 4], 8) == ["a", "b"]
     assert affordable(["a", "b", "c"], [4, 4, 4], 3) == []
     assert affordable([], [], 3) == []
+
+
+def test_the_pilot_grows_with_the_pool_in_steps() -> None:
+    assert [pilot_size(n) for n in (10, 2399, 2400, 10_000, 10_000_000)] == [24, 24, 48, 192, 384]
 
 
 def test_a_small_pool_is_scored_exactly_and_a_large_one_by_a_third() -> None:
@@ -86,7 +78,10 @@ class World:
         draw, self.store = random.Random(1), Store(root)
         self.value = [draw.gauss(0.1, 0.05) for _ in range(self.SAMPLES)]
         level = [draw.uniform(-0.3, 0.3) for _ in range(self.PROBES)]
-        self.influence = [[min(0.9, v + p + draw.gauss(0, 0.06)) for p in level] for v in self.value]
+        noise = [draw.choice([0.02, 0.04, 0.15]) for _ in range(self.PROBES)]  # as with real probes, some are erratic
+        self.influence = [
+            [min(0.9, v + p + draw.gauss(0, sd)) for p, sd in zip(level, noise, strict=True)] for v in self.value
+        ]
         self.scored: list[tuple[int, int]] = []
         text = {"file": "f", "input": "", "response": "r", "turns": None, "metadata": None}
         samples = [
@@ -162,7 +157,7 @@ def test_elimination_finds_the_top_within_its_budget(world: World, monkeypatch: 
     scorer = world.scorer(monkeypatch)
     scorer.complete_controls(world.CONTROLS)
     world.scored.clear()
-    budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=8, seed=0)
+    budget = Budget(share=0.5, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
     found: dict[str, float] = {}
     for shard in ("s0", "s1"):
         scorer.complete_shard(shard, world.CONTROLS, budget)
@@ -174,8 +169,8 @@ def test_elimination_finds_the_top_within_its_budget(world: World, monkeypatch: 
             if row["n_probes"] == world.PROBES:
                 assert row["contribution"] == pytest.approx(world.exact[row["sample_id"]], abs=1e-6)
     assert len(world.scored) == len(set(world.scored)), "no pair twice"
-    pilot_pairs = 8 * world.PROBES
-    assert len(world.scored) <= 0.4 * world.SAMPLES * world.PROBES + pilot_pairs
+    pilot_pairs = 24 * world.PROBES
+    assert len(world.scored) <= 0.5 * world.SAMPLES * world.PROBES + pilot_pairs
     assert len(found) == world.SAMPLES, "every sample keeps an estimate"
     wanted = top(world.exact, 0.2)
     assert len(top(found, 0.2) & wanted) >= 0.9 * len(wanted)
@@ -189,7 +184,7 @@ def test_standard_errors_cover_the_exact_score(world: World, monkeypatch: pytest
     """The share of samples whose exact score lies within 2 standard errors of the estimate is about 95 %."""
     scorer = world.scorer(monkeypatch)
     scorer.complete_controls(world.CONTROLS)
-    budget = Budget(share=0.26, fraction=0.2, control="none", error_rate=0.999, pilot=8, seed=0)
+    budget = Budget(share=0.26, fraction=0.2, control="none", error_rate=0.999, pilot=24, seed=0)
     scorer.complete_shard("s0", world.CONTROLS, budget)
     scores = contributions(world.store, world.KEY, "s0", world.CONTROLS, scorer.pilot(budget))
     partial = scores.filter(pl.col("standard_error") > 0)
@@ -204,7 +199,7 @@ def test_standard_errors_cover_the_exact_score(world: World, monkeypatch: pytest
 def test_a_budgeted_pass_that_is_repeated_computes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = world.scorer(monkeypatch)
     scorer.complete_controls(world.CONTROLS)
-    budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=8, seed=0)
+    budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
     assert scorer.complete_shard("s0", world.CONTROLS, budget).pairs > 0
     assert scorer.complete_shard("s0", world.CONTROLS, budget).pairs == 0
 
@@ -214,7 +209,7 @@ def test_exact_scoring_after_a_budgeted_one_computes_only_the_rest(
 ) -> None:
     scorer = world.scorer(monkeypatch)
     scorer.complete_controls(world.CONTROLS)
-    budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=8, seed=0)
+    budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
     scorer.complete_shard("s0", world.CONTROLS, budget)
     scorer.complete_shard("s1", world.CONTROLS)
     scorer.complete_shard("s0", world.CONTROLS)

@@ -3,13 +3,18 @@
 import math
 import random
 from itertools import pairwise
+from typing import Any
 
 import polars as pl
 import pytest
 
-from icon_assets.core.store import Store, sql_text
+from icon_assets.core.contribution import contributions
+from icon_assets.core.score_key import ScoreKey
+from icon_assets.core.store import Store
+from icon_assets.settings import ControlSettings
 
 SAMPLES = {"s1": 20, "s2": 16, "s3": 400, "s4": 5}  # context tokens
+KEY = ScoreKey("model", "float32", "alpaca", "\n", 64, 64, 64)
 PROBES = [f"p{i}" for i in range(6)]
 LENGTHS, SEEDS = [16, 64, 256], [0, 1]
 CHARS = 7  # characters per context token in this made-up world
@@ -49,17 +54,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict, dict, 
     )
     store.replace("probe_candidates", pl.DataFrame(probes, schema_overrides={"turns": pl.String}))
     store.append("contexts", pl.DataFrame([
-        {"score_key": "k", "sample_id": s, "n_context_tokens": n, "n_context_chars": n * CHARS, "truncated": n > 300}
+        {"score_key": KEY.value, "sample_id": s, "n_context_tokens": n, "n_context_chars": n * CHARS, "truncated": n > 300}
         for s, n in SAMPLES.items()
     ]))  # fmt: skip
-    rows = [("k", s, p, nll, n_tokens[p]) for (s, p), nll in pair.items()]
-    rows += [("k", "s1", "gone", 99.0, 1), ("other", "s1", "p0", 99.0, 1)]
+    rows = [(KEY.value, s, p, nll, n_tokens[p]) for (s, p), nll in pair.items()]
+    rows += [(KEY.value, "s1", "gone", 99.0, 1), ("other", "s1", "p0", 99.0, 1)]
     store.append(
         "pair_scores",
         pl.DataFrame(rows, schema=["score_key", "sample_id", "probe_id", "nll_sum", "n_tokens"], orient="row"),
     )
     store.append("control_scores", pl.DataFrame([
-        {"score_key": "k", "probe_id": p, "control": c, "seed": seed, "length": length, "n_context_tokens": length,
+        {"score_key": KEY.value, "probe_id": p, "control": c, "seed": seed, "length": length, "n_context_tokens": length,
          "nll_sum": nll, "n_tokens": n_tokens[p], "truncated": False}
         for (c, seed, length, p), nll in control.items()
     ]))  # fmt: skip
@@ -93,8 +98,9 @@ def interpolate(at: dict[int, float], size: int) -> float:
 
 
 def query(store: Store, controls: list[str]) -> pl.DataFrame:
-    parameters = {"score_key": "k", "shard": "a", "controls": controls, "seeds": SEEDS, "reference": []}
-    return store.query(sql_text("contribution.sql"), parameters)
+    kinds: Any = ("none", *controls)
+    frame = contributions(store, KEY, "a", ControlSettings(kinds=kinds, seed=SEEDS[0], draws=len(SEEDS)))
+    return frame.filter(pl.col("control").is_in(controls))
 
 
 @pytest.mark.parametrize("control", ["none", "random_tokens", "random_chars"])
@@ -128,7 +134,7 @@ def test_only_the_asked_controls_are_reported_best_first(world: tuple[Store, dic
 def test_an_empty_context_would_change_nothing(world: tuple[Store, dict, dict, dict]) -> None:
     """A sample whose pairs equal the baseline contributes exactly 0 against no context."""
     store, _, controls, n_tokens = world
-    same = [("k", "s0", p, controls["none", 0, 0, p], n_tokens[p]) for p in PROBES]
+    same = [(KEY.value, "s0", p, controls["none", 0, 0, p], n_tokens[p]) for p in PROBES]
     fresh = Store(store.root.parent / "empty_context")
     for table in ("probe_candidates", "control_scores"):
         fresh.append(table, store.query(f"FROM delta.{table}"))

@@ -1,0 +1,84 @@
+"""The plan says beforehand what a run then does, and every pass leaves its cost on record."""
+
+from collections.abc import Callable, Iterator
+
+import dagster as dg
+import pytest
+
+from icon_assets import resources
+from icon_assets.core.errors import IconError
+from icon_assets.definitions import build_assets
+from icon_assets.progress import plan_lines
+from icon_assets.resources import WorkspaceResource
+from icon_assets.runner import SCORING_STAGES, run_stages
+from icon_assets.settings import Workspace
+from icon_assets_tests.conftest import POOL_A, alpaca, write_jsonl
+
+MakeWorkspace = Callable[..., Workspace]
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as fresh:
+        yield fresh
+
+
+def run(workspace: Workspace, instance: dg.DagsterInstance, *stages: str) -> None:
+    outcomes = list(run_stages(build_assets(workspace), workspace, instance, stages or SCORING_STAGES))
+    assert [outcome.error for outcome in outcomes if outcome.error] == []
+
+
+def test_a_plan_announces_what_the_run_then_computes(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace()
+    icon = WorkspaceResource(root=str(workspace.root))
+    with pytest.raises(IconError, match="base_model: not materialized yet"):
+        icon.plan()
+    run(workspace, instance, "raw_pool", "probe_set", "base_model")
+    plan = icon.plan()
+    assert (plan.pairs, plan.exact_pairs, plan.control_pairs) == (6 * 4, 6 * 4, 4 * (1 + 2 * 2))
+    assert plan.shards["new_pairs"].to_list() == [16, 8], "the sample of both shards counts in the first"
+    assert plan.speed is not None
+    assert plan.speed.measured == "a trial just now"
+    assert plan.naive.flops > 2 * plan.price.flops
+    assert any("24 pairs" in line for line in plan_lines(plan))
+
+    run(workspace, instance)
+    spent = icon.store.query(
+        "SELECT sum(pairs)::BIGINT AS pairs, sum(tokens)::BIGINT AS tokens, sum(flops)::BIGINT AS flops FROM scoring_costs"
+    )
+    assert spent["pairs"].item() == 24 + 20
+    assert plan.price.tokens == pytest.approx(spent["tokens"].item(), rel=0.02)
+    assert plan.price.flops == pytest.approx(spent["flops"].item(), rel=0.02)
+
+
+def test_a_finished_pool_needs_nothing_and_no_model(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_workspace()
+    run(workspace, instance)
+    icon = WorkspaceResource(root=str(workspace.root))
+    monkeypatch.setattr(resources, "load", lambda *_: pytest.fail("the model was loaded"))
+    resources._cached_model.cache_clear()
+    plan = icon.plan()
+    assert (plan.pairs, plan.control_pairs, plan.price.tokens) == (0, 0, 0)
+    assert "Nothing to compute" in "\n".join(plan_lines(plan))
+
+    write_jsonl(workspace.root / "pool" / "a.jsonl", [*POOL_A, alpaca("Name a city in Italy.", "Turin")])
+    run(workspace, instance, "raw_pool")
+    plan = icon.plan()
+    assert (plan.pairs, plan.control_pairs) == (4, 0), "one new row of pairs, priced from what earlier runs cost"
+    assert plan.to_json()["shards"][0]["unscored_samples"] == 1
+
+
+def test_a_budget_limits_the_plan_and_the_run(make_workspace: MakeWorkspace, instance: dg.DagsterInstance) -> None:
+    probes = {"count": 4, "budget": 0.5, "pilot": 4}
+    workspace = make_workspace(probes=probes)
+    icon = WorkspaceResource(root=str(workspace.root))
+    run(workspace, instance, "raw_pool", "probe_set", "base_model")
+    assert icon.plan().pairs == 12
+    run(workspace, instance)
+    scores = icon.store.query("SELECT n_probes, standard_error FROM current_scores WHERE control = 'none'")
+    assert scores.height == 6, "every sample has an estimate"
+    assert ((scores["standard_error"] == 0) == (scores["n_probes"] == 4)).all()
