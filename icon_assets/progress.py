@@ -16,9 +16,10 @@ from icon_assets.runner import Outcome
 # What is worth a place on an asset's line, in this order.
 _SHOWN = {
     "samples": "samples", "quarantined": "quarantined", "probes": "probes", "strata": "strata", "parameters": "parameters",
-    "dtype": "", "new_pairs": "new pairs", "tokens": "tokens", "tokens_per_second": "tokens/s", "steps": "steps",
+    "dtype": "", "new_pairs": "new pairs", "control_pairs": "control pairs", "tokens": "tokens", "tokens_per_second": "tokens/s", "steps": "steps",
     "final_loss": "final loss", "metrics": "metrics", "arms": "arms",
 }  # fmt: skip
+_SHOWN_AS_ZERO = {"samples", "quarantined", "new_pairs"}
 
 
 class RunDisplay:
@@ -73,7 +74,9 @@ def _line(outcome: Outcome, seconds: float) -> str:
     if not outcome.metadata.get("changed"):
         return f"= {outcome.name:<48} unchanged"
     figures = [
-        f"{_figure(outcome.metadata[name])} {unit}".strip() for name, unit in _SHOWN.items() if name in outcome.metadata
+        f"{_figure(outcome.metadata[name])} {unit}".strip()
+        for name, unit in _SHOWN.items()
+        if outcome.metadata.get(name) not in (None, 0) or name in _SHOWN_AS_ZERO & outcome.metadata.keys()
     ]
     return f"✓ {outcome.name:<48} {seconds:6.1f} s  {', '.join(figures)}"
 

@@ -97,6 +97,8 @@ class LogProgress:
     def __call__(self, progress: Progress) -> None:
         for listener in self.listeners:
             listener(progress)
+        if progress.seconds < self._said:  # another pass has begun
+            self._said = 0.0
         if progress.seconds - self._said >= self._every_seconds:
             self._said = progress.seconds
             rate = progress.tokens / progress.seconds

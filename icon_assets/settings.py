@@ -6,10 +6,10 @@ What is derived from a choice (paths of produced things, digests) does not belon
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
@@ -62,7 +62,8 @@ class ProbeSettings(Section):
     budget: Annotated[float, Field(gt=0, lt=1)] | Literal["auto", "exact"] = Field(
         default="auto",
         description="Share of the scoring tokens to spend at most, when only the top `selection.fraction` is "
-        "wanted; `exact`: every pair is computed; `auto`: exact up to `exact_pairs`, beyond that a third.",
+        "wanted; `exact`: every pair is computed; `auto`: exact up to `exact_pairs`, beyond that a third. Never less than "
+        "a few probes for every sample and all for a pilot of 24 or more.",
     )
     exact_pairs: int = Field(default=2_000_000, ge=0, description="Pairs up to which `budget: auto` computes them all.")
     error_rate: float = Field(
@@ -93,7 +94,7 @@ class ControlSettings(Section):
     seed: int = Field(default=0, ge=0)
     draws: int = Field(default=2, ge=1, le=64, description="Random contexts averaged per length.")
     lengths: tuple[int, ...] = Field(
-        default=(16, 64, 256, 1024, 2040),
+        default=(32, 256, 2040),
         description="Token lengths at which `random_tokens` is measured; between them: interpolated.",
     )
 
@@ -103,6 +104,12 @@ class ControlSettings(Section):
         if "none" not in kinds:
             raise ValueError("must contain 'none': every score divides by the perplexity without context")
         return tuple(dict.fromkeys(kinds))
+
+    @model_validator(mode="after")
+    def _computes_primary(self) -> Self:
+        if self.primary not in self.kinds:
+            raise ValueError(f"primary: {self.primary!r} is not among kinds; add it there")
+        return self
 
     @field_validator("lengths")
     @classmethod

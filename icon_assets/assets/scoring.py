@@ -12,7 +12,7 @@ from icon_assets.assets.probes import probe_set
 from icon_assets.assets.shell import finish, mendable, needed, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.budget import budget_of
-from icon_assets.core.contribution import contributions, control_seeds
+from icon_assets.core.contribution import contributions
 from icon_assets.core.digests import canonical_json, frame_digest
 from icon_assets.core.ledger import Recipe
 from icon_assets.core.score_key import ScoreKey
@@ -31,11 +31,11 @@ CODE_VERSION = "1"
 )  # fmt: skip
 @mendable
 def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """NLL of every probe without context, and behind random tokens at a few lengths: what scores are compared with."""
-    store, settings, key = icon.store, icon.settings.controls, icon.score_key()
+    """NLL of every probe without context: what every score is measured by. Control contexts join it as samples need them."""
+    store, key = icon.store, icon.score_key()
     recipe = Recipe(
         "probe_baseline", "", (needed(store, "probe_set").as_input(), needed(store, "base_model").as_input()),
-        {"score_key": key.settings(), "controls": settings.model_dump()}, settings.seed, CODE_VERSION,
+        {"score_key": key.settings()}, code_version=CODE_VERSION,
     )  # fmt: skip
     if event := ledger.made(store, recipe):
         return unchanged(event)
@@ -43,30 +43,31 @@ def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
         "score_key": key.value, "model_digest": key.model_digest, "settings": canonical_json(key.settings()),
         "created_at": datetime.now(UTC),
     }  # fmt: skip
-    spent = icon.scorer(context.log).complete_controls(settings)
+    spent = icon.scorer(context.log).complete_baseline()
     store.append("score_keys", pl.DataFrame([row]))
-    frame = _baseline(store, key, control_seeds(settings))
+    frame = _baseline(store, key)
     return finish(context, store, recipe, frame_digest(frame), _summary(key, spent), {
         "dagster/row_count": frame.height,
-        "perplexity_by_context": markdown_table(_by_length(frame)),
+        "perplexity_by_stratum": markdown_table(_by_stratum(frame)),
     })  # fmt: skip
 
 
-def _baseline(store: Store, key: ScoreKey, seeds: list[int]) -> pl.DataFrame:
+def _baseline(store: Store, key: ScoreKey) -> pl.DataFrame:
     return store.query(
         """
-        SELECT c.* FROM control_scores c SEMI JOIN probes USING (probe_id)
-        WHERE score_key = $score_key AND (control = 'none' OR control = 'random_tokens' AND list_contains($seeds, seed))
-        ORDER BY control, seed, "length", probe_id
+        SELECT probe_id, stratum, nll_sum, n_tokens, truncated FROM control_scores JOIN probes USING (probe_id)
+        WHERE score_key = $score_key AND control = 'none' ORDER BY probe_id
         """,
-        {"score_key": key.value, "seeds": seeds},
+        {"score_key": key.value},
     )
 
 
-def _by_length(frame: pl.DataFrame) -> pl.DataFrame:
-    per_token = pl.col("nll_sum") / pl.col("n_tokens")
+def _by_stratum(frame: pl.DataFrame) -> pl.DataFrame:
+    perplexity = (pl.col("nll_sum") / pl.col("n_tokens")).exp()
     return (
-        frame.group_by("control", "length").agg(mean_perplexity=per_token.exp().mean(), probes=pl.len()).sort("length")
+        frame.group_by("stratum")
+        .agg(probes=pl.len(), median_perplexity=perplexity.median(), highest_perplexity=perplexity.max())
+        .sort("stratum")
     )
 
 
@@ -95,6 +96,8 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
         return unchanged(event)
     scorer = icon.scorer(context.log)
     spent = scorer.complete_shard(shard, settings, budget)
+    if spent.engine and not spent.engine.startswith("packed"):
+        context.log.warning(f"This model's attention can't be packed: scored {spent.engine}, several times slower.")
     scores = contributions(store, key, shard, settings, scorer.pilot(budget) if budget else ())
     store.replace("sample_scores", scores, shard=shard, score_key=key.value)
     primary = scores.filter(pl.col("control") == settings.primary)
@@ -115,7 +118,7 @@ def _pool_size(store: Store) -> tuple[int, int]:
 
 def _summary(key: ScoreKey, spent: Spent) -> dict[str, int | float | str]:
     return {
-        "score_key": key.value, "new_pairs": spent.pairs, "forwards": spent.forwards, "tokens": spent.tokens,
+        "score_key": key.value, "new_pairs": spent.pairs, "control_pairs": spent.control_pairs, "forwards": spent.forwards, "tokens": spent.tokens,
         "seconds": round(spent.seconds, 2), "tokens_per_second": round(spent.tokens_per_second, 1),
         "flops": spent.flops, "peak_share": round(spent.peak_share, 3), "engine": spent.engine,
     }  # fmt: skip

@@ -34,6 +34,7 @@ def unchanged(event: Event) -> dg.MaterializeResult:
     if "new_pairs" in figures:  # what scoring cost then is not what it cost now
         figures = {name: value for name, value in figures.items() if name not in _SPENT} | {
             "new_pairs": 0,
+            "control_pairs": 0,
             "forwards": 0,
         }
     return dg.MaterializeResult(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ATTENTION = "icon_packed"
 BLOCK = 128  # tokens per side of a FlexAttention block
+_QUERIES = 192  # of a segment at a time: what causality hides from all of them is not computed
 Kernel = Literal["segments", "flex"]
 
 
@@ -92,6 +93,7 @@ def segment_attention(
     packed_layout: Layout,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Any = None,
     **_: Any,
 ) -> "tuple[torch.Tensor, None]":
     """Contexts causally; each probe to its context and, causally, to itself: one call per segment.
@@ -104,29 +106,37 @@ def segment_attention(
         [1, tokens, heads, head size], and None for the weights, as transformers expects.
 
     Raises:
-        NotPackable: the layer soft-caps its logits, or its window is shorter than the longest text.
+        NotPackable: the layer soft-caps its logits or has sinks, or its window is shorter than the longest text.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    _check(packed_layout, sliding_window, softcap)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    _check(packed_layout, sliding_window, softcap, s_aux)
+    heads, groups = key.shape[1], query.shape[1] // key.shape[1]
+    size = query.shape[-1]
+    # Query heads that share a key head stand one below the other: one larger product instead of repeated keys.
+    grouped = query.unflatten(1, (heads, groups))
     out = torch.empty_like(query)
-    for start, stop in packed_layout.contexts:
-        part = slice(start, stop)
-        out[:, :, part] = scaled_dot_product_attention(
-            query[:, :, part], key[:, :, part], value[:, :, part], is_causal=True, scale=scaling
+    grouped_out = out.unflatten(1, (heads, groups))
+    for part in packed_layout.parts():
+        before = part.context_stop - part.context_start
+        keys, values = (
+            torch.cat([x[:, :, part.context_start : part.context_stop], x[:, :, part.start : part.stop]], dim=2)
+            if before
+            else x[:, :, part.start : part.stop]
+            for x in (key, value)
         )
-    for segment in packed_layout.segments:
-        own = slice(segment.start, segment.stop)
-        context = slice(segment.context_start, segment.context_stop)
-        keys = torch.cat([key[:, :, context], key[:, :, own]], dim=2)
-        values = torch.cat([value[:, :, context], value[:, :, own]], dim=2)
-        out[:, :, own] = scaled_dot_product_attention(
-            query[:, :, own], keys, values, attn_mask=_mask(packed_layout, segment, query), scale=scaling
-        )
+        for start in range(part.start, part.stop, _QUERIES):
+            stop = min(start + _QUERIES, part.stop)
+            seen = before + stop - part.start  # later keys are hidden from all of these queries
+            attended = scaled_dot_product_attention(
+                grouped[:, :, :, start:stop].reshape(1, heads, groups * (stop - start), size),
+                keys[:, :, :seen],
+                values[:, :, :seen],
+                attn_mask=_mask(packed_layout, stop - start, seen, groups, query),
+                scale=scaling,
+            )
+            grouped_out[:, :, :, start:stop] = attended.unflatten(2, (groups, stop - start))
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -141,13 +151,18 @@ def flex_attention(
     packed_layout: Layout,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Any = None,
     **_: Any,
 ) -> "tuple[torch.Tensor, None]":
     """The same attention as `segment_attention`, in one fused call over the whole forward."""
-    _check(packed_layout, sliding_window, softcap)
+    _check(packed_layout, sliding_window, softcap, s_aux)
+    on_gpu = query.device.type == "cuda"
     out: Any = _compiled_flex()(
-        query, key, value, block_mask=packed_layout.block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
-    )
+        query, key, value, block_mask=packed_layout.block_mask, scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        # The kernel for few queries, which short forwards would get, has no configuration for grouped heads.
+        kernel_options={"BACKEND": "TRITON"} if on_gpu else None,
+    )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -160,20 +175,19 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _check(layout: Layout, sliding_window: int | None, softcap: float | None) -> None:
-    if softcap is not None or (sliding_window is not None and sliding_window < layout.longest):
+def _check(layout: Layout, sliding_window: int | None, softcap: float | None, sinks: Any) -> None:
+    if softcap is not None or sinks is not None or (sliding_window is not None and sliding_window < layout.longest):
         raise NotPackable
 
 
-def _mask(layout: Layout, segment: Segment, query: "torch.Tensor") -> "torch.Tensor":
-    """Additive mask [n_own, n_context + n_own]: all of the context, and the own tokens up to the query's."""
+def _mask(layout: Layout, queries: int, keys: int, groups: int, like: "torch.Tensor") -> "torch.Tensor":
+    """Additive mask [groups * queries, keys]: the last query sees every key, each one before it one key less."""
     import torch
 
-    size = (segment.stop - segment.start, segment.context_stop - segment.context_start)
-    if size not in layout.masks:
-        hidden = torch.full((size[0], sum(size)), float("-inf"), dtype=query.dtype, device=query.device)
-        layout.masks[size] = hidden.triu(size[1] + 1)
-    return layout.masks[size]
+    if (queries, keys) not in layout.masks:
+        hidden = torch.full((queries, keys), float("-inf"), dtype=like.dtype, device=like.device)
+        layout.masks[queries, keys] = hidden.triu(keys - queries + 1).repeat(groups, 1)
+    return layout.masks[queries, keys]
 
 
 def block_mask(layout: Layout, tokens: int, device: "torch.device") -> "BlockMask":

@@ -23,7 +23,8 @@ class Budget:
     """How much may be computed, and for what.
 
     Attributes:
-        share: of the tokens that scoring every sample on every probe would take.
+        share: of the tokens that scoring every sample on every probe would take. The pilot and the first rung are
+            computed in any case.
         fraction: the top share of the pool that is wanted.
         control: the control whose contribution decides.
         error_rate: how often a sample may be stopped on the wrong side of the cut, over all rungs (normal theory).
@@ -71,11 +72,14 @@ def rungs(n_probes: int, share: float) -> list[int]:
     return sizes
 
 
-def cut(scores: pl.Series, fraction: float) -> float:
-    """The score of the last sample of the top fraction, halfway to the next one."""
-    ranked = scores.sort(descending=True)
-    last = ceil(fraction * ranked.len())
-    return float(ranked[last - 1] + ranked[min(last, ranked.len() - 1)]) / 2
+def cut(scores: pl.Series, weights: pl.Series, fraction: float) -> float:
+    """The score of the last sample of the top fraction, halfway to the next one. A weight counts for so many samples."""
+    ranked = (
+        pl.DataFrame({"score": scores, "weight": weights}).filter(pl.col("weight") > 0).sort("score", descending=True)
+    )
+    wanted = ceil(fraction * float(ranked["weight"].sum()) - 1e-9)
+    last = min(int((ranked["weight"].cum_sum() < wanted - 1e-9).sum()), ranked.height - 1)
+    return float(ranked["score"][last] + ranked["score"][min(last + 1, ranked.height - 1)]) / 2
 
 
 def undecided(estimates: pl.DataFrame, at: float, critical_value: float) -> list[str]:

@@ -19,6 +19,11 @@ def control_seeds(settings: ControlSettings) -> list[int]:
     return [settings.seed + draw for draw in range(settings.draws)]
 
 
+def control_lengths(key: ScoreKey, settings: ControlSettings) -> list[int]:
+    """Where `random_tokens` is measured: the asked lengths, cut to the longest context there can be."""
+    return sorted({min(length, key.max_context_tokens) for length in settings.lengths})
+
+
 def contributions(
     store: Store, key: ScoreKey, shard: str, settings: ControlSettings, pilot: Sequence[str] = ()
 ) -> pl.DataFrame:
@@ -53,7 +58,7 @@ def influences(
 def _parameters(key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str]) -> dict[str, Any]:
     return {
         "score_key": key.value, "shard": shard, "samples": list(samples), "controls": list(settings.kinds),
-        "seeds": control_seeds(settings),
+        "seeds": control_seeds(settings), "lengths": control_lengths(key, settings),
     }  # fmt: skip
 
 

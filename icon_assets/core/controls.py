@@ -42,6 +42,16 @@ def random_chars(tokenizer: "PreTrainedTokenizerBase", seed: int, length: int, m
     return ControlContext("random_chars", seed, length, tuple(ids[:max_tokens]))
 
 
+def knots(measured: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """Which of the lengths that `random_tokens` may be measured at are needed to interpolate at `lengths`."""
+    needed: set[int] = set()
+    for length in lengths:
+        below = [knot for knot in measured if knot <= length]
+        above = [knot for knot in measured if knot >= length]
+        needed |= {(below or above)[-1 if below else 0], (above or below)[0 if above else -1]}
+    return sorted(needed)
+
+
 def plain_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Ids a text could hold: all but special and added tokens."""
     vocabulary: Any = tokenizer  # the stubs type a tokenizer's methods as any attribute

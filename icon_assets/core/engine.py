@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from icon_assets.core.attention import ATTENTION, Kernel, Layout, NotPackable, Segment, block_mask, register
@@ -109,6 +110,7 @@ class ScoringEngine:
 
     Attributes:
         mode: how it computes.
+        partly_unpacked: whether texts longer than an attention window had to be computed unpacked after all.
         tokens_per_forward: the budget; smaller than asked for after a forward that did not fit into memory.
         compiled: whether the model's layers are compiled.
         meter: what was spent.
@@ -124,14 +126,13 @@ class ScoringEngine:
         self._kernel: Kernel = kernel or _kernel(self._device)
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self.meter = Meter()
-        self._chunked_head = False
+        self._chunked_head, self.partly_unpacked = False, False
+        self.tokens_per_forward = tokens_per_forward or _LEAST_TOKENS
         register()
         self._chunked_head = self._inner is not None and self._agrees(self._one_by_one, _TRIAL_PAIRS)
-        packable = self._model._can_set_attn_implementation()
-        self.mode: Mode = (
-            "packed" if packable and self._agrees(self._forward_packed, _TRIAL_ROWS) else self._unpacked_mode
-        )
-        self.tokens_per_forward = tokens_per_forward or self._fitting_tokens()
+        self.mode: Mode = "packed" if self._packs() else self._unpacked_mode
+        if tokens_per_forward is None:
+            self.tokens_per_forward = self._fitting_tokens()
 
     def score(
         self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
@@ -152,46 +153,47 @@ class ScoringEngine:
         batch = _Batch([[*self._leading, *context] for context in contexts], probes)
         prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [batch.length(i) for i in range(len(probes))]
         for rows in plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward):
-            yield from self._fitting(batch, rows)
+            for part in [rows] if self.mode == "packed" else self._apart(batch, rows):
+                yield from self._fitting(batch, part, packed=self.mode == "packed")
 
-    def _fitting(self, batch: _Batch, rows: list[Row]) -> Iterator[list[Pair]]:
+    def _fitting(self, batch: _Batch, rows: list[Row], *, packed: bool) -> Iterator[list[Pair]]:
         """The rows in one forward, or in halves of it when memory does not suffice: no pair is lost."""
         import torch
 
-        halves = halve(rows)
-        if halves and batch.tokens(rows) > self.tokens_per_forward:  # the budget has shrunk since this was planned
-            for half in halves:
-                yield from self._fitting(batch, half)
-            return
-        try:
-            done = self._forward(batch, rows)
-        except torch.OutOfMemoryError:
-            if not halves:
-                raise IconError(
-                    f"out of memory on one pair of {batch.tokens(rows)} tokens; lower scoring.max_context_tokens, use a "
-                    "smaller model, or a device with more memory"
-                ) from None
-            done = None
-        if done is not None:
-            yield from done
-            return
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.tokens_per_forward = max(batch.tokens(rows) // 2, 1)
-        for half in halves:
-            yield from self._fitting(batch, half)
-
-    def _forward(self, batch: _Batch, rows: list[Row]) -> list[list[Pair]]:
-        if self.mode == "packed":
+        tokens = batch.tokens(rows) if packed else len(rows) * max(batch.tokens([row]) for row in rows)
+        parts = halve(rows)
+        if not parts or tokens <= self.tokens_per_forward:
             try:
-                return [self._forward_packed(batch, rows)]
+                yield self._forward(batch, rows, packed=packed)
             except NotPackable:  # a window shorter than this text
-                pass
-        if self._unpacked_mode == "batched":
-            lengths = [(r.context, p, len(batch.prefixes[r.context]) + batch.length(p)) for r in rows for p in r.probes]
-            groups = similar_lengths(lengths, self.tokens_per_forward)
-            return [self._forward_batched(batch, [Row(c, (p,)) for c, p in group]) for group in groups]
-        return [self._forward_one(batch, [Row(row.context, (probe,))]) for row in rows for probe in row.probes]
+                self.partly_unpacked, packed, parts = True, False, self._apart(batch, rows)
+            except torch.OutOfMemoryError:
+                if not parts:
+                    raise IconError(
+                        f"out of memory on one pair of {tokens} tokens; lower scoring.max_context_tokens, use a smaller "
+                        "model, or a device with more memory"
+                    ) from None
+                self.tokens_per_forward = max(tokens // 2, 1)  # for what comes after, too
+            else:
+                return
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        for part in parts:
+            yield from self._fitting(batch, part, packed=packed)
+
+    def _forward(self, batch: _Batch, rows: list[Row], *, packed: bool) -> list[Pair]:
+        if packed:
+            return self._forward_packed(batch, rows)
+        return self._forward_batched(batch, rows) if len(rows) > 1 else self._forward_one(batch, rows)
+
+    def _apart(self, batch: _Batch, rows: list[Row]) -> list[list[Row]]:
+        """The pairs of packed rows as rows of their own: batches of similar length, or one by one."""
+        pairs = [Row(row.context, (probe,)) for row in rows for probe in row.probes]
+        if self._unpacked_mode == "one by one":
+            return [[pair] for pair in pairs]
+        lengths = [(pair.context, pair.probes[0], batch.tokens([pair])) for pair in pairs]
+        groups = similar_lengths(lengths, self.tokens_per_forward)
+        return [[Row(context, (probe,)) for context, probe in group] for group in groups]
 
     def _forward_packed(self, batch: _Batch, rows: list[Row]) -> list[Pair]:
         packed = batch.pack(rows, self._kernel)
@@ -254,6 +256,10 @@ class ScoringEngine:
     def _pairs(self, parts: list[_Packed], nll: "torch.Tensor") -> list[Pair]:
         keys = [pair for packed in parts for pair in packed.pairs]
         sums = [part.sum().item() for part in nll.split([n for _, _, n in keys])]
+        if not all(map(isfinite, sums)):
+            raise IconError(
+                "the model gives an infinite or undefined NLL; set model.dtype to float32, or use another model"
+            )
         self.meter.forwards += 1
         self.meter.pairs += len(sums)
         for packed in parts:
@@ -270,9 +276,26 @@ class ScoringEngine:
     def _unpacked_mode(self) -> Mode:
         return "batched" if self._agrees(self._forward_batched, _TRIAL_PAIRS) else "one by one"
 
+    def _packs(self) -> bool:
+        """Whether packed forwards work; a kernel that this machine can't compile gives way to the plain one."""
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        if not self._model._can_set_attn_implementation():
+            return False
+        if self._kernel == "flex":
+            try:
+                return self._agrees(self._forward_packed, _TRIAL_ROWS)
+            except (TorchDynamoException, InductorError):
+                self._kernel = "segments"
+        return self._agrees(self._forward_packed, _TRIAL_ROWS)
+
     def _agrees(self, forward: Callable[[_Batch, list[Row]], list[Pair]], rows: list[Row]) -> bool:
         """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
-        batch = _Batch([[*self._leading, *context] for context in _TRIAL_CONTEXTS], _TRIAL_PROBES)
+        # The flex kernel works in blocks of tokens: its trial must be longer than a few of them.
+        times = 16 if self._kernel == "flex" else 1
+        contexts = [[*self._leading, *context * times] for context in _TRIAL_CONTEXTS]
+        batch = _Batch(contexts, [Encoded(p.prompt_ids * times, p.response_ids) for p in _TRIAL_PROBES])
         spent, self.meter = self.meter, Meter()  # the trial is not the user's work
         try:
             tried = forward(batch, rows)
@@ -296,7 +319,7 @@ class ScoringEngine:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
-        self._forward(batch, [Row(0, (0,))])
+        list(self._fitting(batch, [Row(0, (0,))], packed=self.mode == "packed"))
         self.meter = Meter()
         per_token = max(1, torch.cuda.max_memory_allocated(self._device) - before) / tokens
         free, _ = torch.cuda.mem_get_info(self._device)
@@ -310,6 +333,7 @@ class ScoringEngine:
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
 
+        tokens += self.meter.work.tokens  # small passes add up
         if self._compiled or self.mode != "packed" or tokens < _COMPILED_FROM[self._device.type]:
             return self.compiled
         if _has_compiler(self._device):
@@ -324,6 +348,12 @@ class ScoringEngine:
     @property
     def compiled(self) -> bool:
         return bool(self._compiled)
+
+    @property
+    def description(self) -> str:
+        """How it computes, for people: `packed, compiled`."""
+        notes = ["compiled"] * self.compiled + [f"partly {self._unpacked_mode}"] * self.partly_unpacked
+        return ", ".join([self.mode, *notes])
 
     @contextmanager
     def _attention(self, name: str) -> Iterator[None]:

@@ -4,11 +4,11 @@ Counted is what the method needs (useful FLOPs): matrix products of the layers p
 the output head per scored position. Padding, masks and everything elementwise count nothing.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Work:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that FLOPs depend on. `layer_parameters`: weights of the layers' matrices, without embeddings and head."""
+    """The sizes that FLOPs depend on. `layer_parameters`: weights of the layers' matrices that a token meets, without
+    embeddings and head; of a mixture of experts its share.
+    """
 
     layer_parameters: int
     n_layers: int
@@ -53,19 +55,22 @@ def model_shape(directory: Path) -> ModelShape:
     from math import prod
 
     from safetensors import safe_open
+    from transformers import AutoConfig
 
-    config = json.loads((directory / "config.json").read_text("utf-8"))
-    config = config.get("text_config", config)
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_size = config.get("head_dim") or hidden // heads
-    vocabulary, layers = config["vocab_size"], 0
+    loaded: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = loaded.get_text_config()
+    hidden, heads, vocabulary = config.hidden_size, config.num_attention_heads, config.vocab_size
+    head_size = getattr(config, "head_dim", None) or hidden // heads
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    active = min(1.0, (getattr(config, "num_experts_per_tok", None) or experts) / experts)
+    parameters = 0.0
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, framework="np") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a dict)
                 shape = tensors.get_slice(name).get_shape()
-                if len(shape) == 2 and shape != [vocabulary, hidden]:  # the embeddings and the head have that shape
-                    layers += prod(shape)
-    return ModelShape(layers, config["num_hidden_layers"], heads * head_size, hidden, vocabulary)
+                if len(shape) >= 2 and shape != [vocabulary, hidden]:  # the embeddings and the head have that shape
+                    parameters += prod(shape) * (active if ".experts." in name else 1)
+    return ModelShape(round(parameters), config.num_hidden_layers, heads * head_size, hidden, vocabulary)
 
 
 def pair_work(context_tokens: float, probe_tokens: float, response_tokens: float) -> Work:

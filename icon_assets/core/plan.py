@@ -6,12 +6,13 @@ scoring cost on record, or from a short trial.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from icon_assets.core.budget import budget_of
+from icon_assets.core.budget import budget_of, rungs
 from icon_assets.core.controls import random_chars
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import ScoringEngine
@@ -26,7 +27,7 @@ from icon_assets.core.flops import (
 )
 from icon_assets.core.language_model import LanguageModel
 from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.scoring import missing_controls, shared_controls
+from icon_assets.core.scoring import NO_CONTEXT, Control, controls_for, missing_controls
 from icon_assets.core.store import Store, sql_text
 from icon_assets.core.tokens import Context, Encoded
 from icon_assets.settings import Settings
@@ -98,43 +99,58 @@ def make_plan(
     load_model: Callable[[], LanguageModel],
 ) -> Plan:
     """Compare the pool with what is stored under `key`. The model is loaded only when no speed is on record."""
-    shards = store.query(sql_text("unscored.sql"), {"score_key": key.value, "n": _DRAWN})
+    enough, share = _enough(settings, store)
+    shards = store.query(sql_text("unscored.sql"), {"score_key": key.value, "n": _DRAWN, "enough": enough})
     drawn = shards["drawn"].explode().drop_nulls().sort().head(_DRAWN).to_list()
     probe_rows = store.query("FROM probes ORDER BY probe_id").to_dicts()
-    exact = int(shards["new_pairs"].sum() or 0)
-    pairs, share = _within_budget(settings, int(shards["samples"].sum() or 0), len(probe_rows), exact)
-    controls = missing_controls(
-        store, key, shared_controls(key, settings.controls), [row["probe_id"] for row in probe_rows]
-    )
+    exact, samples = int(shards["new_pairs"].sum() or 0), int(shards["unscored_samples"].sum() or 0)
+    pairs = round(share * exact)
+    budget_share = share if enough else None
     shown = shards.drop("drawn")
+    probe_ids = [row["probe_id"] for row in probe_rows]
+    encoder = Encoder(load_tokenizer(), key)
+    contexts = [encoder.context(row) for row in _samples(store, drawn)]
+    controls = missing_controls(store, key, [NO_CONTEXT, *_controls_of(store, key, settings, contexts)], probe_ids)
     n_controls = sum(map(len, controls.values()))
     if not pairs and not n_controls:
         nothing = Price(0, 0, 0.0)
-        return Plan(shown, len(probe_rows), 0, exact, 0, share, nothing, nothing, _recorded_speed(store, key))
-    encoder = Encoder(load_tokenizer(), key)
+        return Plan(shown, len(probe_rows), 0, exact, 0, budget_share, nothing, nothing, _recorded_speed(store, key))
     probes = [encoder.probe(row) for row in probe_rows]
-    contexts = [encoder.context(row) for row in _samples(store, drawn)]
     speed = _recorded_speed(store, key) or _trial(load_model(), contexts, probes, encoder.separator, shape, key.dtype)
     budget = settings.scoring.tokens_per_forward
     per_forward = budget if isinstance(budget, int) else _TOKENS_PER_FORWARD
     separator = len(encoder.separator)
-    ours = _packed([len(c.ids) + separator for c in contexts], probes, pairs, per_forward) + _controls(
+    ours = _packed([len(c.ids) + separator for c in contexts], probes, samples, pairs, per_forward) + _controls(
         controls, probes, separator
     )
     naive = _naive(contexts, probes, pairs, load_tokenizer(), key)
     return Plan(
-        shown, len(probes), pairs, exact, n_controls, share,
+        shown, len(probes), pairs, exact, n_controls, budget_share,
         _price(ours, shape, speed), _price(naive, shape, speed), speed,
     )  # fmt: skip
 
 
-def _within_budget(settings: Settings, samples: int, probes: int, missing: int) -> tuple[int, float | None]:
-    """Pairs to compute at most, and the budget's share."""
+def _enough(settings: Settings, store: Store) -> tuple[int | None, float]:
+    """Probes from which a sample counts as scored (None: all), and the share of the missing pairs that will be computed."""
+    samples, probes = store.query(
+        "SELECT (SELECT count(DISTINCT sample_id) FROM samples), (SELECT count(*) FROM probes)"
+    ).row(0)
     budget = budget_of(settings, samples, probes)
-    if budget is None:
-        return missing, None
-    total = samples * probes
-    return max(0, min(missing, round(budget.share * total) - (total - missing))), budget.share
+    if budget is None or samples <= budget.pilot:
+        return None, 1.0
+    first = rungs(probes, budget.share)[0]
+    pilot = budget.pilot / samples
+    return first, max(budget.share, pilot + (1 - pilot) * first / probes)
+
+
+def _controls_of(store: Store, key: ScoreKey, settings: Settings, drawn: Sequence[Context]) -> list[Control]:
+    """What samples of the lengths that are known or were drawn will be compared with."""
+    known = store.query(
+        "SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts SEMI JOIN samples USING (sample_id) WHERE score_key = $key",
+        {"key": key.value},
+    )
+    tokens = {*known["n_context_tokens"], *(len(context.ids) for context in drawn)}
+    return controls_for(key, settings.controls, tokens, {*known["n_context_chars"], *(c.n_chars for c in drawn)})
 
 
 def _samples(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -145,19 +161,23 @@ def _samples(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
     return rows.to_dicts()
 
 
-def _packed(contexts: Sequence[int], probes: Sequence[Encoded], pairs: int, per_forward: int) -> Work:
-    """`pairs` of typical contexts with typical probes: a context is computed once per forward it stands in."""
+def _packed(contexts: Sequence[int], probes: Sequence[Encoded], samples: int, pairs: int, per_forward: int) -> Work:
+    """`pairs` over `samples` of typical lengths: a context is computed once per forward it stands in."""
     if not pairs or not contexts or not probes:
         return Work()
-    work = Work()
+    alone, shared = Work(), Work()
     lengths = [len(p.prompt_ids) + len(p.response_ids) - 1 for p in probes]
+    total = sum(lengths) * pairs / (samples * len(probes))  # probe tokens behind one context
     for context in contexts:
-        forwards = -(-sum(lengths) // max(1, per_forward - context))
-        work += context_work(context) * forwards
+        room = max(per_forward - context, max(lengths))
+        alone += context_work(context) * max(1, ceil(total / room))
         for probe, length in zip(probes, lengths, strict=True):
-            work += shared_work(context, length, len(probe.response_ids))
-    share = pairs / (len(contexts) * len(probes))
-    return Work(round(work.tokens * share), round(work.attended * share), round(work.scored * share))
+            shared += shared_work(context, length, len(probe.response_ids))
+    return _scaled(alone, samples / len(contexts)) + _scaled(shared, pairs / (len(contexts) * len(probes)))
+
+
+def _scaled(work: Work, times: float) -> Work:
+    return Work(round(work.tokens * times), round(work.attended * times), round(work.scored * times))
 
 
 def _controls(controls: dict[tuple[str, int, int], list[int]], probes: Sequence[Encoded], separator: int) -> Work:
@@ -186,8 +206,7 @@ def _naive(
             length = len(probe.prompt_ids) + len(probe.response_ids)
             for before in (len(context.ids), control):
                 work += pair_work(before, length, before + length)
-    share = pairs / (len(contexts) * len(probes))
-    scaled = Work(round(work.tokens * share), round(work.attended * share), round(work.scored * share))
+    scaled = _scaled(work, pairs / (len(contexts) * len(probes)))
     for probe in probes:
         length = len(probe.prompt_ids) + len(probe.response_ids)
         scaled += pair_work(0, length, length)
@@ -204,7 +223,7 @@ def _recorded_speed(store: Store, key: ScoreKey) -> Speed | None:
     row = store.query(
         """
         WITH recent AS (
-            FROM scoring_costs WHERE score_key = $key AND seconds > 0.5 ORDER BY created_at DESC LIMIT $n
+            FROM scoring_costs WHERE score_key = $key ORDER BY created_at DESC LIMIT $n
         )
         SELECT device, sum(tokens) / sum(seconds) AS tokens_per_second, sum(flops) / sum(seconds) AS flops_per_second,
             sum(flops) / sum(seconds * peak_flops_per_second) AS peak_share

@@ -5,7 +5,8 @@ row, a new control no candidate pass.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,8 +16,8 @@ import numpy as np
 import polars as pl
 
 from icon_assets.core.budget import Budget, affordable, cut, rungs, undecided
-from icon_assets.core.contribution import contributions, control_seeds, influences, matrix
-from icon_assets.core.controls import ControlContext
+from icon_assets.core.contribution import contributions, control_lengths, control_seeds, influences, matrix
+from icon_assets.core.controls import ControlContext, knots
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import Pair, ScoringEngine
 from icon_assets.core.flops import ModelShape, Work, device_name, matmul_peak
@@ -29,6 +30,7 @@ from icon_assets.settings import ControlSettings, ScoringSettings
 
 PAIR_KEY = ("score_key", "sample_id", "probe_id")
 Control = tuple[str, int, int]  # kind, seed, length in the kind's own unit
+NO_CONTEXT: Control = ("none", 0, 0)
 CONTROL_KEY = ("score_key", "probe_id", "control", "seed", "length")
 
 
@@ -44,9 +46,10 @@ class Progress:
 
 @dataclass
 class Spent:
-    """What a pass computed. All zero when nothing was missing; then no model was loaded either."""
+    """What a pass computed; all zero when nothing was missing."""
 
     pairs: int = 0
+    control_pairs: int = 0
     forwards: int = 0
     tokens: int = 0
     flops: int = 0
@@ -56,6 +59,7 @@ class Spent:
 
     def add(self, other: "Spent") -> None:
         self.pairs += other.pairs
+        self.control_pairs += other.control_pairs
         self.forwards += other.forwards
         self.tokens += other.tokens
         self.flops += other.flops
@@ -88,6 +92,7 @@ class Scorer:
     ) -> None:
         self._store, self._key, self._load, self._settings = store, key, load, settings
         self._shape = shape
+        self._pilots: dict[Budget, list[str]] = {}
         self._on_progress = on_progress or (lambda _: None)
 
     @cached_property
@@ -108,13 +113,13 @@ class Scorer:
         rows = self._store.query("FROM probes ORDER BY probe_id").iter_rows(named=True)
         return {row["probe_id"]: self._encoder.probe(row) for row in rows}
 
-    def complete_controls(self, settings: ControlSettings) -> Spent:
-        """Compute what is missing of the probes without context and, if asked for, behind random tokens."""
-        return self._complete_controls(shared_controls(self._key, settings))
+    def complete_baseline(self) -> Spent:
+        """Compute the probes without context that are not stored."""
+        return self._complete_controls([NO_CONTEXT])
 
     def complete_shard(self, shard: str, settings: ControlSettings, budget: Budget | None = None) -> Spent:
-        """Compute the missing pairs of one shard's samples, all of them or as the budget says, and, if asked for, their
-        `random_chars` controls.
+        """Compute the missing pairs of one shard's samples, all of them or as the budget says, and the controls that
+        samples of their lengths need and no other shard has needed before.
         """
         if budget is None:
             return self._complete(shard, settings)
@@ -135,19 +140,38 @@ class Scorer:
         """The samples that go on to the next rung: undecided ones, as many as the budget allows."""
         scores = contributions(self._store, self._key, shard, settings, self.pilot(budget))
         estimates = scores.filter(pl.col("control") == budget.control)
-        at = cut(pl.concat([estimates["contribution"], self._elsewhere(shard, budget)]), budget.fraction)
-        near = undecided(estimates, at, budget.critical_value(len(sizes)))
+        if estimates.is_empty():
+            return []
+        near = undecided(estimates, self._cut(shard, estimates, settings, budget), budget.critical_value(len(sizes)))
         # Tokens up to each rung; every rung computes the context again.
         tokens = [sum(self._probe_tokens[probe_id] for probe_id in order[:size]) for size in sizes]
-        passed = {size: index + 1 for index, size in enumerate(sizes)}
         spent, possible, costs = 0, 0, {}
         for sample_id, n_probes, context in estimates.select("sample_id", "n_probes", "n_context_tokens").iter_rows():
-            rungs_done = passed.get(n_probes, len(sizes))
-            spent += tokens[rungs_done - 1] + context * (rungs_done if n_probes < len(order) else 1)
+            done = max(1, bisect_right(sizes, n_probes))
+            spent += tokens[done - 1] + context * (done if n_probes < len(order) else 1)
             possible += tokens[-1] + context
-            costs[sample_id] = max(0, tokens[rung + 1] - tokens[rungs_done - 1]) + context
+            costs[sample_id] = max(0, tokens[rung + 1] - tokens[done - 1]) + context
         allowance = round(budget.share * possible) - spent
         return affordable(near, [costs[sample_id] for sample_id in near], allowance)
+
+    def _cut(self, shard: str, estimates: pl.DataFrame, settings: ControlSettings, budget: Budget) -> float:
+        """The score that separates the top fraction of the pool, as far as it is known.
+
+        Own estimates, the scores of other shards as they were last computed; samples that have none yet are
+        represented by the pilot, which is drawn from the whole pool.
+        """
+        known = self._store.query(sql_text("known_scores.sql"), {
+            "score_key": self._key.value, "control": budget.control, "shard": shard,
+        })  # fmt: skip
+        scored = known["contribution"].drop_nulls()
+        table = influences(self._store, self._key, None, settings, self.pilot(budget))
+        pilot = table.filter(pl.col("control") == budget.control).group_by("sample_id").agg(pl.col("x").mean())["x"]
+        missing = known["contribution"].null_count() / max(1, pilot.len())
+        values = pl.concat([estimates["contribution"], scored, pilot])
+        weights = pl.concat([
+            pl.repeat(1.0, estimates.height + scored.len(), eager=True), pl.repeat(missing, pilot.len(), eager=True),
+        ])  # fmt: skip
+        return cut(values, weights, budget.fraction)
 
     def _probe_order(self, settings: ControlSettings, budget: Budget) -> list[str]:
         """The order in which every sample meets the probes, from the pilot: those that tell most per token come first."""
@@ -162,21 +186,12 @@ class Scorer:
 
     def pilot(self, budget: Budget) -> list[str]:
         """The samples of the pool that get every probe: a random draw that growth of the pool hardly changes."""
-        rows = self._store.query(
-            "SELECT sample_id FROM samples WHERE NOT is_duplicate ORDER BY md5($seed || sample_id) LIMIT $n",
-            {"seed": str(budget.seed), "n": budget.pilot},
-        )
-        return rows["sample_id"].to_list()
-
-    def _elsewhere(self, shard: str, budget: Budget) -> pl.Series:
-        """Scores of the samples of other shards, as they were last computed."""
-        return self._store.query(
-            """
-            SELECT contribution FROM delta.sample_scores SEMI JOIN shards USING (shard)
-            WHERE score_key = $key AND control = $control AND shard <> $shard
-            """,
-            {"key": self._key.value, "control": budget.control, "shard": shard},
-        )["contribution"]
+        if budget not in self._pilots:
+            self._pilots[budget] = self._store.query(
+                "SELECT sample_id FROM samples WHERE NOT is_duplicate ORDER BY md5($seed || sample_id) LIMIT $n",
+                {"seed": str(budget.seed), "n": budget.pilot},
+            )["sample_id"].to_list()
+        return self._pilots[budget]
 
     @cached_property
     def _probe_ids(self) -> list[str]:
@@ -187,18 +202,16 @@ class Scorer:
     ) -> Spent:
         """The missing pairs of the shard, or of these samples, with all probes or these, and their own controls."""
         spent = self._complete_pairs(shard, samples, probes)
-        if "random_chars" in settings.kinds:
-            lengths = self._store.query(
-                """
-                SELECT DISTINCT n_context_chars FROM contexts
-                SEMI JOIN (FROM samples WHERE shard = $shard OR sample_id IN (SELECT unnest($samples::VARCHAR[])))
-                    USING (sample_id)
-                WHERE score_key = $score_key ORDER BY ALL
-                """,
-                {"shard": shard, "samples": samples or [], "score_key": self._key.value},
-            )["n_context_chars"]
-            seeds = control_seeds(settings)
-            spent.add(self._complete_controls([("random_chars", seed, n) for n in lengths for seed in seeds]))
+        lengths = self._store.query(
+            """
+            SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts
+            SEMI JOIN (FROM samples WHERE shard = $shard OR sample_id IN (SELECT unnest($samples::VARCHAR[])))
+                USING (sample_id)
+            WHERE score_key = $score_key ORDER BY ALL
+            """,
+            {"shard": shard, "samples": samples or [], "score_key": self._key.value},
+        )
+        spent.add(self._complete_controls(controls_for(self._key, settings, *lengths.get_columns())))
         return spent
 
     def _complete_pairs(self, shard: str, samples: list[str] | None, probes: list[str] | None) -> Spent:
@@ -241,8 +254,9 @@ class Scorer:
         """Score the wanted pairs; commit at least every `commit_seconds`, and what is finished even on the way out."""
         engine, probes = self._engine, list(self._probes.values())
         total, done, spent = sum(map(len, wanted)), 0, Spent()
-        engine.compile_for(sum(sum(len(probes[i].prompt_ids) for i in indices) for indices in wanted))
         bill = _Bill(self._store, self._key, self._shape(), engine, work, self._language_model.device.type)
+        lengths = list(self._probe_tokens.values())
+        engine.compile_for(sum(len(c) + sum(lengths[i] for i in w) for c, w in zip(contexts, wanted, strict=True)))
         waiting, start = list[Pair](), time.monotonic()
         try:
             for pairs in engine.score(contexts, probes, wanted):
@@ -317,17 +331,19 @@ class _Bill:
         """What the engine did since the last `settle`."""
         meter = self._engine.meter
         did: Work = meter.work - self._did
+        pairs = meter.pairs - self._pairs
+        of_kind = (pairs, 0) if self._work == "pairs" else (0, pairs)
         return Spent(
-            meter.pairs - self._pairs, meter.forwards - self._forwards, did.tokens, self._shape.flops(did),
+            *of_kind, meter.forwards - self._forwards, did.tokens, self._shape.flops(did),
             time.monotonic() - self._start, self._peak,
-            self._engine.mode + (", compiled" if self._engine.compiled else ""),
+            self._engine.description,
         )  # fmt: skip
 
     def settle(self) -> Spent:
         spent = self.since()
         row = {
             "created_at": datetime.now(UTC), "score_key": self._key.value, "work": self._work, "device": self._device,
-            "engine": spent.engine, "pairs": spent.pairs, "forwards": spent.forwards, "tokens": spent.tokens,
+            "engine": spent.engine, "pairs": spent.pairs + spent.control_pairs, "forwards": spent.forwards, "tokens": spent.tokens,
             "flops": spent.flops, "seconds": spent.seconds, "peak_flops_per_second": spent.peak_flops_per_second,
         }  # fmt: skip
         self._store.append("scoring_costs", pl.DataFrame([row]))
@@ -335,12 +351,19 @@ class _Bill:
         return spent
 
 
-def shared_controls(key: ScoreKey, settings: ControlSettings) -> list[Control]:
-    """The control contexts that every candidate shares: none, and random tokens at a few lengths."""
-    wanted: list[Control] = [("none", 0, 0)]
+def controls_for(
+    key: ScoreKey, settings: ControlSettings, tokens: Iterable[int], chars: Iterable[int]
+) -> list[Control]:
+    """The control contexts that samples of these lengths are compared with, besides no context."""
+    seeds, wanted = control_seeds(settings), list[Control]()
     if "random_tokens" in settings.kinds:
-        lengths = [n for n in settings.lengths if n <= key.max_context_tokens]
-        wanted += [("random_tokens", seed, length) for length in lengths for seed in control_seeds(settings)]
+        wanted += [
+            ("random_tokens", seed, n)
+            for n in knots(control_lengths(key, settings), sorted(set(tokens)))
+            for seed in seeds
+        ]
+    if "random_chars" in settings.kinds:
+        wanted += [("random_chars", seed, n) for n in sorted(set(chars)) for seed in seeds]
     return wanted
 
 

@@ -1,6 +1,6 @@
 -- Influence of samples on probes under each control, from the stored pairs (method; arXiv 2505.05327): the beginning of a query.
 -- Parameters: $score_key; $shard: its samples, and $samples: a list of further ones; $controls: list of control names;
--- $seeds: list of the control seeds to average over.
+-- $seeds: list of the control seeds to average over; $lengths: the lengths at which random_tokens is measured.
 WITH wanted AS (
     SELECT DISTINCT sample_id FROM samples WHERE shard = $shard OR sample_id IN (SELECT unnest($samples::VARCHAR[]))
 ),
@@ -17,6 +17,7 @@ control AS (
     SELECT probe_id, control, "length", avg(nll_sum / n_tokens) AS nll
     FROM control_scores
     WHERE score_key = $score_key AND (control = 'none' OR seed IN (SELECT unnest($seeds::BIGINT[])))
+        AND (control <> 'random_tokens' OR "length" IN (SELECT unnest($lengths::BIGINT[])))
     GROUP BY ALL
 ),
 base AS (

@@ -52,10 +52,10 @@ CREATE TABLE sample_scores (
     stability DOUBLE, coverage DOUBLE, significance DOUBLE, standard_error DOUBLE, n_probes BIGINT, n_context_tokens BIGINT, truncated BOOLEAN
 );
 COMMENT ON TABLE sample_scores IS 'One sample''s contribution under one control, over the current probe set.';
-COMMENT ON COLUMN sample_scores.contribution IS 'Mean over probes of (PPL(S|control) - PPL(S|T)) / (PPL(S) + 1e-6).';
-COMMENT ON COLUMN sample_scores.consistency IS 'Share of probes with influence > 0.';
+COMMENT ON COLUMN sample_scores.contribution IS 'Mean over probes of (PPL(S|control) - PPL(S|T)) / (PPL(S) + 1e-6); an estimate of it where standard_error > 0.';
+COMMENT ON COLUMN sample_scores.consistency IS 'Share of the scored probes with influence > 0.';
 COMMENT ON COLUMN sample_scores.stability IS 'Population variance of the influence over probes.';
-COMMENT ON COLUMN sample_scores.coverage IS 'Share of probes with influence > 0.5.';
+COMMENT ON COLUMN sample_scores.coverage IS 'Share of the scored probes with influence > 0.5.';
 COMMENT ON COLUMN sample_scores.significance IS '2 / (1 + exp(-50 x)) - 1 of the contribution x, clamped to -1 / 1 beyond -0.5 / 0.5. Ties at the top: never rank by it.';
 
 COMMENT ON COLUMN sample_scores.standard_error IS 'Of the contribution over the whole probe set: 0 when every probe was scored; above it in budgeted mode.';

@@ -16,11 +16,12 @@ FROM delta.score_keys GROUP BY score_key;
 CREATE VIEW contexts AS SELECT * FROM delta.contexts;
 CREATE VIEW pair_scores AS SELECT score_key, sample_id, probe_id, nll_sum, n_tokens FROM delta.pair_scores;
 CREATE VIEW control_scores AS SELECT * FROM delta.control_scores;
--- A sample that stands in two shards was scored once and reported with both.
+-- A sample that stands in two shards is reported with both; with a budget the later one may know more of its probes.
 CREATE VIEW sample_scores AS
-SELECT score_key, control, sample_id, any_value(contribution) AS contribution, any_value(consistency) AS consistency,
-    any_value(stability) AS stability, any_value(coverage) AS coverage, any_value(significance) AS significance,
-    any_value(standard_error) AS standard_error, any_value(n_probes) AS n_probes,
+SELECT score_key, control, sample_id, arg_max(contribution, n_probes) AS contribution,
+    arg_max(consistency, n_probes) AS consistency, arg_max(stability, n_probes) AS stability,
+    arg_max(coverage, n_probes) AS coverage, arg_max(significance, n_probes) AS significance,
+    arg_max(standard_error, n_probes) AS standard_error, max(n_probes) AS n_probes,
     any_value(n_context_tokens) AS n_context_tokens, any_value(truncated) AS truncated
 FROM delta.sample_scores GROUP BY score_key, control, sample_id;
 CREATE VIEW scoring_costs AS

@@ -45,6 +45,14 @@ def new_pairs(outcomes: dict[str, Outcome]) -> dict[str, int]:
     }  # fmt: skip
 
 
+def control_pairs(outcomes: dict[str, Outcome]) -> dict[str, int]:
+    """Probes without context and behind control contexts that each scoring asset computed."""
+    return {
+        name: o.metadata["control_pairs"] if o.metadata["changed"] else 0
+        for name, o in outcomes.items() if name.startswith(("sample_scores", "probe_baseline"))
+    }  # fmt: skip
+
+
 def test_every_asset_is_produced_and_a_second_run_changes_nothing(
     make_workspace: MakeWorkspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,12 +85,15 @@ def _refuse_to_load(*_: Any) -> Any:
 
 def test_only_what_changed_is_scored(make_workspace: MakeWorkspace, instance: dg.DagsterInstance) -> None:
     workspace = make_workspace()
-    baseline = 4 * (1 + 2 * 2)  # 4 probes: without context, and behind two draws at two lengths
-    assert new_pairs(score(workspace, instance)) == {
-        "probe_baseline": baseline,
-        "sample_scores[a": 16,
-        "sample_scores[b": 8,
-    }
+    first = score(workspace, instance)
+    assert new_pairs(first) == {"probe_baseline": 0, "sample_scores[a": 16, "sample_scores[b": 8}
+    controls = control_pairs(first)
+    assert controls["probe_baseline"] == 4, "each probe without context"
+    stored = Store(workspace.store_dir).query(
+        "SELECT DISTINCT seed, length FROM control_scores WHERE control <> 'none'"
+    )
+    assert sum(controls.values()) == 4 + 4 * stored.height, "each random context once, whichever shard needs it"
+    assert 0 < stored.height <= 2 * 2, "two draws at no more than two lengths"
     assert new_pairs(score(workspace, instance)) == {
         "probe_baseline": 0,
         "sample_scores[a": 0,
@@ -105,22 +116,20 @@ def test_only_what_changed_is_scored(make_workspace: MakeWorkspace, instance: dg
 
     change(workspace, "probes", {"count": 5})
     assert new_pairs(score(workspace, instance)) == {
-        "probe_baseline": 5,
+        "probe_baseline": 0,
         "sample_scores[b": 3,
         "sample_scores[renamed": 4,
     }
 
-    change(workspace, "controls", {"lengths": [8, 16, 32], "draws": 2})
-    assert new_pairs(score(workspace, instance)) == {
-        "probe_baseline": 10,
-        "sample_scores[b": 0,
-        "sample_scores[renamed": 0,
-    }
+    change(workspace, "controls", {"lengths": [16, 96], "draws": 2})
+    other = score(workspace, instance)
+    assert sum(new_pairs(other).values()) == 0, "another control costs no candidate pass"
+    assert sum(control_pairs(other).values()) > 0
 
-    change(workspace, "controls", {"lengths": [8, 16, 32], "draws": 1, "kinds": ["none", "random_chars"]})
-    chars = new_pairs(score(workspace, instance))
-    assert chars["probe_baseline"] == 0
-    assert chars["sample_scores[renamed"] > 0, "the paper's control is computed, and nothing else"
+    change(workspace, "controls", {"draws": 1, "kinds": ["none", "random_chars"]})
+    chars = score(workspace, instance)
+    assert sum(new_pairs(chars).values()) == 0
+    assert control_pairs(chars)["sample_scores[renamed"] > 0, "the paper's control is computed, and nothing else"
     pairs = Store(workspace.store_dir).query(
         "SELECT count(*) AS n, count(DISTINCT (sample_id, probe_id)) AS u FROM pair_scores"
     )
@@ -134,7 +143,9 @@ def test_going_back_to_earlier_settings_computes_nothing_and_doubles_no_row(
     shipped = {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64}
     score(workspace, instance)
     change(workspace, "scoring", {**shipped, "separator": "\n"})
-    assert sum(new_pairs(score(workspace, instance)).values()) == 20 + 24, "another separator is another key"
+    again = score(workspace, instance)
+    assert sum(new_pairs(again).values()) == 24, "another separator is another key"
+    assert sum(control_pairs(again).values()) > 4
     change(workspace, "scoring", shipped)
     assert sum(new_pairs(score(workspace, instance)).values()) == 0
     store = Store(workspace.store_dir)

@@ -37,7 +37,7 @@ def test_a_plan_announces_what_the_run_then_computes(
         icon.plan()
     run(workspace, instance, "raw_pool", "probe_set", "base_model")
     plan = icon.plan()
-    assert (plan.pairs, plan.exact_pairs, plan.control_pairs) == (6 * 4, 6 * 4, 4 * (1 + 2 * 2))
+    assert (plan.pairs, plan.exact_pairs) == (6 * 4, 6 * 4)
     assert plan.shards["new_pairs"].to_list() == [16, 8], "the sample of both shards counts in the first"
     assert plan.speed is not None
     assert plan.speed.measured == "a trial just now"
@@ -48,7 +48,7 @@ def test_a_plan_announces_what_the_run_then_computes(
     spent = icon.store.query(
         "SELECT sum(pairs)::BIGINT AS pairs, sum(tokens)::BIGINT AS tokens, sum(flops)::BIGINT AS flops FROM scoring_costs"
     )
-    assert spent["pairs"].item() == 24 + 20
+    assert spent["pairs"].item() == plan.pairs + plan.control_pairs
     assert plan.price.tokens == pytest.approx(spent["tokens"].item(), rel=0.02)
     assert plan.price.flops == pytest.approx(spent["flops"].item(), rel=0.02)
 
@@ -72,13 +72,35 @@ def test_a_finished_pool_needs_nothing_and_no_model(
     assert plan.to_json()["shards"][0]["unscored_samples"] == 1
 
 
+def test_a_new_probe_is_priced_with_the_context_of_every_sample(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace()
+    run(workspace, instance)
+    more = make_workspace(probes={"count": 5})
+    run(more, instance, "probe_set")
+    icon = WorkspaceResource(root=str(more.root))
+    before = icon.store.query("SELECT sum(tokens)::BIGINT FROM scoring_costs").item()
+    plan = icon.plan()
+    run(more, instance)
+    spent = icon.store.query("SELECT sum(tokens)::BIGINT FROM scoring_costs").item() - before
+    assert plan.price.tokens == pytest.approx(spent, rel=0.1)
+
+
 def test_a_budget_limits_the_plan_and_the_run(make_workspace: MakeWorkspace, instance: dg.DagsterInstance) -> None:
-    probes = {"count": 4, "budget": 0.5, "pilot": 4}
-    workspace = make_workspace(probes=probes)
+    probes = [alpaca(f"What is {n} times {n + 3}?", f"It is {n * (n + 3)}.", stratum="sums") for n in range(40)]
+    workspace = make_workspace(probes={"count": 30, "budget": 0.5, "near_duplicate": 1.0})
+    write_jsonl(workspace.root / "probes" / "probes.jsonl", probes)
+    write_jsonl(workspace.root / "pool" / "c.jsonl", [alpaca(f"Name number {n}.", f"{n * 7}") for n in range(90)])
     icon = WorkspaceResource(root=str(workspace.root))
     run(workspace, instance, "raw_pool", "probe_set", "base_model")
-    assert icon.plan().pairs == 12
+    plan = icon.plan()
+    assert plan.exact_pairs == 96 * 30
+    assert 0.45 * plan.exact_pairs < plan.pairs < 0.6 * plan.exact_pairs
     run(workspace, instance)
     scores = icon.store.query("SELECT n_probes, standard_error FROM current_scores WHERE control = 'none'")
-    assert scores.height == 6, "every sample has an estimate"
-    assert ((scores["standard_error"] == 0) == (scores["n_probes"] == 4)).all()
+    assert scores.height == 96, "every sample has an estimate"
+    assert ((scores["standard_error"] == 0) == (scores["n_probes"] == 30)).all()
+    assert scores["n_probes"].min() >= 5  # pyright: ignore
+    assert scores["n_probes"].sum() < 0.75 * plan.exact_pairs
+    assert icon.plan().pairs == 0, "nothing is left to do"

@@ -49,7 +49,7 @@ def main() -> None:
             icon = stack.enter_context(workspace(arguments, [lines], arguments.count, arguments.max_probe_chars))
             scorer = icon.scorer(None)
             scorer._on_progress = lambda _: None
-            scorer.complete_controls(icon.settings.controls)
+            scorer.complete_baseline()
             scorer.complete_shard(icon.store.query("SELECT shard FROM shards").item(), icon.settings.controls)
         report(arguments, _curve(icon, arguments), _lines)
 

@@ -124,7 +124,7 @@ def machine() -> str:
 
 
 class PeakMemory:
-    """Context manager: `mib` is the largest memory in use inside it, of the GPU when there is one, else of the process."""
+    """Context manager: `mib` is the largest memory this process used inside it, of the GPU when there is one, else of all."""
 
     mib = 0.0
 

@@ -11,7 +11,7 @@ import dagster as dg
 import polars as pl
 
 from icon_assets import resources
-from icon_assets.core.scoring import shared_controls
+from icon_assets.core.scoring import NO_CONTEXT, controls_for
 from icon_assets.definitions import build_assets
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import run_stages
@@ -80,7 +80,7 @@ def _make_up(icon: WorkspaceResource) -> None:
     controls = [
         {"score_key": key.value, "probe_id": probe, "control": kind, "seed": seed, "length": length, "n_context_tokens": length,
          "nll_sum": draw.uniform(5, 30), "n_tokens": 10, "truncated": False}
-        for kind, seed, length in shared_controls(key, icon.settings.controls) for probe in probes
+        for kind, seed, length in [NO_CONTEXT, *controls_for(key, icon.settings.controls, range(20, 301), [])] for probe in probes
     ]  # fmt: skip
     store.append("control_scores", pl.DataFrame(controls))
 

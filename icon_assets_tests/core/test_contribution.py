@@ -14,7 +14,7 @@ from icon_assets.core.store import Store
 from icon_assets.settings import ControlSettings
 
 SAMPLES = {"s1": 20, "s2": 16, "s3": 400, "s4": 5}  # context tokens
-KEY = ScoreKey("model", "float32", "alpaca", "\n", 64, 64, 64)
+KEY = ScoreKey("model", "float32", "alpaca", "\n", 2040, 64, 64)
 PROBES = [f"p{i}" for i in range(6)]
 LENGTHS, SEEDS = [16, 64, 256], [0, 1]
 CHARS = 7  # characters per context token in this made-up world
@@ -99,7 +99,9 @@ def interpolate(at: dict[int, float], size: int) -> float:
 
 def query(store: Store, controls: list[str]) -> pl.DataFrame:
     kinds: Any = ("none", *controls)
-    frame = contributions(store, KEY, "a", ControlSettings(kinds=kinds, seed=SEEDS[0], draws=len(SEEDS)))
+    frame = contributions(
+        store, KEY, "a", ControlSettings(kinds=kinds, seed=SEEDS[0], draws=len(SEEDS), lengths=tuple(LENGTHS))
+    )
     return frame.filter(pl.col("control").is_in(controls))
 
 

@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from icon_assets.core.controls import no_context, plain_vocabulary, random_chars, random_tokens
+from icon_assets.core.controls import knots, no_context, plain_vocabulary, random_chars, random_tokens
 from icon_assets_tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer(bos=True)
@@ -36,3 +36,11 @@ def test_a_control_is_the_same_for_the_same_seed_and_length_only(length: int) ->
 
 def test_no_context_is_empty() -> None:
     assert no_context().ids == ()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "needed"),
+    [([], []), ([100], [32, 256]), ([32], [32]), ([5], [32]), ([40, 300], [32, 256, 2040]), ([9999], [2040])],
+)
+def test_only_the_lengths_around_the_samples_are_measured(lengths: list[int], needed: list[int]) -> None:
+    assert knots([32, 256, 2040], lengths) == needed

@@ -91,10 +91,11 @@ def test_a_model_that_cannot_be_packed_is_scored_in_padded_batches_with_the_same
 def test_a_window_shorter_than_the_text_is_noticed_even_after_the_engine_was_built() -> None:
     loaded = language_model("mistral", sliding_window=24)
     engine = ScoringEngine(loaded, 4096)
-    assert engine.mode == "packed", "the trial pairs fit into the window"
+    assert engine.description == "packed", "the trial pairs fit into the window"
     pairs = [pair for batch in engine.score([list(range(40, 75))], PROBES, [[0, 1]]) for pair in batch]
     for pair in pairs:
         assert abs(pair.nll_sum - reference(loaded, list(range(40, 75)), PROBES[pair.probe])) <= 1e-4 * pair.n_tokens
+    assert engine.description == "packed, partly batched"
     layout: Any = type("Layout", (), {"longest": 100})()
     with pytest.raises(NotPackable):
         segment_attention(
@@ -167,17 +168,26 @@ def test_a_pair_that_never_fits_into_memory_is_named(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("kernel", ["segments", "flex"])
 def test_compiled_layers_give_the_same_figures(kernel: Any) -> None:
     loaded = language_model("llama", head_dim=16)
-    engine = ScoringEngine(loaded, 64, kernel)
+    engine = ScoringEngine(loaded, 4096, kernel)
     assert not engine.compile_for(10), "too little work to pay for it"
     assert engine.compile_for(10**9)
     assert engine.meter == Meter()
-    pairs = [pair for batch in engine.score(CONTEXTS, PROBES, ALL) for pair in batch]
-    assert len(pairs) == 16
+    contexts = [*CONTEXTS, [30 + i % 300 for i in range(280)]]  # longer than two blocks of the flex kernel
+    pairs = [pair for batch in engine.score(contexts, PROBES, [*ALL, ALL[0]]) for pair in batch]
+    assert len(pairs) == 20
     for pair in pairs:
-        expected = reference(loaded, CONTEXTS[pair.context], PROBES[pair.probe])
+        expected = reference(loaded, contexts[pair.context], PROBES[pair.probe])
         assert abs(pair.nll_sum - expected) <= 1e-4 * pair.n_tokens
     layer: Any = loaded.model.model.layers[0]
     assert "forward" not in vars(layer), "the model is as it came"
+
+
+def test_an_undefined_nll_is_refused_instead_of_stored() -> None:
+    loaded = language_model("llama")
+    engine = ScoringEngine(loaded, 4096)
+    loaded.model.lm_head.weight.data[:] = float("inf")
+    with pytest.raises(IconError, match=r"undefined NLL; set model\.dtype to float32"):
+        list(engine.score(CONTEXTS, PROBES, ALL))
 
 
 def test_bfloat16_stays_close_to_float32() -> None:

@@ -1,5 +1,6 @@
 """The bundled real model: packed scores against plain forwards, and fine-tuned weights that still speak."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from icon_assets.core.tokens import Encoded, encode_context, encode_probe
 from icon_assets.settings import ModelSettings
 
 DATA = Path(__file__).parents[2] / "data"
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +46,11 @@ def problem(model_dir: Path) -> tuple[list[list[int]], list[Encoded]]:
     return [[], *([*ids, *separator] for ids in contexts)], by_length[::7]
 
 
-def packed(loaded: LanguageModel, problem: tuple[list[list[int]], list[Encoded]]) -> list[Pair]:
+def packed(loaded: LanguageModel, problem: tuple[list[list[int]], list[Encoded]], compiled: bool = False) -> list[Pair]:
     contexts, probes = problem
     engine = ScoringEngine(loaded, 4096)
     assert engine.mode == "packed"
+    assert engine.compile_for(10**9 if compiled else 0) == compiled
     return [p for batch in engine.score(contexts, probes, [range(len(probes))] * len(contexts)) for p in batch]
 
 
@@ -64,11 +69,12 @@ def per_token(pairs: list[Pair]) -> list[float]:
     return [pair.nll_sum / pair.n_tokens for pair in pairs]
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 def test_in_float32_every_pair_equals_the_plain_forward(
-    model_dir: Path, problem: tuple[list[list[int]], list[Encoded]]
+    model_dir: Path, problem: tuple[list[list[int]], list[Encoded]], compiled: bool
 ) -> None:
     loaded = load(model_dir, "float32", "cpu")
-    pairs = packed(loaded, problem)
+    pairs = packed(loaded, problem, compiled)
     assert min(pair.n_tokens for pair in pairs) == 1
     differences = [abs(a - b) for a, b in zip(per_token(pairs), plain(loaded, problem, pairs), strict=True)]
     assert max(differences) <= 1e-4
