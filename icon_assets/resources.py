@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from icon_assets.core import ledger
+from icon_assets.core.engine import ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import model_shape
 from icon_assets.core.language_model import LanguageModel, ModelRecord, choose_device, load, read_record
@@ -20,6 +21,12 @@ from icon_assets.settings import Settings, Workspace
 @lru_cache(maxsize=1)
 def _cached_model(directory: Path, dtype: str, device: str) -> LanguageModel:
     return load(directory, dtype, device)
+
+
+@lru_cache(maxsize=1)
+def _cached_engine(directory: Path, dtype: str, device: str, tokens_per_forward: int | None) -> ScoringEngine:
+    """One engine for all shards of a process: it is tried out once, and compiled once all of them together pay for it."""
+    return ScoringEngine(_cached_model(directory, dtype, device), tokens_per_forward)
 
 
 class WorkspaceResource(dg.ConfigurableResource):
@@ -74,11 +81,12 @@ class WorkspaceResource(dg.ConfigurableResource):
 
     def scorer(self, log: Any) -> Scorer:
         """A scorer on the base model, whose progress goes to the run's log and to whoever listens in this process."""
-        record, dtype = self.base_model()
+        (record, dtype), asked = self.base_model(), self.settings.scoring.tokens_per_forward
+        tokens = asked if isinstance(asked, int) else None
         return Scorer(
             self.store,
             self.score_key(),
-            lambda: _cached_model(record.directory, dtype, self.device()),
+            lambda: _cached_engine(record.directory, dtype, self.device(), tokens),
             lambda: model_shape(record.directory),
             self.settings.scoring,
             LogProgress(log),

@@ -109,6 +109,7 @@ class ScoringEngine:
     The figures are the same.
 
     Attributes:
+        language_model: what it computes with.
         mode: how it computes.
         partly_unpacked: whether texts longer than an attention window had to be computed unpacked after all.
         tokens_per_forward: the budget; smaller than asked for after a forward that did not fit into memory.
@@ -120,6 +121,7 @@ class ScoringEngine:
         self, language_model: LanguageModel, tokens_per_forward: int | None = None, kernel: Kernel | None = None
     ) -> None:
         """`tokens_per_forward`: None for what fits. `kernel`: None for the one that suits the device."""
+        self.language_model = language_model
         self._model = language_model.model
         self._device = language_model.device
         self._leading = language_model.leading

@@ -21,7 +21,6 @@ from icon_assets.core.controls import ControlContext, knots
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import Pair, ScoringEngine
 from icon_assets.core.flops import ModelShape, Work, device_name, matmul_peak
-from icon_assets.core.language_model import LanguageModel
 from icon_assets.core.probe_model import ProbeModel
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store, sql_text
@@ -79,13 +78,13 @@ class Spent:
 
 
 class Scorer:
-    """Scores against one store with one model, which is loaded when the first missing pair asks for it."""
+    """Scores against one store with one engine, which is loaded when the first missing pair asks for it."""
 
     def __init__(
         self,
         store: Store,
         key: ScoreKey,
-        load: Callable[[], LanguageModel],
+        load: Callable[[], ScoringEngine],
         shape: Callable[[], ModelShape],
         settings: ScoringSettings,
         on_progress: Callable[[Progress], None] | None = None,
@@ -96,17 +95,12 @@ class Scorer:
         self._on_progress = on_progress or (lambda _: None)
 
     @cached_property
-    def _language_model(self) -> LanguageModel:
+    def _engine(self) -> ScoringEngine:
         return self._load()
 
     @cached_property
-    def _engine(self) -> ScoringEngine:
-        asked = self._settings.tokens_per_forward
-        return ScoringEngine(self._language_model, asked if isinstance(asked, int) else None)
-
-    @cached_property
     def _encoder(self) -> Encoder:
-        return Encoder(self._language_model.tokenizer, self._key)
+        return Encoder(self._engine.language_model.tokenizer, self._key)
 
     @cached_property
     def _probes(self) -> "dict[str, Encoded]":
@@ -254,7 +248,7 @@ class Scorer:
         """Score the wanted pairs; commit at least every `commit_seconds`, and what is finished even on the way out."""
         engine, probes = self._engine, list(self._probes.values())
         total, done, spent = sum(map(len, wanted)), 0, Spent()
-        bill = _Bill(self._store, self._key, self._shape(), engine, work, self._language_model.device.type)
+        bill = _Bill(self._store, self._key, self._shape(), engine, work, self._engine.language_model.device.type)
         lengths = list(self._probe_tokens.values())
         engine.compile_for(sum(len(c) + sum(lengths[i] for i in w) for c, w in zip(contexts, wanted, strict=True)))
         waiting, start = list[Pair](), time.monotonic()

@@ -73,6 +73,7 @@ def test_every_asset_is_produced_and_a_second_run_changes_nothing(
 
     monkeypatch.setattr(resources, "load", _refuse_to_load)
     resources._cached_model.cache_clear()
+    resources._cached_engine.cache_clear()
     second = run(workspace, instance, STAGES)
     assert [o.error for o in second if o.error] == []
     assert {o.asset for o in second if o.metadata["changed"]} == {"leaderboard"}, "only the free comparison is redone"

@@ -61,6 +61,7 @@ def test_a_finished_pool_needs_nothing_and_no_model(
     icon = WorkspaceResource(root=str(workspace.root))
     monkeypatch.setattr(resources, "load", lambda *_: pytest.fail("the model was loaded"))
     resources._cached_model.cache_clear()
+    resources._cached_engine.cache_clear()
     plan = icon.plan()
     assert (plan.pairs, plan.control_pairs, plan.price.tokens) == (0, 0, 0)
     assert "Nothing to compute" in "\n".join(plan_lines(plan))

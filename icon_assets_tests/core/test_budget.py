@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icon_assets.core import scoring
 from icon_assets.core.budget import Budget, affordable, budget_of, cut, pilot_size, rungs, undecided
 from icon_assets.core.contribution import contributions
 from icon_assets.core.engine import Meter, Pair
@@ -113,14 +112,15 @@ class World:
             self.store.replace("shards", pl.DataFrame([row], schema_overrides=schema), shard=shard)
         self.exact = {s["sample_id"]: sum(self.influence[i]) / self.PROBES for i, s in enumerate(samples)}
 
-    def scorer(self, monkeypatch: pytest.MonkeyPatch) -> Scorer:
+    def scorer(self) -> Scorer:
         world = self
 
         class LookUp:
             description = "packed"
 
-            def __init__(self, *_: Any) -> None:
+            def __init__(self) -> None:
                 self.meter = Meter()
+                self.language_model = SimpleNamespace(tokenizer=world.tokenizer, device=SimpleNamespace(type="cpu"))
 
             def compile_for(self, tokens: int) -> bool:
                 return False
@@ -140,10 +140,9 @@ class World:
                         for p in indices
                     ]  # fmt: skip
 
-        monkeypatch.setattr(scoring, "ScoringEngine", LookUp)
         self.tokenizer = make_tokenizer(bos=False)
-        model: Any = SimpleNamespace(tokenizer=self.tokenizer, device=SimpleNamespace(type="cpu"))
-        return Scorer(self.store, self.KEY, lambda: model, lambda: ModelShape(1, 1, 1, 1, 1), ScoringSettings())
+        engine: Any = LookUp
+        return Scorer(self.store, self.KEY, engine, lambda: ModelShape(1, 1, 1, 1, 1), ScoringSettings())
 
     def number(self, ids: Sequence[int]) -> int:
         """The sample's number stands in its text, as its instruction."""
@@ -160,8 +159,8 @@ def top(scores: dict[str, float], fraction: float) -> set[str]:
     return set(sorted(scores, key=lambda s: -scores[s])[: math.ceil(fraction * len(scores))])
 
 
-def test_elimination_finds_the_top_within_its_budget(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = world.scorer(monkeypatch)
+def test_elimination_finds_the_top_within_its_budget(world: World) -> None:
+    scorer = world.scorer()
     scorer.complete_baseline()
     world.scored.clear()
     budget = Budget(share=0.5, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
@@ -187,9 +186,9 @@ def test_elimination_finds_the_top_within_its_budget(world: World, monkeypatch: 
     assert len(set(effort.values())) >= 3, "effort follows the distance from the cut"
 
 
-def test_standard_errors_cover_the_exact_score(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_errors_cover_the_exact_score(world: World) -> None:
     """The share of samples whose exact score lies within 2 standard errors of the estimate is about 95 %."""
-    scorer = world.scorer(monkeypatch)
+    scorer = world.scorer()
     scorer.complete_baseline()
     budget = Budget(share=0.26, fraction=0.2, control="none", error_rate=0.999, pilot=24, seed=0)
     scorer.complete_shard("s0", world.CONTROLS, budget)
@@ -203,8 +202,8 @@ def test_standard_errors_cover_the_exact_score(world: World, monkeypatch: pytest
     assert sum(inside) / len(inside) >= 0.85
 
 
-def test_a_budgeted_pass_that_is_repeated_computes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = world.scorer(monkeypatch)
+def test_a_budgeted_pass_that_is_repeated_computes_nothing(world: World) -> None:
+    scorer = world.scorer()
     scorer.complete_baseline()
     budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
     assert scorer.complete_shard("s0", world.CONTROLS, budget).pairs > 0
@@ -214,7 +213,7 @@ def test_a_budgeted_pass_that_is_repeated_computes_nothing(world: World, monkeyp
 def test_exact_scoring_after_a_budgeted_one_computes_only_the_rest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = world.scorer(monkeypatch)
+    scorer = world.scorer()
     scorer.complete_baseline()
     budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
     scorer.complete_shard("s0", world.CONTROLS, budget)
@@ -224,9 +223,9 @@ def test_exact_scoring_after_a_budgeted_one_computes_only_the_rest(
     assert len(pairs) == len(set(pairs)) == world.SAMPLES * world.PROBES
 
 
-def test_a_budgeted_pass_that_lost_pairs_computes_those_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budgeted_pass_that_lost_pairs_computes_those_again(world: World) -> None:
     """As after a kill in the middle of a rung: samples then have numbers of probes that are no rung."""
-    scorer = world.scorer(monkeypatch)
+    scorer = world.scorer()
     scorer.complete_baseline()
     budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
     scorer.complete_shard("s0", world.CONTROLS, budget)
@@ -245,8 +244,8 @@ def test_a_budgeted_pass_that_lost_pairs_computes_those_again(world: World, monk
     assert least >= 8, "every sample has its first rung again"
 
 
-def test_an_empty_shard_needs_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = world.scorer(monkeypatch)
+def test_an_empty_shard_needs_nothing(world: World) -> None:
+    scorer = world.scorer()
     scorer.complete_baseline()
     budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
     assert scorer.complete_shard("no such shard", world.CONTROLS, budget).pairs == 24 * world.PROBES, "the pilot only"
