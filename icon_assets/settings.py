@@ -47,6 +47,9 @@ class PoolSettings(Section):
     max_chars: int = Field(
         default=100_000, ge=100, description="A sample longer than this (characters) is quarantined."
     )
+    settle_seconds: float = Field(
+        default=2, ge=0, description="A file that was written to more recently is waited for: it may not be whole yet."
+    )
 
 
 class ProbeSettings(Section):
@@ -84,6 +87,11 @@ class ScoringSettings(Section):
         description="Packed tokens per forward: bounds memory. auto: what suits the device's free memory.",
     )
     commit_seconds: float = Field(default=30, gt=0, description="Finished pairs are committed at least this often.")
+
+    @property
+    def fixed_tokens_per_forward(self) -> int | None:
+        """None for `auto`."""
+        return self.tokens_per_forward if isinstance(self.tokens_per_forward, int) else None
 
 
 class ControlSettings(Section):

@@ -1,26 +1,21 @@
 """Group `pool`: source files become samples in canonical form."""
 
-from datetime import UTC, datetime
-
 import dagster as dg
-import polars as pl
 
 from icon_assets.assets.shell import finish, mendable, unchanged
 from icon_assets.core import ledger
-from icon_assets.core.digests import file_digest
+from icon_assets.core.discovery import compare, on_record, wait_until_settled
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame
-from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame, shard_row
+from icon_assets.core.recipes import CODE_VERSIONS, raw_pool_recipe
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
-from icon_assets.partitions import SHARDS, source_files
+from icon_assets.partitions import SHARDS, revive_shard, source_files
 from icon_assets.resources import WorkspaceResource
-
-CODE_VERSION = "1"
 
 
 @dg.asset(
-    partitions_def=SHARDS, group_name="pool", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSION,
+    partitions_def=SHARDS, group_name="pool", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["raw_pool"],
     metadata=column_schema("samples"),
 )  # fmt: skip
 @mendable
@@ -31,19 +26,21 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     """
     source = _source(icon, context.partition_key)
     settings, store = icon.settings.pool, icon.store
-    recipe = Recipe(
-        "raw_pool", source.shard, (Input("file", source.file, file_digest(source.path)),),
-        {"max_chars": settings.max_chars}, code_version=CODE_VERSION,
-    )  # fmt: skip
-    if event := ledger.made(store, recipe):
+    wait_until_settled(source.path, settings.settle_seconds)
+    (file,) = compare([source], on_record(store), 0)
+    if event := ledger.made(store, raw_pool_recipe(source, file.digest, settings)):
+        if file.kind != "unchanged":
+            revive_shard(store, source.shard, file.mtime_ns)
+            store.publish()
         return unchanged(event)
     ingested = ingest(source.path, settings.max_chars)
     samples, quarantine = sample_frame(source, ingested), quarantine_frame(source, ingested)
     store.replace("samples", samples, shard=source.shard)
     store.replace("quarantine", quarantine, shard=source.shard)
-    store.replace("shards", _shard_row(source, ingested), shard=source.shard)
+    store.replace("shards", shard_row(source, ingested), shard=source.shard)
     for row in quarantine.iter_rows(named=True):
         context.log.warning(f"{row['file']}:{row['row']}: quarantined, {row['reason']}: {row['detail']}")
+    recipe = raw_pool_recipe(source, ingested.digest, settings)
     return finish(context, store, recipe, ingested.content_digest, _summary(store, source, ingested), {
         "dagster/row_count": samples.height,
         "quarantined_rows": markdown_table(quarantine.select("row", "reason", "detail").head(20)),
@@ -55,18 +52,6 @@ def _source(icon: WorkspaceResource, shard: str) -> SourceFile:
     if shard not in found:
         raise IconError(f"shard {shard}: its source file is gone; `icon-assets run` takes it out of the pool")
     return found[shard]
-
-
-def _shard_row(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
-    return pl.DataFrame(
-        [
-            {
-                "shard": source.shard, "file": source.file, "digest": ingested.digest, "n_bytes": ingested.n_bytes,
-                "n_samples": len(ingested.samples), "n_quarantined": len(ingested.quarantine),
-                "ingested_at": datetime.now(UTC),
-            }
-        ]
-    )  # fmt: skip
 
 
 def _summary(store: Store, source: SourceFile, ingested: Ingested) -> dict[str, int | str]:

@@ -17,6 +17,7 @@ from icon_assets.core.digests import canonical_json, files_digest
 from icon_assets.core.encoding import sample_of
 from icon_assets.core.files import new_directory
 from icon_assets.core.finetuning import TrainingResult, fine_tune
+from icon_assets.core.language_model import load_tokenizer
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.prompts import render_for_training
 from icon_assets.core.store import Store
@@ -43,9 +44,7 @@ def training_settings(settings: TrainingSettings) -> dict[str, Any]:
 
 def encode_samples(directory: Path, rows: pl.DataFrame, settings: TrainingSettings) -> list[Encoded]:
     """Table rows as token ids under the fine-tuning template, in the rows' order."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(directory)
     return [
         encode_training(
             tokenizer, render_for_training(sample_of(row), settings.template, tokenizer), settings.max_tokens

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class Ingested:
 
     digest: str
     n_bytes: int
+    mtime_ns: int
     samples: list[Located] = field(default_factory=list)
     quarantine: list[Quarantined] = field(default_factory=list)
 
@@ -100,7 +102,8 @@ def discover(folder: Path, setting: str = "pool.path") -> list[SourceFile]:
 
 def ingest(path: Path, max_chars: int) -> Ingested:
     """Read one source file. A bad row never stops the rest; an unreadable file becomes one quarantined row 0."""
-    result = Ingested(file_digest(path), path.stat().st_size)
+    stat = path.stat()
+    result = Ingested(file_digest(path), stat.st_size, stat.st_mtime_ns)
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     try:
         for row, value, raw in readers[path.suffix.lower()](path):
@@ -232,6 +235,16 @@ def sample_frame(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
     text = ("shard", "file", "sample_id", "instruction", "input", "response", "turns", "metadata")
     schema = dict.fromkeys(text, pl.String) | {"row": pl.Int64, "n_chars": pl.Int64}
     return pl.DataFrame(rows, schema=schema)
+
+
+def shard_row(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
+    """The row of the table `shards`."""
+    row = {
+        "shard": source.shard, "file": source.file, "digest": ingested.digest, "n_bytes": ingested.n_bytes,
+        "mtime_ns": ingested.mtime_ns, "n_samples": len(ingested.samples), "n_quarantined": len(ingested.quarantine),
+        "ingested_at": datetime.now(UTC), "removed_at": None,
+    }  # fmt: skip
+    return pl.DataFrame([row], schema_overrides={"removed_at": pl.Datetime("us", "UTC")})
 
 
 def quarantine_frame(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
