@@ -13,9 +13,14 @@ from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.partitions import SHARDS, revive_shard, source_files
 from icon_assets.resources import WorkspaceResource
 
+pool_files = dg.AssetSpec(
+    "pool_files", partitions_def=SHARDS, group_name="pool", kinds={"file"}, owners=OWNERS,
+    description="The source files as they lie in the pool folder; the sensor `discover_pool` reports new versions.",
+)  # fmt: skip
+
 
 @dg.asset(
-    partitions_def=SHARDS, group_name="pool", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["raw_pool"],
+    partitions_def=SHARDS, deps=[pool_files], group_name="pool", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["raw_pool"],
     metadata=column_schema("samples"),
 )  # fmt: skip
 @mendable

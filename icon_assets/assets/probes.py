@@ -22,8 +22,15 @@ from icon_assets.settings import Workspace
 _STRATUM_FIELDS = ("stratum", "dataset", "task")
 
 
+probe_files = dg.AssetSpec(
+    "probe_files", group_name="probes", kinds={"file"}, owners=OWNERS,
+    description="Files of candidate probes, and the evaluation data that no probe may share text with; the sensor "
+    "`discover_probes` reports new versions.",
+)  # fmt: skip
+
+
 @dg.asset(
-    deps=[raw_pool], group_name="probes", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["probe_set"],
+    deps=[raw_pool, probe_files], group_name="probes", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["probe_set"],
     metadata=column_schema("probe_candidates"),
 )  # fmt: skip
 @mendable

@@ -29,14 +29,18 @@ def raw_pool_recipe(source: SourceFile, digest: str, settings: PoolSettings) -> 
 
 def probe_set_recipe(workspace: Workspace, pool: Iterable[Event]) -> Recipe:
     """The probe set, from the files of candidates, what it must not share with, and the pool as last ingested."""
-    settings = workspace.settings.probes
-    sources = discover(workspace.input_path(settings.path), "probes.path")
-    files = [("probe_file", s.file, s.path) for s in sources] + evaluation_files(workspace)
+    settings, files = workspace.settings.probes, probe_inputs(workspace)
     return Recipe(
         "probe_set", "",
         (*(Input(kind, name, file_digest(path)) for kind, name, path in files), *(event.as_input() for event in pool)),
         settings.model_dump(), settings.seed, CODE_VERSIONS["probe_set"],
     )  # fmt: skip
+
+
+def probe_inputs(workspace: Workspace) -> list[tuple[str, str, Path]]:
+    """The files that decide the probe set besides the pool: (kind, name, path)."""
+    sources = discover(workspace.input_path(workspace.settings.probes.path), "probes.path")
+    return [("probe_file", source.file, source.path) for source in sources] + evaluation_files(workspace)
 
 
 def evaluation_files(workspace: Workspace) -> list[tuple[str, str, Path]]:
