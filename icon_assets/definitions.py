@@ -1,4 +1,4 @@
-"""The code location: `build_defs` puts assets, jobs and resources together. No logic, and nothing heavy is imported."""
+"""The code location: `build_defs` puts assets, checks, jobs and resources together. No logic, and nothing heavy is imported."""
 
 import dagster as dg
 
@@ -10,6 +10,7 @@ from icon_assets.assets.scoring import probe_baseline, sample_scores
 from icon_assets.assets.selection import selection_assets
 from icon_assets.assets.training import training_assets
 from icon_assets.automation import build_jobs
+from icon_assets.checks import build_checks
 from icon_assets.core.selection import check_arms
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
@@ -25,6 +26,7 @@ def build_defs(workspace: Workspace | None = None) -> dg.Definitions:
     assets = build_assets(workspace)
     return dg.Definitions(
         assets=assets,
+        asset_checks=build_checks(assets),
         jobs=build_jobs(workspace, assets),
         resources={"icon": WorkspaceResource(root=str(workspace.root))},
     )

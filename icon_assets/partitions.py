@@ -34,17 +34,24 @@ def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store
     known = instance.get_dynamic_partitions(name)
     if new := [shard for shard in wanted if shard not in known]:
         instance.add_dynamic_partitions(name, new)
-    stored = store.query("SELECT shard FROM shards")["shard"].to_list()
-    for shard in sorted({*known, *stored} - set(wanted)):
+    for shard in sorted({*known, *_stored_shards(store)} - set(wanted)):
         if shard in known:
             instance.delete_dynamic_partition(name, shard)
         retire_shard(store, shard)
     return wanted
 
 
+_OF_SHARDS = ("sample_scores", "samples", "quarantine", "shards")
+
+
+def _stored_shards(store: Store) -> list[str]:
+    """Every shard that has rows; one that was killed on its way in or out may have them in some tables only."""
+    return store.query(" UNION ".join(f'SELECT shard FROM delta."{table}"' for table in _OF_SHARDS))["shard"].to_list()  # noqa: S608
+
+
 def retire_shard(store: Store, shard: str) -> None:
     """Take a shard out of the current views. Pairs, subsets, manifests and the ledger keep what was made from it."""
-    for table in ("sample_scores", "samples", "quarantine", "shards"):
+    for table in _OF_SHARDS:
         rows = store.query(f'SELECT * FROM delta."{table}" WHERE shard = $shard', {"shard": shard})  # noqa: S608
         if rows.height:
             store.replace(table, rows.clear(), shard=shard)

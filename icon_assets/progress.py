@@ -54,6 +54,8 @@ class RunDisplay:
         self._live.remove_task(self._task)
         if not self._silent:
             self._console.print(_line(outcome, time.monotonic() - self._started), markup=False)
+            if outcome.warning:
+                self._console.print(f"! {outcome.name:<48} {outcome.warning}", markup=False)
 
     def _scored(self, progress: scoring.Progress) -> None:
         seconds = max(progress.seconds, 1e-9)

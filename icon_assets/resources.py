@@ -10,7 +10,14 @@ from icon_assets.core import ledger
 from icon_assets.core.engine import ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import model_shape
-from icon_assets.core.language_model import LanguageModel, ModelRecord, choose_device, load, read_record
+from icon_assets.core.language_model import (
+    LanguageModel,
+    ModelRecord,
+    choose_device,
+    files_unchanged,
+    load,
+    read_record,
+)  # fmt: skip
 from icon_assets.core.plan import Plan, load_tokenizer, make_plan
 from icon_assets.core.score_key import ScoreKey, score_key
 from icon_assets.core.scoring import Progress, Scorer
@@ -20,6 +27,10 @@ from icon_assets.settings import Settings, Workspace
 
 @lru_cache(maxsize=1)
 def _cached_model(directory: Path, dtype: str, device: str) -> LanguageModel:
+    if not files_unchanged(read_record(directory)):
+        raise IconError(
+            f"{directory}: holds other files than were prepared; delete it and materialize base_model again"
+        )
     return load(directory, dtype, device)
 
 

@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 import dagster as dg
 import polars as pl
 
-from icon_assets.assets.shell import finish, mendable, unchanged
-from icon_assets.core import ledger
+from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.core.digests import file_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame
@@ -35,7 +34,7 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
         "raw_pool", source.shard, (Input("file", source.file, file_digest(source.path)),),
         {"max_chars": settings.max_chars}, code_version=CODE_VERSION,
     )  # fmt: skip
-    if event := ledger.made(store, recipe):
+    if event := kept(context, icon, recipe):
         return unchanged(event)
     ingested = ingest(source.path, settings.max_chars)
     samples, quarantine = sample_frame(source, ingested), quarantine_frame(source, ingested)

@@ -1,20 +1,19 @@
 """Group `probes`: the probe set that contributions are measured with."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from icon_assets.assets.pool import raw_pool
-from icon_assets.assets.shell import current_shards, finish, mendable, unchanged
-from icon_assets.core import ledger
+from icon_assets.assets.shell import current_shards, finish, kept, mendable, unchanged
 from icon_assets.core.digests import file_digest, lines_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.evaluation import read_choice_items
 from icon_assets.core.ingest import Quarantined, SourceFile, discover, ingest
+from icon_assets.core.leakage import evaluation_files, evaluation_references, pool_references
 from icon_assets.core.ledger import Input, Recipe
-from icon_assets.core.probes import Candidate, Reference, Verdict, overlaps, select_probes
+from icon_assets.core.probes import Candidate, Verdict, overlaps, select_probes
 from icon_assets.core.store import Store, schemas
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
@@ -43,12 +42,12 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
          *(event.as_input() for event in current_shards(store, "raw_pool"))),
         settings.model_dump(), settings.seed, CODE_VERSION,
     )  # fmt: skip
-    if event := ledger.made(store, recipe):
+    if event := kept(context, icon, recipe):
         return unchanged(event)
     candidates, quarantined = _candidates(workspace, sources)
     verdicts = select_probes(
         candidates, settings.count, settings.seed, settings.near_duplicate,
-        overlaps(candidates, _pool_references(store)), overlaps(candidates, _evaluation_references(workspace)),
+        overlaps(candidates, pool_references(_pool_rows(store))), overlaps(candidates, evaluation_references(workspace)),
     )  # fmt: skip
     chosen = sorted(v.candidate.probe_id for v in verdicts if v.status == "selected")
     if not chosen:
@@ -70,17 +69,6 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     })  # fmt: skip
 
 
-def evaluation_files(workspace: Workspace) -> list[tuple[str, str, Path]]:
-    """The evaluation data named in the settings: (kind, name, path)."""
-    settings = workspace.settings.evaluation
-    names = [task.path for task in settings.multiple_choice] + ([settings.held_out] if settings.held_out else [])
-    paths = [("evaluation_file", name, workspace.input_path(name)) for name in names]
-    for _, name, path in paths:
-        if not path.is_file():
-            raise IconError(f"{path}: no such file; create it or take {name!r} out of the evaluation settings")
-    return paths
-
-
 def _candidates(
     workspace: Workspace, sources: list[SourceFile]
 ) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
@@ -94,22 +82,10 @@ def _candidates(
     return candidates, quarantined
 
 
-def _pool_references(store: Store) -> Iterator[Reference]:
-    rows = store.query('SELECT file, "row", turns, instruction, "input", response FROM samples')
-    for row in rows.iter_rows(named=True):
-        prompt = "\n".join(filter(None, [row["instruction"], row["input"]]))
-        yield Reference(f"{row['file']}:{row['row']}", prompt, f"{row['turns'] or ''} {prompt} {row['response']}")
-
-
-def _evaluation_references(workspace: Workspace) -> Iterator[Reference]:
-    settings = workspace.settings.evaluation
-    for task in settings.multiple_choice:
-        for number, item in enumerate(read_choice_items(workspace.input_path(task.path)), 1):
-            yield Reference(f"{task.path}:{number}", item.query, " ".join([item.query, *item.choices]))
-    if settings.held_out:
-        for located in ingest(workspace.input_path(settings.held_out), workspace.settings.pool.max_chars).samples:
-            text = f"{located.sample.prompt_text} {located.sample.response}"
-            yield Reference(f"{settings.held_out}:{located.row}", located.sample.prompt_text, text)
+def _pool_rows(store: Store) -> Iterator[dict[str, Any]]:
+    yield from store.query('SELECT file, "row", turns, instruction, "input", response FROM samples').iter_rows(
+        named=True
+    )
 
 
 def _frame(verdicts: list[Verdict], quarantined: list[tuple[str, Quarantined]]) -> pl.DataFrame:

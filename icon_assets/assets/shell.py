@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -9,7 +10,9 @@ import dagster as dg
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Event, Recipe
+from icon_assets.core.quality import REMAKE, Subject, rules_of
 from icon_assets.core.store import Store
+from icon_assets.resources import WorkspaceResource
 
 _SPENT = {"tokens", "seconds", "tokens_per_second", "engine", "flops", "peak_share"}
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,6 +29,22 @@ def mendable(function: F) -> F:
             raise dg.Failure(description=str(error), allow_retries=False) from error
 
     return wrapped  # pyright: ignore[reportReturnType]
+
+
+def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Recipe) -> Event | None:
+    """The newest event of the recipe's partition, if it was made by this very recipe and what is stored of it is sound.
+
+    Broken rows are made anew: without a look at them they would stay for ever, since nothing they are made from changes.
+    """
+    event = ledger.made(icon.store, recipe)
+    if event is None:
+        return None
+    with closing(Subject(icon.workspace, recipe.asset, recipe.partition)) as subject:
+        for rule in rules_of(recipe.asset):
+            if rule.mend == REMAKE and (finding := rule.look(subject)).wrong:
+                context.log.warning(f"made anew: {rule.name}: {finding.says}")
+                return None
+    return event
 
 
 def unchanged(event: Event) -> dg.MaterializeResult:
