@@ -38,8 +38,12 @@ def _checks_of(asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(name=f"{name}_checks", specs=specs, can_subset=True)
     def checks(context: dg.AssetCheckExecutionContext, icon: WorkspaceResource) -> Iterator[dg.AssetCheckResult]:
-        made_here = asset.key in (context.run.asset_selection or ())
+        if asset.partitions_def and not context.has_partition_key:
+            raise dg.Failure(
+                f"{name} has partitions: choose one, whose rows the checks are to look at", allow_retries=False
+            )
         partition = context.partition_key if context.has_partition_key else ""
+        made_here = asset.key in context.job_def.asset_layer.selected_asset_keys
         wanted = {key.name for key in context.selected_asset_check_keys}
         with closing(Subject(icon.workspace, name, partition, context.run.run_id if made_here else "")) as subject:
             for rule in rules_of(name):
