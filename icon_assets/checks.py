@@ -57,9 +57,7 @@ def _checks_of(asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
 def _judge(context: dg.AssetCheckExecutionContext, rule: Rule, subject: Subject) -> dg.AssetCheckResult:
     verdict_of = rule.verdict_of(subject) if rule.verdict_of else ""
     if verdict_of and subject.run_id and (run_id := _passed_before(context, rule, subject, verdict_of)):
-        return _result(
-            rule, Finding(1, 0, f"passed in run {run_id[:8]}, and nothing it depends on has changed"), verdict_of
-        )
+        return _result(rule, Finding(1, 0, f"passed in run {run_id[:8]}, on these files and libraries"), verdict_of)
     return _result(rule, rule.look(subject), verdict_of)
 
 

@@ -17,7 +17,7 @@ from icon_assets.core.language_model import (
     files_unchanged,
     load,
     read_record,
-)  # fmt: skip
+)
 from icon_assets.core.plan import Plan, load_tokenizer, make_plan
 from icon_assets.core.score_key import ScoreKey, score_key
 from icon_assets.core.scoring import Progress, Scorer

@@ -19,7 +19,7 @@ from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 _STRATUM_FIELDS = ("stratum", "dataset", "task")
 
 

@@ -96,6 +96,16 @@ class Subject:
             raise IconError(f"{self.name}: not materialized yet; materialize it first")
         return Made(rows[0]["digest"], rows[0]["run_id"], json.loads(rows[0]["summary"]))
 
+    @cached_property
+    def directory(self) -> Path:
+        """Where the files of the product lie."""
+        return self.workspace.root / self.made.summary["path"]
+
+    @cached_property
+    def files(self) -> str:
+        """Digest of these files as they are now; empty when they are gone."""
+        return directory_digest(self.directory) if self.directory.is_dir() else ""
+
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
         return self._con.sql(sql, params=parameters or None).pl().to_dicts()
 
@@ -311,10 +321,9 @@ def model_files_are_as_recorded(subject: Subject) -> Finding:
     """Weights, configuration and tokenizer on disk have the digest that scores and checkpoints name. A model that was swapped
     in place would be scored with, trained and reported under the name of another.
     """
-    path = subject.made.summary["path"]
-    directory = subject.workspace.root / path
-    same = directory.is_dir() and files_unchanged(read_record(directory))
-    return _finding(1, int(not same), "model directories are gone or hold other files than were prepared", [path])
+    same = subject.directory.is_dir() and files_unchanged(read_record(subject.directory))
+    what = "model directories are gone or hold other files than were prepared"
+    return _finding(1, int(not same), what, [subject.made.summary["path"]])
 
 
 # Scores
@@ -560,19 +569,13 @@ def no_row_is_orphaned(subject: Subject) -> Finding:
 # Checkpoints
 
 
-def _directory(subject: Subject) -> Path:
-    return subject.workspace.root / subject.made.summary["path"]
-
-
 @rule("checkpoint", blocking=True, mend="delete its directory and materialize it again: it is trained anew")
 def files_are_as_recorded(subject: Subject) -> Finding:
     """The checkpoint's directory holds the files that training left, byte for byte. What is evaluated, exported or served must be
     what the lineage describes.
     """
-    directory = _directory(subject)
-    same = directory.is_dir() and directory_digest(directory) == subject.made.digest
-    path = subject.made.summary["path"]
-    return _finding(1, int(not same), "checkpoint directories are gone or hold other files than training left", [path])
+    what = "checkpoint directories are gone or hold other files than training left"
+    return _finding(1, int(subject.files != subject.made.digest), what, [subject.made.summary["path"]])
 
 
 def _base_model(subject: Subject) -> dict[str, str]:
@@ -591,7 +594,7 @@ def _base_model(subject: Subject) -> dict[str, str]:
 
 def _loaded_with(subject: Subject) -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
-    return f"checkpoint {subject.made.digest}, base model {_base_model(subject)['digest']}, {libraries}"
+    return f"checkpoint {subject.files}, base model {_base_model(subject)['digest']}, {libraries}"
 
 
 @rule(
@@ -606,7 +609,7 @@ def checkpoint_loads(subject: Subject) -> Finding:
 
     base = subject.workspace.root / _base_model(subject)["path"]
     try:
-        model, tokenizer = load_fine_tuned(base, _directory(subject), "float32", "cpu")
+        model, tokenizer = load_fine_tuned(base, subject.directory, "float32", "cpu")
         with torch.inference_mode():
             logits = model(torch.tensor([tokenizer("Hello.").input_ids or [0]])).logits
     except (IconError, OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -116,11 +116,15 @@ def test_only_what_changed_is_scored(make_workspace: MakeWorkspace, instance: dg
     }
 
     change(workspace, "probes", {"count": 5})
-    assert new_pairs(score(workspace, instance)) == {
+    more_probes = score(workspace, instance)
+    assert new_pairs(more_probes) == {
         "probe_baseline": 0,
         "sample_scores[b": 3,
         "sample_scores[renamed": 4,
     }
+    moved = more_probes["sample_scores[renamed"].metadata
+    assert moved["drift_samples"] == 5, "how far other probes moved the scores is on record"
+    assert -1 <= moved["drift_rank_correlation"] <= 1
 
     change(workspace, "controls", {"lengths": [16, 96], "draws": 2})
     other = score(workspace, instance)
