@@ -2,8 +2,7 @@
 
 import dagster as dg
 
-from icon_assets.assets.shell import finish, mendable, unchanged
-from icon_assets.core import ledger
+from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.core.discovery import compare, on_record, wait_until_settled
 from icon_assets.core.errors import IconError
 from icon_assets.core.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame, shard_row
@@ -33,7 +32,7 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     settings, store = icon.settings.pool, icon.store
     wait_until_settled(source.path, settings.settle_seconds)
     (file,) = compare([source], on_record(store), 0)
-    if event := ledger.made(store, raw_pool_recipe(source, file.digest, settings)):
+    if event := kept(context, icon, raw_pool_recipe(source, file.digest, settings)):
         if file.kind != "unchanged":
             revive_shard(store, source.shard, file.mtime_ns)
             store.publish()
