@@ -24,7 +24,7 @@ from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 BASE_ARM = "base"
 
 
@@ -153,7 +153,7 @@ def _held_out(icon: WorkspaceResource, name: str) -> dict[str, list[Encoded]]:
     """Held-out samples by stratum, under the fine-tuning template."""
     workspace = icon.workspace
     source = SourceFile(name, name, workspace.input_path(name))
-    ingested = ingest(source.path, workspace.settings.pool.max_chars)
+    ingested = ingest(source, workspace.settings.pool.max_chars)
     record, _ = icon.base_model()
     encoded = encode_samples(record.directory, sample_frame(source, ingested), workspace.settings.training)
     strata: dict[str, list[Encoded]] = {}

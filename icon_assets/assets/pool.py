@@ -7,16 +7,16 @@ import polars as pl
 
 from icon_assets.assets.shell import finish, mendable, unchanged
 from icon_assets.core import ledger
-from icon_assets.core.digests import file_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame
+from icon_assets.core.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame, source_digest
 from icon_assets.core.ledger import Input, Recipe
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.partitions import SHARDS, source_files
 from icon_assets.resources import WorkspaceResource
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
+_LOGGED = 20  # quarantined rows
 
 
 @dg.asset(
@@ -32,18 +32,20 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     source = _source(icon, context.partition_key)
     settings, store = icon.settings.pool, icon.store
     recipe = Recipe(
-        "raw_pool", source.shard, (Input("file", source.file, file_digest(source.path)),),
+        "raw_pool", source.shard, (Input("file", source.file, source_digest(source)),),
         {"max_chars": settings.max_chars}, code_version=CODE_VERSION,
     )  # fmt: skip
     if event := ledger.made(store, recipe):
         return unchanged(event)
-    ingested = ingest(source.path, settings.max_chars)
+    ingested = ingest(source, settings.max_chars)
     samples, quarantine = sample_frame(source, ingested), quarantine_frame(source, ingested)
     store.replace("samples", samples, shard=source.shard)
     store.replace("quarantine", quarantine, shard=source.shard)
     store.replace("shards", _shard_row(source, ingested), shard=source.shard)
-    for row in quarantine.iter_rows(named=True):
+    for row in quarantine.head(_LOGGED).iter_rows(named=True):
         context.log.warning(f"{row['file']}:{row['row']}: quarantined, {row['reason']}: {row['detail']}")
+    if quarantine.height > _LOGGED:  # an event costs milliseconds, and a file may hold a million bad rows
+        context.log.warning(f"{source.file}: {quarantine.height - _LOGGED:,} more are in the table `quarantine`")
     return finish(context, store, recipe, ingested.content_digest, _summary(store, source, ingested), {
         "dagster/row_count": samples.height,
         "quarantined_rows": markdown_table(quarantine.select("row", "reason", "detail").head(20)),

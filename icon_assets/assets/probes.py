@@ -12,7 +12,7 @@ from icon_assets.core import ledger
 from icon_assets.core.digests import file_digest, lines_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.evaluation import read_choice_items
-from icon_assets.core.ingest import Quarantined, SourceFile, discover, ingest
+from icon_assets.core.ingest import Quarantined, SourceFile, discover, ingest, source_digest
 from icon_assets.core.ledger import Input, Recipe
 from icon_assets.core.probes import Candidate, Reference, Verdict, overlaps, select_probes
 from icon_assets.core.store import Store, schemas
@@ -20,7 +20,7 @@ from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 _STRATUM_FIELDS = ("stratum", "dataset", "task")
 
 
@@ -36,10 +36,10 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     workspace, store = icon.workspace, icon.store
     settings = workspace.settings.probes
     sources = discover(workspace.input_path(settings.path), "probes.path")
-    files = [("probe_file", s.file, s.path) for s in sources] + evaluation_files(workspace)
     recipe = Recipe(
         "probe_set", "",
-        (*(Input(kind, name, file_digest(path)) for kind, name, path in files),
+        (*(Input("probe_file", s.file, source_digest(s)) for s in sources),
+         *(Input(kind, name, file_digest(path)) for kind, name, path in evaluation_files(workspace)),
          *(event.as_input() for event in current_shards(store, "raw_pool"))),
         settings.model_dump(), settings.seed, CODE_VERSION,
     )  # fmt: skip
@@ -86,10 +86,11 @@ def _candidates(
 ) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
     candidates, quarantined = [], []
     for source in sources:
-        ingested = ingest(source.path, workspace.settings.pool.max_chars)
+        ingested = ingest(source, workspace.settings.pool.max_chars)
         quarantined += [(source.file, row) for row in ingested.quarantine]
         for located in ingested.samples:
-            stratum = next((str(located.fields[f]) for f in _STRATUM_FIELDS if located.fields.get(f)), source.file)
+            fields = located.fields
+            stratum = next((str(fields[f]) for f in _STRATUM_FIELDS if fields.get(f)), source.file)
             candidates.append(Candidate(located.sample, stratum, source.file, located.row))
     return candidates, quarantined
 
@@ -107,7 +108,8 @@ def _evaluation_references(workspace: Workspace) -> Iterator[Reference]:
         for number, item in enumerate(read_choice_items(workspace.input_path(task.path)), 1):
             yield Reference(f"{task.path}:{number}", item.query, " ".join([item.query, *item.choices]))
     if settings.held_out:
-        for located in ingest(workspace.input_path(settings.held_out), workspace.settings.pool.max_chars).samples:
+        held_out = SourceFile(settings.held_out, settings.held_out, workspace.input_path(settings.held_out))
+        for located in ingest(held_out, workspace.settings.pool.max_chars).samples:
             text = f"{located.sample.prompt_text} {located.sample.response}"
             yield Reference(f"{settings.held_out}:{located.row}", located.sample.prompt_text, text)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from icon_assets.core.engine import Pair, ScoringEngine
-from icon_assets.core.ingest import ingest
+from icon_assets.core.ingest import discover, ingest
 from icon_assets.core.language_model import LanguageModel, choose_dtype, load, prepare
 from icon_assets.core.prompts import render_for_scoring
 from icon_assets.core.samples import Sample
@@ -27,7 +27,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(name: str, rows: range) -> list[Sample]:
-    found = ingest(DATA / name, 100_000).samples
+    found = ingest(discover(DATA / name)[0], 100_000).samples
     return [found[row].sample for row in rows]
 
 
