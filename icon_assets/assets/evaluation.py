@@ -155,7 +155,7 @@ def _held_out(icon: WorkspaceResource, name: str) -> dict[str, list[Encoded]]:
     source = SourceFile(name, name, workspace.input_path(name))
     ingested = ingest(source, workspace.settings.pool.max_chars)
     record, _ = icon.base_model()
-    encoded = encode_samples(record.directory, sample_frame(source, ingested), workspace.settings.training)
+    encoded = encode_samples(record, sample_frame(source, ingested), workspace.settings.training)
     strata: dict[str, list[Encoded]] = {}
     for located, sample in zip(ingested.samples, encoded, strict=True):
         strata.setdefault(str(located.fields.get("stratum", "all")), []).append(sample)

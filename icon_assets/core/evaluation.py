@@ -251,7 +251,13 @@ def _log_likelihoods(
 
     Continuations that differ in their last token only share one row, as in the harness, so that letters as
     choices cost one. What is longer than `max_length` loses its start.
+
+    Raises:
+        IconError: a continuation alone is longer.
     """
+    if (longest := max((len(continuation) for _, continuation in pairs), default=0)) > max_length:
+        fault = f"an answer of {longest} tokens; the model has {max_length} positions"
+        raise IconError(f"evaluation: {fault}; shorten the choice, or remove the item or task")
     sharing: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, (context, continuation) in enumerate(pairs):
         sharing[(context + continuation)[-(max_length + 1) : -1]].append(index)

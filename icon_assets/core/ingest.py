@@ -23,8 +23,9 @@ from icon_assets.core.samples import Rejected, Sample, parse_row
 
 _EXCERPT_CHARS = 200
 _DETAIL_CHARS = 400
-# No part of one line of text: control characters, line separators, half surrogates (bytes of a name that is not UTF-8).
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# No part of one line of text: control characters, line separators, what turns the direction of writing, and half
+# surrogates (in a name: bytes that are not UTF-8).
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -123,18 +124,19 @@ def _candidates(root: Path) -> Iterator[Path]:
 
 def _source(root: Path, path: Path) -> SourceFile:
     name = path.relative_to(root).as_posix()
-    return SourceFile(shard_key(name), printable(name), Path(os.path.realpath(path)), _refusal(root, path))
-
-
-def _refusal(root: Path, path: Path) -> Rejected | None:
-    """Why a path must not be opened, found out without opening it."""
     try:
-        real = Path(os.path.realpath(path, strict=True))
-        mode = real.stat().st_mode
+        real = Path(os.path.realpath(path, strict=True)) if path.is_symlink() else path
+        refused = _refusal(root, path, real)
     except OSError as error:
-        return _fault(error)
+        real, refused = path, _fault(error)
+    return SourceFile(shard_key(name), printable(name), real, refused)
+
+
+def _refusal(root: Path, path: Path, real: Path) -> Rejected | None:
+    """Why a path must not be opened, found out without opening it."""
     if not real.is_relative_to(root):
         return Rejected("outside_folder", "a link that leads out of the folder; put the file itself there")
+    mode = real.stat().st_mode
     if stat.S_ISDIR(mode):
         return _closed_folder(path)
     return None if stat.S_ISREG(mode) else _not_regular()
@@ -153,7 +155,7 @@ def _closed_folder(path: Path) -> Rejected:
 
 
 def _not_regular() -> Rejected:
-    return Rejected("not_a_file", "a pipe, a socket or a device, not a file; it is not opened")
+    return Rejected("not_a_file", "a pipe, a device or a folder, not a file; it is not read")
 
 
 @contextmanager
@@ -166,12 +168,18 @@ def _opened(source: SourceFile) -> Iterator[BinaryIO]:
     if source.refused:
         raise source.refused
     try:
-        with os.fdopen(os.open(source.path, os.O_RDONLY | os.O_NONBLOCK), "rb") as handle:
-            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-                raise _not_regular()
+        with _open_regular(source.path) as handle:
             yield handle
     except OSError as error:
         raise _fault(error) from error
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular()
+    return os.fdopen(descriptor, "rb")
 
 
 def source_digest(source: SourceFile) -> str:

@@ -83,7 +83,7 @@ def _refuse_foreign(head: bytes, suffix: str) -> None:
 def _is_utf16(head: bytes) -> bool:
     """Whether every other byte of the ASCII in it is NUL: all on even places, or all on odd ones."""
     few, many = sorted((head[::2].count(0), head[1::2].count(0)))
-    return few * 8 <= many and (many * 4 >= len(head) or head.startswith(_UTF16_MARKS)) and many > 0
+    return 0 in head[:4] and few * 8 <= many and (many * 4 >= len(head) or head.startswith(_UTF16_MARKS))
 
 
 def decode_json(text: str) -> Any:
