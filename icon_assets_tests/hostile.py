@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -147,6 +148,7 @@ def odd_lines() -> list[Hostile]:
         between("wrong_types.jsonl", line(alpaca("Odd", {"text": "odd"})), "wrong_type"),  # pyright: ignore
         between("number_as_text.jsonl", line({**odd, "instruction": 5}), "wrong_type"),
         between("no_content.jsonl", line(alpaca("\u00a0\t", "odd")), "empty_prompt"),
+        between("no_response.jsonl", line(alpaca("Odd", "\u3000")), "empty_response"),
         between("odd_messages.jsonl", line({"messages": [{"role": "user", "content": [1]}]}), "wrong_type"),
         between("csv_in_jsonl.jsonl", b"instruction,output", "bad_json"),
     ]
@@ -310,9 +312,16 @@ def no_files() -> list[Hostile]:
         Hostile("inside.jsonl", link("UPPER.JSONL"), (1,)),
         Hostile("other_suffix.jsonl", _link_to_other_suffix, (1,)),
     ]
-    if os.geteuid():  # root may read everything
+    if not reads_everything():
         found.append(Hostile("locked.jsonl", _locked, (), ((0, "unreadable"),)))
     return found
+
+
+def reads_everything() -> bool:
+    """Whether permissions mean nothing to this user, as to root."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).chmod(0)
+        return os.access(file.name, os.R_OK)
 
 
 def link(target: str) -> Make:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,18 @@ from icon_assets.core.ingest import (
     shard_key,
     source_digest,
 )
-from icon_assets_tests.hostile import MAX_CHARS, SPECIAL_TOKENS, Hostile, corpus, lay_out, line, row, rows
+from icon_assets.core.store import sql_text
+from icon_assets_tests.hostile import (
+    MAX_CHARS,
+    SPECIAL_TOKENS,
+    Hostile,
+    corpus,
+    lay_out,
+    line,
+    reads_everything,
+    row,
+    rows,
+)
 
 CORPUS = corpus()
 
@@ -35,9 +47,15 @@ CORPUS = corpus()
 @pytest.fixture(autouse=True)
 def impatience() -> Iterator[None]:
     """Who waits for a pipe fails here instead of hanging for ever."""
+
+    def give_up(*_: object) -> None:
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(120)
     yield
     signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +88,13 @@ def test_every_row_is_ingested_or_quarantined_with_its_reason(case: Hostile, poo
     assert all(q.detail and (q.detail + q.excerpt).isprintable() for q in ingested.quarantine)
     assert sample_frame(source, ingested).to_arrow().num_rows == len(case.good)
     assert quarantine_frame(source, ingested).to_arrow().num_rows == len(case.bad)
+
+
+def test_the_reasons_are_the_words_that_the_schema_explains() -> None:
+    (explained,) = re.findall(r"COLUMN quarantine.reason IS '(.*)';", sql_text("schema.sql"))
+    assert {reason for case in CORPUS for _, reason in case.bad} == set(
+        re.findall(r"[a-z0-9]+_[a-z0-9_]+|missing|unreadable", explained)
+    )
 
 
 def test_no_metadata_of_one_row_fails_a_query_over_all(pool: dict[str, SourceFile]) -> None:
@@ -127,7 +152,7 @@ def test_a_file_that_becomes_a_pipe_or_a_folder_is_not_read(tmp_path: Path) -> N
         assert only_reason(source) == (0, "not_a_file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
+@pytest.mark.skipif(reads_everything(), reason="permissions mean nothing to root")
 def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     assert [(s.file, only_reason(s)) for s in discover(tmp_path)] == [("closed", (0, "unreadable"))]
