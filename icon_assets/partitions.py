@@ -1,6 +1,9 @@
 """Partition definitions, and keeping the shard partitions in step with the pool folder."""
 
+from datetime import UTC, datetime
+
 import dagster as dg
+import polars as pl
 
 from icon_assets.core.ingest import SourceFile, discover
 from icon_assets.core.store import Store
@@ -42,9 +45,15 @@ def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store
     return wanted
 
 
+def revive_shard(store: Store, shard: str, mtime_ns: int) -> None:
+    """Put a file of the same content on record as it lies there now: touched, or back after it was deleted."""
+    rows = store.query("FROM delta.shards WHERE shard = $shard", {"shard": shard})
+    back = rows.with_columns(mtime_ns=pl.lit(mtime_ns, pl.Int64), removed_at=pl.lit(None, rows.schema["removed_at"]))
+    store.replace("shards", back, shard=shard)
+
+
 def retire_shard(store: Store, shard: str) -> None:
-    """Take a shard out of the current views. Pairs, subsets, manifests and the ledger keep what was made from it."""
-    for table in ("sample_scores", "samples", "quarantine", "shards"):
-        rows = store.query(f'SELECT * FROM delta."{table}" WHERE shard = $shard', {"shard": shard})  # noqa: S608
-        if rows.height:
-            store.replace(table, rows.clear(), shard=shard)
+    """Take a shard out of the current views. Its rows stay for audits, and so does everything that was made from it."""
+    rows = store.query("FROM delta.shards WHERE shard = $shard AND removed_at IS NULL", {"shard": shard})
+    if rows.height:
+        store.replace("shards", rows.with_columns(removed_at=datetime.now(UTC)), shard=shard)

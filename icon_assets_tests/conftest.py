@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from icon_assets.core.ingest import Ingested, SourceFile, shard_row
+from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -75,6 +77,13 @@ def alpaca(instruction: str, output: str, input: str = "", **more: Any) -> dict[
     return {"instruction": instruction, "input": input, "output": output, **more}
 
 
+def put_shards(store: Store, *shards: str) -> None:
+    """Put shards on record, so that their rows are in the pool."""
+    for shard in shards:
+        source = SourceFile(shard, f"{shard}.jsonl", Path())
+        store.replace("shards", shard_row(source, Ingested("d", 1, 1)), shard=shard)
+
+
 POOL_A = [
     alpaca("Name a river in France.", "The Loire is the longest river in France."),
     alpaca("Add the numbers.", "The sum is 12.", "5 and 7"),
@@ -113,7 +122,7 @@ def make_workspace(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Worksp
         write_jsonl(root / "eval" / "sums.jsonl", CHOICES)
         settings = {
             "model": {"name": str(tiny_model_dir), "dtype": "float32", "device": "cpu"},
-            "probes": {"count": 4},
+            "pool": {"settle_seconds": 0}, "probes": {"count": 4},
             "scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64},
             "controls": {"lengths": [8, 32], "draws": 2},
             "selection": {"arms": ["full", "random", "icon"], "fraction": 0.5},

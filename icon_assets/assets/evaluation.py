@@ -7,7 +7,6 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.model import base_model
-from icon_assets.assets.probes import evaluation_files
 from icon_assets.assets.shell import finish, mendable, needed, unchanged
 from icon_assets.assets.training import arm_and_seed, encode_samples
 from icon_assets.core import ledger
@@ -17,6 +16,7 @@ from icon_assets.core.finetuning import load_fine_tuned
 from icon_assets.core.ingest import SourceFile, ingest, sample_frame
 from icon_assets.core.language_model import load
 from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.recipes import evaluation_files
 from icon_assets.core.store import Store
 from icon_assets.core.tokens import Encoded
 from icon_assets.metadata import OWNERS, bars, column_schema, markdown_table

@@ -1,31 +1,36 @@
 """Group `probes`: the probe set that contributions are measured with."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import dagster as dg
 import polars as pl
 
 from icon_assets.assets.pool import raw_pool
-from icon_assets.assets.shell import current_shards, finish, mendable, unchanged
+from icon_assets.assets.shell import finish, mendable, unchanged
 from icon_assets.core import ledger
-from icon_assets.core.digests import file_digest, lines_digest
+from icon_assets.core.digests import lines_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.evaluation import read_choice_items
-from icon_assets.core.ingest import Quarantined, SourceFile, discover, ingest, source_digest
-from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.ingest import Quarantined, SourceFile, discover, ingest
 from icon_assets.core.probes import Candidate, Reference, Verdict, overlaps, select_probes
+from icon_assets.core.recipes import CODE_VERSIONS, probe_set_recipe
 from icon_assets.core.store import Store, schemas
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "2"
 _STRATUM_FIELDS = ("stratum", "dataset", "task")
 
 
+probe_files = dg.AssetSpec(
+    "probe_files", group_name="probes", kinds={"file"}, owners=OWNERS,
+    description="Files of candidate probes, and the evaluation data that no probe may share text with; the sensor "
+    "`discover_probes` reports new versions.",
+)  # fmt: skip
+
+
 @dg.asset(
-    deps=[raw_pool], group_name="probes", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSION,
+    deps=[raw_pool, probe_files], group_name="probes", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["probe_set"],
     metadata=column_schema("probe_candidates"),
 )  # fmt: skip
 @mendable
@@ -35,17 +40,10 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     """
     workspace, store = icon.workspace, icon.store
     settings = workspace.settings.probes
-    sources = discover(workspace.input_path(settings.path), "probes.path")
-    recipe = Recipe(
-        "probe_set", "",
-        (*(Input("probe_file", s.file, source_digest(s)) for s in sources),
-         *(Input(kind, name, file_digest(path)) for kind, name, path in evaluation_files(workspace)),
-         *(event.as_input() for event in current_shards(store, "raw_pool"))),
-        settings.model_dump(), settings.seed, CODE_VERSION,
-    )  # fmt: skip
+    recipe = probe_set_recipe(workspace, ledger.current_shards(store, "raw_pool"))
     if event := ledger.made(store, recipe):
         return unchanged(event)
-    candidates, quarantined = _candidates(workspace, sources)
+    candidates, quarantined = _candidates(workspace)
     verdicts = select_probes(
         candidates, settings.count, settings.seed, settings.near_duplicate,
         overlaps(candidates, _pool_references(store)), overlaps(candidates, _evaluation_references(workspace)),
@@ -70,22 +68,9 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     })  # fmt: skip
 
 
-def evaluation_files(workspace: Workspace) -> list[tuple[str, str, Path]]:
-    """The evaluation data named in the settings: (kind, name, path)."""
-    settings = workspace.settings.evaluation
-    names = [task.path for task in settings.multiple_choice] + ([settings.held_out] if settings.held_out else [])
-    paths = [("evaluation_file", name, workspace.input_path(name)) for name in names]
-    for _, name, path in paths:
-        if not path.is_file():
-            raise IconError(f"{path}: no such file; create it or take {name!r} out of the evaluation settings")
-    return paths
-
-
-def _candidates(
-    workspace: Workspace, sources: list[SourceFile]
-) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
+def _candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
     candidates, quarantined = [], []
-    for source in sources:
+    for source in discover(workspace.input_path(workspace.settings.probes.path), "probes.path"):
         ingested = ingest(source, workspace.settings.pool.max_chars)
         quarantined += [(source.file, row) for row in ingested.quarantine]
         for located in ingested.samples:

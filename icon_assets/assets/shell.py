@@ -30,6 +30,11 @@ def mendable(function: F) -> F:
 
 def unchanged(event: Event) -> dg.MaterializeResult:
     """Nothing the product is made from has changed: say so, and keep its data version."""
+    return dg.MaterializeResult(data_version=dg.DataVersion(event.digest), metadata=unchanged_figures(event))
+
+
+def unchanged_figures(event: Event) -> dict[str, Any]:
+    """What a product that is kept reports: the figures of when it was made, without what that had cost."""
     figures = {name: value for name, value in event.summary.items() if isinstance(value, int | float | str)}
     if "new_pairs" in figures:  # what scoring cost then is not what it cost now
         figures = {name: value for name, value in figures.items() if name not in _SPENT} | {
@@ -37,10 +42,7 @@ def unchanged(event: Event) -> dg.MaterializeResult:
             "control_pairs": 0,
             "forwards": 0,
         }
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(event.digest),
-        metadata={"changed": False, "digest": event.digest, **figures},
-    )
+    return {"changed": False, "digest": event.digest, **figures}
 
 
 def finish(
@@ -72,9 +74,3 @@ def needed(store: Store, asset: str, partition: str = "") -> Event:
         where = f" [{partition}]" if partition else ""
         raise IconError(f"{asset}{where}: not materialized yet; materialize it first")
     return event
-
-
-def current_shards(store: Store, asset: str) -> list[Event]:
-    """The newest event of `asset` for every shard that is in the pool now."""
-    shards = set(store.query("SELECT shard FROM shards")["shard"])
-    return [event for shard, event in ledger.latest(store, asset).items() if shard in shards]

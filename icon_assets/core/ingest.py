@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -70,6 +71,7 @@ class Ingested:
 
     digest: str
     n_bytes: int = 0
+    mtime_ns: int = 0
     samples: list[Located] = field(default_factory=list)
     quarantine: list[Quarantined] = field(default_factory=list)
 
@@ -139,7 +141,9 @@ def _refusal(root: Path, path: Path, real: Path) -> Rejected | None:
     mode = real.stat().st_mode
     if stat.S_ISDIR(mode):
         return _closed_folder(path)
-    return None if stat.S_ISREG(mode) else _not_regular()
+    if not stat.S_ISREG(mode):
+        return _not_regular()
+    return None if os.access(real, os.R_OK) else Rejected("unreadable", "it may not be read; mend its permissions")
 
 
 def _fault(error: OSError) -> Rejected:
@@ -193,12 +197,20 @@ def source_digest(source: SourceFile) -> str:
 
 def ingest(source: SourceFile, max_chars: int) -> Ingested:
     """Read one source file. A bad row never stops the rest; an unreadable file becomes one quarantined row 0."""
-    result, limit = Ingested(source_digest(source)), row_limit(max_chars)
     try:
         with _opened(source) as handle:
-            result.n_bytes = os.fstat(handle.fileno()).st_size
-            for row in read_rows(handle, PurePath(source.file).suffix.lower(), limit):
-                _take(result, row, max_chars, limit)
+            status, content = os.fstat(handle.fileno()), stream_digest(handle)
+            handle.seek(0)
+            return _ingested(Ingested(content, status.st_size, status.st_mtime_ns), source, handle, max_chars)
+    except Rejected as error:
+        return Ingested(digest([error.reason]), quarantine=[_quarantined(Row(0, error), error)])
+
+
+def _ingested(result: Ingested, source: SourceFile, handle: BinaryIO, max_chars: int) -> Ingested:
+    limit = row_limit(max_chars)
+    try:
+        for row in read_rows(handle, PurePath(source.file).suffix.lower(), limit):
+            _take(result, row, max_chars, limit)
     except Rejected as error:
         result.quarantine.append(_quarantined(Row(0, error), error))
     if not result.samples and not result.quarantine:
@@ -270,6 +282,16 @@ def sample_frame(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
         "metadata": [located.metadata for located in ingested.samples],
     }  # fmt: skip
     return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String) | {"row": pl.Int64, "n_chars": pl.Int64})
+
+
+def shard_row(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
+    """The row of the table `shards`."""
+    row = {
+        "shard": source.shard, "file": source.file, "digest": ingested.digest, "n_bytes": ingested.n_bytes,
+        "mtime_ns": ingested.mtime_ns, "n_samples": len(ingested.samples), "n_quarantined": len(ingested.quarantine),
+        "ingested_at": datetime.now(UTC), "removed_at": None,
+    }  # fmt: skip
+    return pl.DataFrame([row], schema_overrides={"removed_at": pl.Datetime("us", "UTC")})
 
 
 def quarantine_frame(source: SourceFile, ingested: Ingested) -> pl.DataFrame:

@@ -2,9 +2,11 @@
 -- Timestamps are UTC. Ids and digests are 32 hex characters.
 
 CREATE TABLE shards (
-    shard VARCHAR, file VARCHAR, digest VARCHAR, n_bytes BIGINT, n_samples BIGINT, n_quarantined BIGINT, ingested_at TIMESTAMPTZ
+    shard VARCHAR, file VARCHAR, digest VARCHAR, n_bytes BIGINT, mtime_ns BIGINT, n_samples BIGINT, n_quarantined BIGINT,
+    ingested_at TIMESTAMPTZ, removed_at TIMESTAMPTZ
 );
 COMMENT ON TABLE shards IS 'One row per source file of the pool that was ingested.';
+COMMENT ON COLUMN shards.mtime_ns IS 'When the file was last written to, in nanoseconds since 1970: it is read again only when this or its size changes.';
 
 CREATE TABLE samples (
     shard VARCHAR, file VARCHAR, "row" BIGINT, sample_id VARCHAR, instruction VARCHAR, "input" VARCHAR, response VARCHAR,

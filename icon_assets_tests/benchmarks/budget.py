@@ -18,16 +18,16 @@ import polars as pl
 
 from icon_assets.core.budget import Budget, pilot_size
 from icon_assets.core.contribution import contributions, influences, matrix
+from icon_assets.core.costs import Spent
 from icon_assets.core.encoding import Encoder
+from icon_assets.core.engine import CPU_TOKENS
+from icon_assets.core.language_model import load_tokenizer
 from icon_assets.core.packing import plan_forwards
-from icon_assets.core.plan import load_tokenizer
-from icon_assets.core.scoring import PAIR_KEY, Scorer, Spent
+from icon_assets.core.scoring import PAIR_KEY, Scorer
 from icon_assets.core.store import Store, sql_text
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import ControlSettings
 from icon_assets_tests.benchmarks.common import draw_lines, parser, report, workspace
-
-TOKENS_PER_FORWARD = 4096
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ class Exact:
         self.encoded = probes = {
             r["probe_id"]: encoder.probe(r) for r in self.store.query("FROM probes").iter_rows(named=True)
         }
-        self.probe_tokens = {p: len(e.prompt_ids) + len(e.response_ids) - 1 for p, e in probes.items()}
+        self.probe_tokens = {p: e.n_input for p, e in probes.items()}
         self.n_probes = len(probes)
         self.contexts = dict(self.store.query("SELECT sample_id, n_context_tokens FROM contexts").iter_rows())
         assert self.pairs.height == self.n_probes * len(self.scores), "not every pair is scored"
@@ -116,7 +116,7 @@ class Exact:
         contexts = [self.contexts[sample_id] for sample_id in wanted["sample_id"]]
         lengths = [self.probe_tokens[probe_id] for probe_id in ids]
         asked = [[index[probe_id] for probe_id in probes] for probes in wanted["probe_id"]]
-        forwards = plan_forwards(contexts, lengths, asked, TOKENS_PER_FORWARD)
+        forwards = plan_forwards(contexts, lengths, asked, CPU_TOKENS)
         return sum(contexts[r.context] + sum(lengths[p] for p in r.probes) for rows in forwards for r in rows)
 
     def gaps(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import Table, parquet
 
+from icon_assets.core.discovery import Known, compare
 from icon_assets.core.ingest import (
     Ingested,
     SourceFile,
@@ -166,6 +167,19 @@ def test_a_file_that_was_refused_is_read_once_its_fault_is_gone(tmp_path: Path) 
     (mended,) = discover(tmp_path)
     assert source_digest(refused) == source_digest(again) != source_digest(mended)
     assert [located.row for located in ingest(mended, MAX_CHARS).samples] == [1]
+
+
+def test_what_is_refused_is_compared_by_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("b.txt")
+
+    def kind(known: dict[str, Known]) -> tuple[str, dict[str, Known]]:
+        (file,) = compare(discover(tmp_path), known, 3600)
+        return file.kind, {file.source.shard: file.known}
+
+    first, known = kind({})
+    (tmp_path / "b.txt").mkdir()
+    second, other = kind(known)
+    assert (first, kind(known)[0], second, kind(other)[0]) == ("new", "changed", "changed", "unchanged")
 
 
 # Anything at all
