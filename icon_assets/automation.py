@@ -45,14 +45,18 @@ def _automated(spec: dg.AssetSpec, settings: Settings) -> dg.AssetSpec:
     if name in _MADE_WITH:
         spec = spec.replace_attributes(code_version=f"{spec.code_version}-{digest(_MADE_WITH[name](settings))[:8]}")
     starts = settings.automation.scoring == "on_change" and (settings.automation.train or name not in _TRAINING)
-    return spec.replace_attributes(automation_condition=stale_condition()) if starts else spec
+    needs_input = name not in {"raw_pool", "base_model"}
+    return spec.replace_attributes(automation_condition=stale_condition(needs_input)) if starts else spec
 
 
-def stale_condition() -> dg.AutomationCondition:
+def stale_condition(needs_input: bool) -> dg.AutomationCondition:
     """Something it is made from has changed, and everything it is made from is there and settled.
 
     An input that was made again and came out the same starts nothing. A partition that failed is not asked for again
     until something changes (the daemon retries its run a few times), and holds up no other partition.
+
+    Args:
+        needs_input: whether it is made from other assets, so that there is nothing to do before the first of their partitions.
     """
     condition = dg.AutomationCondition
     # Not `any_deps_updated`: that is true already when an input will be made again, changed or not.
@@ -62,9 +66,13 @@ def stale_condition() -> dg.AutomationCondition:
     pending = (upstream | condition.code_version_changed()).since(handled) | condition.newly_missing().since(
         condition.newly_requested()
     )
+    # Files are not made by anybody: they are there, or nothing depends on them.
+    files = dg.AssetSelection.assets("pool_files", "probe_files")
+    ready = ~condition.any_deps_missing().ignore(files)
+    if needs_input:
+        ready &= condition.any_deps_match(~condition.missing()).ignore(files)
     unsettled = condition.any_deps_in_progress() | condition.any_deps_match(condition.will_be_requested())
-    stale = pending & ~condition.in_progress() & ~condition.any_deps_missing() & ~unsettled
-    return stale.with_label("stale")
+    return (pending & ready & ~unsettled & ~condition.in_progress()).with_label("stale")
 
 
 def build_automation(

@@ -64,13 +64,15 @@ def _pool_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> 
     waiting = {s: k for s, k in _known(context.cursor).items() if s in shards and ingested.get(s) != k}
     seen = _within_limits(compare(sources, ingested | waiting, workspace.settings.pool.settle_seconds))
     waiting |= {file.source.shard: file.known for file in seen if file.kind in ("new", "changed", "touched")}
+    partitions = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
+    whole = [file for file in seen if file.kind != "settling"]
     return dg.SensorResult(
         asset_events=[
             dg.AssetMaterialization(pool_files.key, partition=file.source.shard, tags={VERSION_TAG: file.digest})
-            for file in seen
-            if file.kind in ("new", "changed")
+            for file in whole
+            if file.kind in ("new", "changed") or file.source.shard not in partitions
         ],
-        dynamic_partitions_requests=_partition_requests(context.instance, store, shards, seen),
+        dynamic_partitions_requests=_partition_requests(partitions, store, shards, whole),
         cursor=_cursor(waiting),
     )
 
@@ -108,11 +110,10 @@ def _within_limits(files: Iterator[Found]) -> list[Found]:
 
 
 def _partition_requests(
-    instance: dg.DagsterInstance, store: Store, shards: set[str], seen: Sequence[Found]
+    known: set[str], store: Store, shards: set[str], whole: Sequence[Found]
 ) -> list[PartitionRequest]:
     """Partitions for files that are whole; none any more for files that are gone, whose rows leave the views."""
-    known = set(instance.get_dynamic_partitions(str(SHARDS.name)))
-    new = sorted({file.source.shard for file in seen if file.kind != "settling"} - known)
+    new = sorted({file.source.shard for file in whole} - known)
     gone = sorted((known | on_record(store).keys()) - shards)
     for shard in gone:
         retire_shard(store, shard)

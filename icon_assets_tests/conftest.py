@@ -14,6 +14,8 @@ from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests share the cores: each with all of them for torch would be slower
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 TEXTS = [
     "### Instruction:\nName three rivers of Europe.\n\n### Response:The Rhine, the Danube and the Loire.",

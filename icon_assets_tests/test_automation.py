@@ -123,6 +123,21 @@ def test_a_folder_is_scored_and_selected_from_by_itself_and_only_what_changes_ag
     assert b not in daemon.instance.get_dynamic_partitions(str(SHARDS.name))
 
 
+def test_nothing_is_asked_for_before_what_it_is_made_from_is_there(daemon: Daemon) -> None:
+    assert set(daemon.requested()) == {"base_model"}, "no file is known yet"
+
+
+def test_a_lost_history_is_taken_up_again_without_scoring_anything(daemon: Daemon) -> None:
+    daemon.settle()
+    store = WorkspaceResource(root=str(daemon.workspace.root)).store
+    before = store.query("SELECT (SELECT count(*) FROM pair_scores), (SELECT count(*) FROM scoring_costs)").row(0)
+    with dg.DagsterInstance.ephemeral() as fresh:
+        again = Daemon(daemon.workspace, fresh)
+        assert set(again.settle()) >= {"raw_pool", "sample_scores", "selected_subset"}
+    after = store.query("SELECT (SELECT count(*) FROM pair_scores), (SELECT count(*) FROM scoring_costs)").row(0)
+    assert after == before, "no forward"
+
+
 def test_unchanged_probes_start_nothing_and_changed_ones_every_shard(daemon: Daemon) -> None:
     daemon.settle()
     probes = daemon.workspace.root / "probes" / "probes.jsonl"

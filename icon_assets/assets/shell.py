@@ -11,18 +11,20 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.store import Store
 
+_RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
 _SPENT = {"tokens", "seconds", "tokens_per_second", "engine", "flops", "peak_share"}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def mendable(function: F) -> F:
-    """An IconError fails the step with its one line, and is not retried: only the user can mend it."""
+    """An IconError fails the step with its one line, and neither step nor run is retried: only the user can mend it."""
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return function(context, *args, **kwargs)
         except IconError as error:
+            context.instance.add_run_tags(context.run.run_id, {_RETRY_TAG: "false"})
             raise dg.Failure(description=str(error), allow_retries=False) from error
 
     return wrapped  # pyright: ignore[reportReturnType]

@@ -39,9 +39,9 @@ def _watch(icon: WorkspaceResource, dropped: list[list[str]]) -> dict[str, Any]:
         first = _seconds_until(lambda: _scored(icon) == len(dropped[0]), start, daemon)
         later = []
         for number, lines in enumerate(dropped):
-            before, start = _scored(icon), time.monotonic()
+            wanted, start = _scored(icon) + len(lines), time.monotonic()
             (root / "pool" / f"dropped{number}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-            later.append(_seconds_until(lambda before=before, n=len(lines): _scored(icon) == before + n, start, daemon))
+            later.append(_seconds_until(lambda wanted=wanted: _scored(icon) == wanted, start, daemon))
     finally:
         os.killpg(daemon.pid, signal.SIGTERM)
         daemon.wait(60)
