@@ -13,7 +13,6 @@ from icon_assets.assets.probes import probe_files
 from icon_assets.core.digests import digest
 from icon_assets.core.discovery import Found, Known, compare, on_record
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import SourceFile
 from icon_assets.core.recipes import probe_inputs
 from icon_assets.core.store import Store
 from icon_assets.partitions import SHARDS, retire_shard, source_files
@@ -81,9 +80,9 @@ def _pool_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> 
 def _probes_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult:
     """One version for all files together: the probe set is drawn from all of them."""
     workspace, known = icon.workspace, _known(context.cursor)
-    sources = [SourceFile(name, name, path) for _, name, path in probe_inputs(workspace)]
+    sources = [source for _, source in probe_inputs(workspace)]
     seen = list(compare(sources, known, workspace.settings.pool.settle_seconds))
-    now = {file.source.file: file.known for file in seen}
+    now = {file.source.shard: file.known for file in seen}
     if any(file.kind == "settling" for file in seen) or now == known:
         return dg.SensorResult(cursor=context.cursor)
     version = digest([[name, file.digest] for name, file in sorted(now.items())])

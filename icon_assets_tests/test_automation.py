@@ -236,6 +236,20 @@ def test_a_tick_that_was_cut_off_is_made_again(daemon: Daemon) -> None:
     assert daemon.discover() == first
 
 
+def test_what_is_no_file_is_reported_once_unread_and_again_when_it_is_one(daemon: Daemon) -> None:
+    for folder in (daemon.pool, daemon.workspace.root / "probes"):
+        os.mkfifo(folder / "pipe.jsonl")
+        (folder / "later.jsonl").symlink_to(".later")
+    assert len(daemon.discover()) == 5, "four shards and the probes"
+    assert daemon.discover() == {}
+    daemon.launch({"raw_pool": {*daemon.instance.get_dynamic_partitions(str(SHARDS.name))}})
+    assert daemon.discover() == {}
+    assert json.loads(daemon.cursors["discover_pool"]) == {}, "what is quarantined is on record"
+    for folder in (daemon.pool, daemon.workspace.root / "probes"):
+        write_jsonl(folder / ".later", POOL_A[:1])
+    assert len(daemon.discover()) == 2
+
+
 def test_a_half_written_file_is_waited_for(daemon: Daemon, make_workspace: MakeWorkspace) -> None:
     daemon.restart(make_workspace(**UNATTENDED, pool={"settle_seconds": 3600}))
     assert [name for name in daemon.discover() if name != "probes"] == []

@@ -25,7 +25,7 @@ from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 BASE_ARM = "base"
 
 
@@ -155,9 +155,9 @@ def _held_out(icon: WorkspaceResource, name: str) -> dict[str, list[Encoded]]:
     """Held-out samples by stratum, under the fine-tuning template."""
     workspace = icon.workspace
     source = SourceFile(name, name, workspace.input_path(name))
-    ingested = ingest(source.path, workspace.settings.pool.max_chars)
+    ingested = ingest(source, workspace.settings.pool.max_chars)
     record, _ = icon.base_model()
-    encoded = encode_samples(record.directory, sample_frame(source, ingested), workspace.settings.training)
+    encoded = encode_samples(record, sample_frame(source, ingested), workspace.settings.training)
     strata: dict[str, list[Encoded]] = {}
     for located, sample in zip(ingested.samples, encoded, strict=True):
         strata.setdefault(str(located.fields.get("stratum", "all")), []).append(sample)

@@ -72,10 +72,11 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
 def _candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
     candidates, quarantined = [], []
     for source in discover(workspace.input_path(workspace.settings.probes.path), "probes.path"):
-        ingested = ingest(source.path, workspace.settings.pool.max_chars)
+        ingested = ingest(source, workspace.settings.pool.max_chars)
         quarantined += [(source.file, row) for row in ingested.quarantine]
         for located in ingested.samples:
-            stratum = next((str(located.fields[f]) for f in _STRATUM_FIELDS if located.fields.get(f)), source.file)
+            fields = located.fields
+            stratum = next((str(fields[f]) for f in _STRATUM_FIELDS if fields.get(f)), source.file)
             candidates.append(Candidate(located.sample, stratum, source.file, located.row))
     return candidates, quarantined
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from icon_assets.core.digests import file_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import SourceFile
+from icon_assets.core.ingest import SourceFile, source_digest
 from icon_assets.core.store import Store
 
 Kind = Literal["new", "changed", "touched", "unchanged", "settling"]
@@ -60,26 +59,36 @@ def compare(sources: Sequence[SourceFile], known: Mapping[str, Known], settle_se
 
 
 def _compared(source: SourceFile, known: Known | None, settle_seconds: float) -> Found:
+    if source.refused:
+        return _refused(source, known)
     stat = source.path.stat()
     size, mtime = stat.st_size, stat.st_mtime_ns
     if known is not None and (known.n_bytes, known.mtime_ns) == (size, mtime):
         return Found(source, "unchanged", size, mtime, known.digest)
     if _settles_in(source.path, settle_seconds) > 0:
         return Found(source, "settling", size, mtime, "")
-    digest = file_digest(source.path)
+    digest = source_digest(source)
     if known is None:
         return Found(source, "new", size, mtime, digest)
     return Found(source, "touched" if digest == known.digest else "changed", size, mtime, digest)
 
 
+def _refused(source: SourceFile, known: Known | None) -> Found:
+    """What is not opened has no size and no time, only the reason."""
+    digest = source_digest(source)
+    if known is None:
+        return Found(source, "new", 0, 0, digest)
+    return Found(source, "unchanged" if digest == known.digest else "changed", 0, 0, digest)
+
+
 def wait_until_settled(path: Path, settle_seconds: float, patience_seconds: float = 60) -> None:
-    """Return once nothing has been written to the file for `settle_seconds`.
+    """Return once nothing has been written to the file for `settle_seconds`, or it is gone.
 
     Raises:
         IconError: it is still being written to after `patience_seconds`.
     """
     deadline = time.monotonic() + patience_seconds
-    while (left := _settles_in(path, settle_seconds)) > 0:
+    while path.exists() and (left := _settles_in(path, settle_seconds)) > 0:
         if time.monotonic() > deadline:
             raise IconError(f"{path}: is still being written to; run again when it is complete")
         time.sleep(left)

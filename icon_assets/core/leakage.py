@@ -10,7 +10,7 @@ from typing import Any
 from icon_assets.core.digests import file_digest
 from icon_assets.core.encoding import sample_of
 from icon_assets.core.evaluation import read_choice_items
-from icon_assets.core.ingest import ingest
+from icon_assets.core.ingest import SourceFile, ingest
 from icon_assets.core.probes import Candidate, Index, Reference
 from icon_assets.core.recipes import evaluation_files
 from icon_assets.core.samples import Sample
@@ -55,6 +55,7 @@ def _evaluation_items(workspace: Workspace) -> Iterator[tuple[Candidate, str]]:
             sample = Sample(item.query, "", item.choices[item.gold])
             yield Candidate(sample, task.name, task.path, number), " ".join([item.query, *item.choices])
     if settings.held_out:
-        for located in ingest(workspace.input_path(settings.held_out), workspace.settings.pool.max_chars).samples:
+        held_out = SourceFile(settings.held_out, settings.held_out, workspace.input_path(settings.held_out))
+        for located in ingest(held_out, workspace.settings.pool.max_chars).samples:
             text = f"{located.sample.prompt_text} {located.sample.response}"
             yield Candidate(located.sample, "held_out", settings.held_out, located.row), text

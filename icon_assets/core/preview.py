@@ -54,7 +54,7 @@ def preview(store: Store, found: Sequence[Found], gone: Sequence[str], max_chars
     left = store.query("FROM delta.shards WHERE shard IN (SELECT unnest($gone::VARCHAR[]))", {"gone": list(gone)})
     samples, shards = list[pl.DataFrame](), [left.with_columns(removed_at=datetime.now(UTC))]
     for file in changed:
-        ingested = ingest(file.source.path, max_chars)
+        ingested = ingest(file.source, max_chars)
         samples.append(sample_frame(file.source, ingested))
         shards.append(shard_row(file.source, ingested))
     names = [file.source.shard for file in changed]

@@ -5,9 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from icon_assets.core.budget import Budget
-from icon_assets.core.digests import file_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import SourceFile, discover
+from icon_assets.core.ingest import SourceFile, discover, source_digest
 from icon_assets.core.language_model import source_revision
 from icon_assets.core.ledger import Event, Input, Recipe
 from icon_assets.core.score_key import ScoreKey
@@ -15,7 +14,7 @@ from icon_assets.settings import ControlSettings, ModelSettings, PoolSettings, W
 
 # Raise a number when a change of the code makes the product another one: what is stored then counts as stale.
 CODE_VERSIONS: Mapping[str, str] = {
-    "raw_pool": "1", "probe_set": "2", "base_model": "1", "probe_baseline": "1", "sample_scores": "1",
+    "raw_pool": "2", "probe_set": "2", "base_model": "1", "probe_baseline": "1", "sample_scores": "1",
 }  # fmt: skip
 
 
@@ -29,18 +28,20 @@ def raw_pool_recipe(source: SourceFile, digest: str, settings: PoolSettings) -> 
 
 def probe_set_recipe(workspace: Workspace, pool: Iterable[Event]) -> Recipe:
     """The probe set, from the files of candidates, what it must not share with, and the pool as last ingested."""
-    settings, files = workspace.settings.probes, probe_inputs(workspace)
+    settings, inputs = workspace.settings.probes, probe_inputs(workspace)
     return Recipe(
         "probe_set", "",
-        (*(Input(kind, name, file_digest(path)) for kind, name, path in files), *(event.as_input() for event in pool)),
+        (*(Input(kind, source.file, source_digest(source)) for kind, source in inputs),
+         *(event.as_input() for event in pool)),
         settings.model_dump(), settings.seed, CODE_VERSIONS["probe_set"],
     )  # fmt: skip
 
 
-def probe_inputs(workspace: Workspace) -> list[tuple[str, str, Path]]:
-    """The files that decide the probe set besides the pool: (kind, name, path)."""
+def probe_inputs(workspace: Workspace) -> list[tuple[str, SourceFile]]:
+    """The files that decide the probe set besides the pool, each with its kind."""
     sources = discover(workspace.input_path(workspace.settings.probes.path), "probes.path")
-    return [("probe_file", source.file, source.path) for source in sources] + evaluation_files(workspace)
+    evaluation = [(kind, SourceFile(name, name, path)) for kind, name, path in evaluation_files(workspace)]
+    return [*(("probe_file", source) for source in sources), *evaluation]
 
 
 def evaluation_files(workspace: Workspace) -> list[tuple[str, str, Path]]:

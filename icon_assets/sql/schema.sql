@@ -19,6 +19,8 @@ COMMENT ON COLUMN samples.metadata IS 'Fields of the source row that are not par
 
 CREATE TABLE quarantine (shard VARCHAR, file VARCHAR, "row" BIGINT, reason VARCHAR, detail VARCHAR, excerpt VARCHAR);
 COMMENT ON TABLE quarantine IS 'Rows that could not be used, with the reason; row 0 means the whole file.';
+COMMENT ON COLUMN quarantine.reason IS 'Of a row: missing_field wrong_type empty_prompt empty_response over_limit not_utf8 control_chars duplicate_key bad_json bad_csv bad_parquet. Of a file also: empty_file wrong_format missing unreadable not_a_file outside_folder.';
+COMMENT ON COLUMN quarantine.detail IS 'What is wrong there; where no row behind it could be read either, that too.';
 
 CREATE TABLE probe_candidates (
     probe_id VARCHAR, stratum VARCHAR, instruction VARCHAR, "input" VARCHAR, response VARCHAR, turns VARCHAR,
