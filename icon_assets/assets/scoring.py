@@ -86,7 +86,7 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     recipe = sample_scores_recipe(shard, upstream, key, settings, budget)
     if event := ledger.made(store, recipe):
         return unchanged(event)
-    why = because(ledger.latest(store, "sample_scores").get(shard), recipe)
+    why = because(ledger.newest(store, "sample_scores", shard), recipe)
     scorer = icon.scorer(context.log)
     spent = scorer.complete_shard(shard, settings, budget)
     if spent.engine and not spent.engine.startswith("packed"):

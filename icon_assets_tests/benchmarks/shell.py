@@ -41,7 +41,6 @@ from icon_assets.home import open_instance
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import Outcome, run_stages
 from icon_assets.sensors import build_sensors
-from icon_assets.settings import Workspace
 from icon_assets_tests.benchmarks.common import parser, report
 
 _STEPS = (1 / 16, 1 / 4, 1.0)
@@ -97,7 +96,9 @@ def main() -> None:
     arguments_of.add_argument("--shards", type=int, default=200)
     arguments_of.add_argument("--count", type=int, default=16, help="probes")
     arguments_of.add_argument("--budget", default="exact", help="probes.budget: exact, auto or a share")
-    arguments_of.add_argument("--files", type=int, default=2_000, help="of the pool that discovery and the UI are timed on")
+    arguments_of.add_argument(
+        "--files", type=int, default=2_000, help="of the pool that discovery and the UI are timed on"
+    )
     arguments = arguments_of.parse_args()
     with tempfile.TemporaryDirectory(prefix="icon-benchmark-") as folder, made_up_model():
         grown = Growth(arguments, Path(folder) / "grown")
@@ -157,7 +158,12 @@ def write_shard(path: Path, samples: int, draw: random.Random) -> None:
     with path.open("w", encoding="utf-8") as file:
         for _ in range(samples):
             words = draw.choices(_VOCABULARY, k=draw.randint(25, 75))
-            row = {"instruction": " ".join(words[:15]), "input": "", "output": " ".join(words[15:]), "source": "made up"}
+            row = {
+                "instruction": " ".join(words[:15]),
+                "input": "",
+                "output": " ".join(words[15:]),
+                "source": "made up",
+            }
             file.write(json.dumps(row) + "\n")
 
 
@@ -261,7 +267,17 @@ def ui_seconds(root: Path, asset: str) -> dict[str, float]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port), "-m", "icon_assets.definitions"]
+    command = [
+        sys.executable,
+        "-m",
+        "dagster_webserver",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-m",
+        "icon_assets.definitions",
+    ]
     environment = {**os.environ, "ICON_WORKSPACE": str(root), "DAGSTER_HOME": str(root / "dagster_home")}
     start = time.monotonic()
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
