@@ -80,10 +80,13 @@ def _candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, 
 
 
 def _pool_references(store: Store) -> Iterator[Reference]:
-    rows = store.query('SELECT file, "row", turns, instruction, "input", response FROM samples')
-    for row in rows.iter_rows(named=True):
-        prompt = "\n".join(filter(None, [row["instruction"], row["input"]]))
-        yield Reference(f"{row['file']}:{row['row']}", prompt, f"{row['turns'] or ''} {prompt} {row['response']}")
+    """Shard by shard: the texts of a large pool need not all be in memory."""
+    for shard in store.query("SELECT shard FROM shards ORDER BY file")["shard"]:
+        for row in store.query('FROM delta.pool WHERE shard = $shard ORDER BY "row"', {"shard": shard}).iter_rows(
+            named=True
+        ):
+            prompt = "\n".join(filter(None, [row["instruction"], row["input"]]))
+            yield Reference(f"{row['file']}:{row['row']}", prompt, f"{row['turns'] or ''} {prompt} {row['response']}")
 
 
 def _evaluation_references(workspace: Workspace) -> Iterator[Reference]:

@@ -11,6 +11,7 @@ from icon_assets.core.digests import draw_key
 from icon_assets.core.samples import Sample
 
 OVERLAP_WORDS = 13
+_MARK_WORDS = 7  # whatever 13 words are shared, 7 of them begin at a multiple of 7 of the text
 _SHINGLE_WORDS = 3
 _WORD = re.compile(r"\w+")
 
@@ -63,15 +64,20 @@ def overlaps(candidates: Sequence[Candidate], references: Iterable[Reference]) -
     """
     prompts: dict[str, set[str]] = defaultdict(set)
     grams: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    marks: set[tuple[str, ...]] = set()
     for candidate in candidates:
         prompts[" ".join(words(candidate.sample.prompt_text))].add(candidate.probe_id)
         for gram in _shingles(words(candidate.sample.response), OVERLAP_WORDS):
             grams[gram].add(candidate.probe_id)
+        marks |= _shingles(words(candidate.sample.response), _MARK_WORDS)
     found: dict[str, str] = {}
     for reference in references:
         for probe_id in prompts.get(" ".join(words(reference.prompt)), ()):
             found.setdefault(probe_id, f"same prompt as {reference.name}")
-        for gram in _shingles(words(reference.text), OVERLAP_WORDS) & grams.keys():
+        text = words(reference.text)
+        if not any(tuple(text[i : i + _MARK_WORDS]) in marks for i in range(0, len(text), _MARK_WORDS)):
+            continue  # nearly always: a few comparisons instead of one per word
+        for gram in _shingles(text, OVERLAP_WORDS) & grams.keys():
             for probe_id in grams[gram]:
                 found.setdefault(probe_id, f'shares "{" ".join(gram)}" with {reference.name}')
     return found

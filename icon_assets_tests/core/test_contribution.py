@@ -140,7 +140,7 @@ def test_only_the_asked_controls_are_reported_best_first(world: tuple[Store, dic
 def test_an_empty_context_would_change_nothing(world: tuple[Store, dict, dict, dict]) -> None:
     """A sample whose pairs equal the baseline contributes exactly 0 against no context."""
     store, _, controls, n_tokens = world
-    same = [(KEY.value, "s0", p, controls["none", 0, 0, p], n_tokens[p]) for p in PROBES]
+    same = [(KEY.value, "a", "s0", p, controls["none", 0, 0, p], n_tokens[p]) for p in PROBES]
     fresh = Store(store.root.parent / "empty_context")
     for table in ("shards", "probe_candidates", "control_scores"):
         fresh.append(table, store.query(f"FROM delta.{table}"))

@@ -57,6 +57,14 @@ def test_a_probe_in_the_pool_or_evaluation_data_is_left_out_with_the_reason() ->
     assert "same prompt" in overlaps([probe], [same_prompt])[probe.probe_id]
 
 
+def test_shared_words_are_found_wherever_they_stand() -> None:
+    probe = candidate(1, response=" ".join(f"w{i}" for i in range(20)))
+    for skipped in range(8):
+        shared = " ".join(f"w{i}" for i in range(skipped, skipped + 13))
+        for before in range(15):
+            assert overlaps([probe], [Reference("x", "other", f"{'before ' * before}{shared} after")])
+
+
 def test_every_candidate_gets_exactly_one_verdict() -> None:
     first, twin = candidate(1), candidate(1)
     in_pool, in_eval, fine = candidate(3), candidate(4), candidate(5)
