@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import psutil
 
-from icon_assets.assets.shell import unchanged_figures
+from icon_assets.assets.shell import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Event
@@ -77,7 +77,8 @@ def run_stages(
     for asset in stages:
         current = current_partitions(asset, icon)
         for partition in _partitions(asset, workspace, shards):
-            if partition in current:  # no run for what would find nothing to do: each takes a second or more
+            # No run for what would find nothing to do: each takes a second or more.
+            if partition in current and is_sound(icon, asset, partition):
                 yield Outcome(asset, partition, unchanged_figures(current[partition]))
                 continue
             on_start(asset, partition)

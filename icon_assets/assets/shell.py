@@ -52,6 +52,12 @@ def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Rec
     return event
 
 
+def is_sound(icon: WorkspaceResource, asset: str, partition: str) -> bool:
+    """Whether a look at what is stored breaks no rule of its asset."""
+    with closing(Subject(icon.workspace, asset, partition)) as subject:
+        return not any(rule.look(subject).wrong for rule in rules_of(asset))
+
+
 def unchanged(event: Event) -> dg.MaterializeResult:
     """Nothing the product is made from has changed: say so, and keep its data version."""
     return dg.MaterializeResult(data_version=dg.DataVersion(event.digest), metadata=unchanged_figures(event))
