@@ -14,8 +14,8 @@ demo: $(STAMP)  ## the whole graph on the shipped data, with the bundled model
 ui: $(STAMP)  ## Dagster on 127.0.0.1:3000
 	$(BIN)/icon-assets -w $(WORKSPACE) ui
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, two at a time
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)  ## format, rules, types, and which module may import which
 	$(BIN)/ruff format --check icon_assets icon_assets_tests

@@ -1,57 +1,120 @@
-"""Jobs: what a person starts as one thing. Schedules, sensors and conditions belong here too."""
+"""Who starts work when nobody is there: exactly one launcher, by `automation.scoring` of the settings.
+
+`nightly`: a schedule that runs the stages in order in one process. `on_change`: conditions on the assets, which one
+sensor evaluates. The two never run together, so that nothing is started twice.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import dagster as dg
 
-from icon_assets.runner import PARENT_TAG, SCORING_STAGES, STAGES, run_stages
-from icon_assets.settings import Workspace
+from icon_assets.core.digests import digest
+from icon_assets.core.errors import IconError
+from icon_assets.jobs import NIGHTLY
+from icon_assets.settings import Settings, Workspace
+
+_TRAINING = {"checkpoint", "base_eval", "eval_results", "leaderboard"}
+_LOAD_ONLY = {"commit_seconds", "tokens_per_forward"}  # they change how fast, not what
+
+# What of the settings each asset is made with. It becomes part of the code version, so that a changed setting shows in
+# the UI and starts what is stale.
+_MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
+    "raw_pool": lambda s: s.pool.max_chars,
+    "probe_set": lambda s: [s.probes.model_dump(), s.evaluation.held_out, [t.path for t in s.evaluation.multiple_choice]],
+    "base_model": lambda s: s.model.model_dump(),
+    "probe_baseline": lambda s: s.scoring.model_dump(exclude=_LOAD_ONLY),
+    "sample_scores": lambda s: [
+        s.scoring.model_dump(exclude=_LOAD_ONLY), s.controls.model_dump(), s.probes.budget, s.probes.exact_pairs,
+        s.probes.error_rate,
+    ],
+    "selected_subset": lambda s: [s.selection.fraction, s.selection.seed],
+    "checkpoint": lambda s: s.training.model_dump(exclude={"seeds", "save_every_steps"}),
+    "eval_results": lambda s: s.evaluation.model_dump(),
+    "base_eval": lambda s: s.evaluation.model_dump(),
+}  # fmt: skip
 
 
-def build_jobs(workspace: Workspace, assets: list[dg.AssetsDefinition]) -> list[dg.JobDefinition]:
-    """Two jobs over everything (shards are discovered first), for which one asset job can't do: partitions differ."""
-    return [
-        _stages_job(
-            "score_pool",
-            "Ingest the pool and score what is not scored yet.",
-            SCORING_STAGES,
-            workspace,
-            assets,
-        ),
-        _stages_job(
-            "whole_graph",
-            "From the pool to the leaderboard; unchanged things are kept.",
-            STAGES,
-            workspace,
-            assets,
-        ),
-    ]
+def automated(assets: list[dg.AssetsDefinition], settings: Settings) -> list[dg.AssetsDefinition]:
+    """The assets with their settings in the code version and, where conditions start them, with their condition."""
+    return [asset.map_asset_specs(lambda spec: _automated(spec, settings)) for asset in assets]
 
 
-def _stages_job(
-    name: str,
-    description: str,
-    stages: tuple[str, ...],
-    workspace: Workspace,
-    assets: list[dg.AssetsDefinition],
-) -> dg.JobDefinition:
-    @dg.op(name=f"{name}_stages", description=description)
-    def run_all(context: dg.OpExecutionContext) -> None:
-        failed = []
-        for outcome in run_stages(assets, workspace, context.instance, stages, tags={PARENT_TAG: context.run_id}):
-            if outcome.error:
-                failed.append(outcome)
-                context.log.error(f"{outcome.name}: {outcome.error}")
-            else:
-                context.log.info(f"{outcome.name}: {'made' if outcome.metadata.get('changed') else 'unchanged'}")
-            if outcome.warning:
-                context.log.warning(f"{outcome.name}: {outcome.warning}")
-        if failed:
-            names = ", ".join(outcome.name for outcome in failed[:5])
-            raise dg.Failure(
-                f"{len(failed)} of the runs failed: {names}; first: {failed[0].error}", allow_retries=False
-            )
+def _automated(spec: dg.AssetSpec, settings: Settings) -> dg.AssetSpec:
+    name = spec.key.to_user_string()
+    if name in _MADE_WITH:
+        spec = spec.replace_attributes(code_version=f"{spec.code_version}-{digest(_MADE_WITH[name](settings))[:8]}")
+    starts = settings.automation.scoring == "on_change" and (settings.automation.train or name not in _TRAINING)
+    needs_input = name not in {"raw_pool", "base_model"}
+    return spec.replace_attributes(automation_condition=stale_condition(needs_input)) if starts else spec
 
-    @dg.job(name=name, description=description)
-    def stages_job() -> None:
-        run_all()
 
-    return stages_job
+def stale_condition(needs_input: bool) -> dg.AutomationCondition:
+    """Something it is made from has changed, and everything it is made from is there and settled.
+
+    An input that was made again and came out the same starts nothing. A partition that failed is not asked for again
+    until something changes (the daemon retries its run a few times), and holds up no other partition.
+
+    Args:
+        needs_input: whether it is made from other assets, so that there is nothing to do before the first of their partitions.
+    """
+    condition = dg.AutomationCondition
+    # Not `any_deps_updated`: that is true already when an input will be made again, changed or not.
+    upstream = condition.any_deps_match(condition.data_version_changed())
+    handled = condition.newly_requested() | condition.initial_evaluation()
+    # What is missing when automation is switched on is asked for, too: hence no `initial_evaluation` there.
+    pending = (upstream | condition.code_version_changed()).since(handled) | condition.newly_missing().since(
+        condition.newly_requested()
+    )
+    # Files are not made by anybody: they are there, or nothing depends on them.
+    files = dg.AssetSelection.assets("pool_files", "probe_files")
+    ready = ~condition.any_deps_missing().ignore(files)
+    if needs_input:
+        ready &= condition.any_deps_match(~condition.missing()).ignore(files)
+    unsettled = condition.any_deps_in_progress() | condition.any_deps_match(condition.will_be_requested())
+    return (pending & ready & ~unsettled & ~condition.in_progress()).with_label("stale")
+
+
+def build_automation(
+    workspace: Workspace, jobs: list[dg.JobDefinition]
+) -> tuple[list[dg.SensorDefinition], list[dg.ScheduleDefinition]]:
+    """The one launcher that the settings name; it runs as soon as Dagster's daemon does.
+
+    Raises:
+        IconError: `automation.cron` can't be read.
+    """
+    settings = workspace.settings.automation
+    if settings.scoring == "on_change":
+        sensor = dg.AutomationConditionSensorDefinition(
+            "changes", target="*", default_status=dg.DefaultSensorStatus.RUNNING, minimum_interval_seconds=30,
+            description="Starts what is stale, by the conditions of the assets.",
+        )  # fmt: skip
+        return [sensor], []
+    return [], [_nightly(workspace, next(job for job in jobs if job.name == NIGHTLY))]
+
+
+def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefinition:
+    settings, running = workspace.settings.automation, dg.DefaultScheduleStatus
+
+    def start(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        unfinished = dg.RunsFilter(job_name=NIGHTLY, statuses=_UNFINISHED)
+        if runs := context.instance.get_runs(unfinished, limit=1):
+            return dg.SkipReason(f"run {runs[0].run_id} of the last time is not finished")
+        return dg.RunRequest()
+
+    try:
+        return dg.ScheduleDefinition(
+            name=NIGHTLY, job=job, cron_schedule=settings.cron, execution_timezone=settings.time_zone,
+            execution_fn=start, description="Scores what changed since the last night, and selects.",
+            default_status=running.RUNNING if settings.scoring == "nightly" else running.STOPPED,
+        )  # fmt: skip
+    except dg.DagsterInvalidDefinitionError as error:
+        raise IconError(
+            f"{workspace.root / 'settings.yaml'}: automation.cron: {settings.cron!r} is no cron expression, such as '0 2 * * *'"
+        ) from error
+
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]  # fmt: skip

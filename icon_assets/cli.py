@@ -186,8 +186,8 @@ def _ui(arguments: argparse.Namespace) -> int:
 
 
 def _print_frame(frame: pl.DataFrame) -> None:
-    """A table for people: one line per row, long texts cut."""
-    frame = frame.with_columns(pl.col(pl.String).str.replace_all(r"\s+", " "))
+    """A table for people: one line per row, long texts cut, and no control characters: data don't steer a terminal."""
+    frame = frame.with_columns(pl.col(pl.String).str.replace_all(r"[\s\p{Cc}]+", " "))
     width = Console().width if sys.stdout.isatty() else 200
     with pl.Config(
         tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED",

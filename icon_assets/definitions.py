@@ -4,15 +4,17 @@ import dagster as dg
 
 from icon_assets.assets.evaluation import evaluation_assets
 from icon_assets.assets.model import base_model
-from icon_assets.assets.pool import raw_pool
-from icon_assets.assets.probes import probe_set
+from icon_assets.assets.pool import pool_files, raw_pool
+from icon_assets.assets.probes import probe_files, probe_set
 from icon_assets.assets.scoring import probe_baseline, sample_scores
 from icon_assets.assets.selection import selection_assets
 from icon_assets.assets.training import training_assets
-from icon_assets.automation import build_jobs
+from icon_assets.automation import automated, build_automation
 from icon_assets.checks import build_checks
 from icon_assets.core.selection import check_arms
+from icon_assets.jobs import build_jobs
 from icon_assets.resources import WorkspaceResource
+from icon_assets.sensors import build_sensors
 from icon_assets.settings import Workspace
 
 
@@ -24,10 +26,14 @@ def build_defs(workspace: Workspace | None = None) -> dg.Definitions:
     """
     workspace = workspace or Workspace.load()
     assets = build_assets(workspace)
+    jobs = build_jobs(workspace, assets)
+    launchers, schedules = build_automation(workspace, jobs)
     return dg.Definitions(
-        assets=assets,
+        assets=[pool_files, probe_files, *assets],
         asset_checks=build_checks(assets),
-        jobs=build_jobs(workspace, assets),
+        jobs=jobs,
+        sensors=[*build_sensors(workspace), *launchers],
+        schedules=schedules,
         resources={"icon": WorkspaceResource(root=str(workspace.root))},
     )
 
@@ -42,16 +48,8 @@ def build_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     selection = selection_assets(workspace)
     training = training_assets(workspace, selection[0])
     evaluation = evaluation_assets(workspace, training[0])
-    return [
-        raw_pool,
-        probe_set,
-        base_model,
-        probe_baseline,
-        sample_scores,
-        *selection,
-        *training,
-        *evaluation,
-    ]
+    graph = [raw_pool, probe_set, base_model, probe_baseline, sample_scores, *selection, *training, *evaluation]
+    return automated(graph, workspace.settings)
 
 
 defs = build_defs()

@@ -1,7 +1,11 @@
 """Partition definitions, and keeping the shard partitions in step with the pool folder."""
 
-import dagster as dg
+from datetime import UTC, datetime
 
+import dagster as dg
+import polars as pl
+
+from icon_assets.core.discovery import on_record
 from icon_assets.core.ingest import SourceFile, discover
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
@@ -34,24 +38,22 @@ def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store
     known = instance.get_dynamic_partitions(name)
     if new := [shard for shard in wanted if shard not in known]:
         instance.add_dynamic_partitions(name, new)
-    for shard in sorted({*known, *_stored_shards(store)} - set(wanted)):
+    for shard in sorted((set(known) | on_record(store).keys()) - set(wanted)):
         if shard in known:
             instance.delete_dynamic_partition(name, shard)
         retire_shard(store, shard)
     return wanted
 
 
-_OF_SHARDS = ("sample_scores", "samples", "quarantine", "shards")
-
-
-def _stored_shards(store: Store) -> list[str]:
-    """Every shard that has rows; one that was killed on its way in or out may have them in some tables only."""
-    return store.query(" UNION ".join(f'SELECT shard FROM delta."{table}"' for table in _OF_SHARDS))["shard"].to_list()  # noqa: S608
+def revive_shard(store: Store, shard: str, mtime_ns: int) -> None:
+    """Put a file of the same content on record as it lies there now: touched, or back after it was deleted."""
+    rows = store.query("FROM delta.shards WHERE shard = $shard", {"shard": shard})
+    back = rows.with_columns(mtime_ns=pl.lit(mtime_ns, pl.Int64), removed_at=pl.lit(None, rows.schema["removed_at"]))
+    store.replace("shards", back, shard=shard)
 
 
 def retire_shard(store: Store, shard: str) -> None:
-    """Take a shard out of the current views. Pairs, subsets, manifests and the ledger keep what was made from it."""
-    for table in _OF_SHARDS:
-        rows = store.query(f'SELECT * FROM delta."{table}" WHERE shard = $shard', {"shard": shard})  # noqa: S608
-        if rows.height:
-            store.replace(table, rows.clear(), shard=shard)
+    """Take a shard out of the current views. Its rows stay for audits, and so does everything that was made from it."""
+    rows = store.query("FROM delta.shards WHERE shard = $shard AND removed_at IS NULL", {"shard": shard})
+    if rows.height:
+        store.replace("shards", rows.with_columns(removed_at=datetime.now(UTC)), shard=shard)

@@ -2,9 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import polars as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
@@ -35,6 +37,7 @@ class RunDisplay:
         )  # fmt: skip
         self._task: Any = None
         self._started = self._said = 0.0
+        self._kept: Counter[str] = Counter()
 
     def __enter__(self) -> "RunDisplay":
         LogProgress.listeners.append(self._scored)
@@ -43,19 +46,34 @@ class RunDisplay:
 
     def __exit__(self, *_: object) -> None:
         LogProgress.listeners.remove(self._scored)
+        self._say_kept()
         self._live.stop()
 
     def start(self, asset: str, partition: str) -> None:
+        self._say_kept()
         self._started = self._said = time.monotonic()
         name = f"{asset}[{partition}]" if partition else asset
         self._task = self._live.add_task(name, total=None, figures="")
 
     def finish(self, outcome: Outcome) -> None:
+        if self._task is None:  # nothing was started: it is up to date
+            self._kept[outcome.asset] += 1
+            return
         self._live.remove_task(self._task)
+        self._task = None
         if not self._silent:
             self._console.print(_line(outcome, time.monotonic() - self._started), markup=False)
             if outcome.warning:
                 self._console.print(f"! {outcome.name:<48} {outcome.warning}", markup=False)
+
+    def _say_kept(self) -> None:
+        """One line for all shards of an asset that needed no run."""
+        for asset, count in self._kept.items():
+            if not self._silent:
+                self._console.print(
+                    f"= {asset:<48} {count:,} {'shard' if count == 1 else 'shards'} unchanged", markup=False
+                )
+        self._kept.clear()
 
     def _scored(self, progress: scoring.Progress) -> None:
         seconds = max(progress.seconds, 1e-9)
@@ -98,12 +116,16 @@ _LISTED = 40  # shards; a pool of thousands is summed up
 
 def plan_lines(plan: Plan) -> Iterator[str]:
     """A plan for people."""
-    todo = [row for row in plan.shards.iter_rows(named=True) if row["new_pairs"]]
-    yield f"{plan.shards['samples'].sum():,} samples in {plan.shards.height:,} shard(s), {plan.n_probes:,} probes"
-    for row in todo[:_LISTED]:
-        yield f"  {row['file']:<48} {row['unscored_samples']:>9,} of {row['samples']:,} samples, {row['new_pairs']:,} new pairs"
-    if len(todo) > _LISTED:
-        yield f"  and {len(todo) - _LISTED:,} more shards"
+    counts = ", ".join(f"{plan.count(status):,} {status}" for status in ("new", "stale", "unchanged", "removed"))
+    yield f"{plan.shards['samples'].sum():,} samples, {plan.n_probes:,} probes; shards: {counts}"
+    for asset, changed in plan.outdated.items():
+        yield f"  {asset} will be made again first ({changed}); this plan is by the one of before"
+    for file in plan.settling:
+        yield f"  {file} is being written to and left for the next time"
+    todo = plan.shards.filter(pl.col("status") != "unchanged")
+    yield from (_shard_line(row) for row in todo.head(_LISTED).iter_rows(named=True))
+    if todo.height > _LISTED:
+        yield f"  and {todo.height - _LISTED:,} more shards"
     if not plan.pairs and not plan.control_pairs:
         yield "Nothing to compute: every score is stored."
         return
@@ -115,6 +137,16 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.speed is not None:
         share = f"{plan.speed.peak_share:.0%} of its matrix-product peak"
         yield f"speed        {plan.speed.tokens_per_second:,.0f} tokens/s on {plan.speed.device}, {share} ({plan.speed.measured})"
+
+
+def _shard_line(row: Mapping[str, Any]) -> str:
+    kinds = ("new", "stale", "removed", "unchanged")
+    samples = (
+        ", ".join(f"{row[f'{kind}_samples']:,} {kind}" for kind in kinds if row[f"{kind}_samples"]) or "no samples"
+    )
+    why = f" ({row['because']})" if row["because"] else ""
+    pairs = f"; {row['new_pairs']:,} new pairs" if row["new_pairs"] else ""
+    return f"  {row['status']:<9} {row['file']}{why}: {samples}{pairs}"
 
 
 def _price(price: Price) -> str:

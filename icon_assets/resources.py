@@ -7,6 +7,8 @@ from typing import Any
 import dagster as dg
 
 from icon_assets.core import ledger
+from icon_assets.core.budget import budget_of
+from icon_assets.core.discovery import compare, on_record
 from icon_assets.core.engine import ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import model_shape
@@ -16,12 +18,17 @@ from icon_assets.core.language_model import (
     choose_device,
     files_unchanged,
     load,
+    load_tokenizer,
     read_record,
 )
-from icon_assets.core.plan import Plan, load_tokenizer, make_plan
+from icon_assets.core.plan import Plan, make_plan, shard_states
+from icon_assets.core.preview import preview
+from icon_assets.core.price import Pricer
+from icon_assets.core.recipes import raw_pool_recipe
 from icon_assets.core.score_key import ScoreKey, score_key
-from icon_assets.core.scoring import Progress, Scorer
+from icon_assets.core.scoring import Progress, Scorer, pool_size
 from icon_assets.core.store import Store
+from icon_assets.partitions import source_files
 from icon_assets.settings import Settings, Workspace
 
 
@@ -80,25 +87,50 @@ class WorkspaceResource(dg.ConfigurableResource):
 
     def plan(self) -> Plan:
         """What the next scoring run will compute and cost. The pool and the probes must be ingested."""
+        workspace, store, key = self.workspace, self.store, self.score_key()
+        sources, known = source_files(workspace), on_record(store)
+        found = list(compare(sources, known, workspace.settings.pool.settle_seconds))
+        gone = sorted(known.keys() - {source.shard for source in sources})
+        ahead = preview(store, found, gone, workspace.settings.pool.max_chars)
+        return make_plan(ahead, found, gone, workspace, key, self._pricer(ahead, key))
+
+    def ingested_shards(self) -> dict[str, ledger.Event]:
+        """Shards whose samples are those of their file as it lies there now, under the settings of now."""
+        store, settings, made = self.store, self.settings.pool, ledger.latest(self.store, "raw_pool")
+        current = {}
+        for file in compare(source_files(self.workspace), on_record(store), 0):
+            event, recipe = made.get(file.source.shard), raw_pool_recipe(file.source, file.digest, settings)
+            if file.kind == "unchanged" and event is not None and event.fingerprint == recipe.fingerprint:
+                current[file.source.shard] = event
+        return current
+
+    def scored_shards(self) -> dict[str, ledger.Event]:
+        """Shards whose scores are up to date."""
+        store, settings, made = self.store, self.settings, ledger.latest(self.store, "sample_scores")
+        if not made:
+            return {}
+        budget = budget_of(settings, *pool_size(store))
+        states = shard_states(store, made.keys() & on_record(store).keys(), settings, self.score_key(), budget)
+        return {shard: made[shard] for shard, (status, _) in states.items() if status == "unchanged"}
+
+    def _pricer(self, store: Store, key: ScoreKey) -> Pricer:
+        directory = self.base_model()[0].directory
+        shape, settings = model_shape(directory), self.settings.scoring
+        return Pricer(store, key, settings, shape, lambda: load_tokenizer(directory), self.engine)
+
+    def engine(self) -> ScoringEngine:
+        """The base model's engine, the same one for everybody in this process."""
         record, dtype = self.base_model()
-        return make_plan(
-            self.store,
-            self.score_key(),
-            self.settings,
-            model_shape(record.directory),
-            lambda: load_tokenizer(record.directory),
-            lambda: _cached_model(record.directory, dtype, self.device()),
-        )
+        return _cached_engine(record.directory, dtype, self.device(), self.settings.scoring.fixed_tokens_per_forward)
 
     def scorer(self, log: Any) -> Scorer:
         """A scorer on the base model, whose progress goes to the run's log and to whoever listens in this process."""
-        (record, dtype), asked = self.base_model(), self.settings.scoring.tokens_per_forward
-        tokens = asked if isinstance(asked, int) else None
+        directory = self.base_model()[0].directory
         return Scorer(
             self.store,
             self.score_key(),
-            lambda: _cached_engine(record.directory, dtype, self.device(), tokens),
-            lambda: model_shape(record.directory),
+            self.engine,
+            lambda: model_shape(directory),
             self.settings.scoring,
             LogProgress(log),
         )

@@ -11,8 +11,10 @@ from typing import Any
 import dagster as dg
 import psutil
 
+from icon_assets.assets.shell import unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import IconError
+from icon_assets.core.ledger import Event
 from icon_assets.partitions import arm_partitions, run_partitions, sync_shards
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
@@ -73,7 +75,11 @@ def run_stages(
     defs = dg.Definitions(assets=assets, asset_checks=build_checks(assets), resources={"icon": icon})
     job = defs.resolve_implicit_global_asset_job_def()
     for asset in stages:
+        current = current_partitions(asset, icon)
         for partition in _partitions(asset, workspace, shards):
+            if partition in current:  # no run for what would find nothing to do: each takes a second or more
+                yield Outcome(asset, partition, unchanged_figures(current[partition]))
+                continue
             on_start(asset, partition)
             result = job.execute_in_process(
                 asset_selection=[dg.AssetKey(asset)],
@@ -84,6 +90,13 @@ def run_stages(
                 run_config={"loggers": {"console": {"config": {"log_level": console}}}},
             )
             yield _outcome(asset, partition, result)
+
+
+def current_partitions(asset: str, icon: WorkspaceResource) -> Mapping[str, Event]:
+    """Shards of the asset that are up to date, by the record of the store, with what made them."""
+    if asset == "raw_pool":
+        return icon.ingested_shards()
+    return icon.scored_shards() if asset == "sample_scores" else {}
 
 
 def release_dead_runs(instance: dg.DagsterInstance) -> None:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from zoneinfo import available_timezones
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -47,6 +48,9 @@ class PoolSettings(Section):
     max_chars: int = Field(
         default=100_000, ge=100, description="A sample longer than this (characters) is quarantined."
     )
+    settle_seconds: float = Field(
+        default=2, ge=0, description="A file that was written to more recently is waited for: it may not be whole yet."
+    )
 
 
 class ProbeSettings(Section):
@@ -84,6 +88,11 @@ class ScoringSettings(Section):
         description="Packed tokens per forward: bounds memory. auto: what suits the device's free memory.",
     )
     commit_seconds: float = Field(default=30, gt=0, description="Finished pairs are committed at least this often.")
+
+    @property
+    def fixed_tokens_per_forward(self) -> int | None:
+        """None for `auto`."""
+        return self.tokens_per_forward if isinstance(self.tokens_per_forward, int) else None
 
 
 class ControlSettings(Section):
@@ -168,6 +177,25 @@ class EvaluationSettings(Section):
     batch_size: int = Field(default=16, ge=1)
 
 
+class AutomationSettings(Section):
+    scoring: Literal["nightly", "on_change", "off"] = Field(
+        default="nightly",
+        description="Who starts scoring while `icon-assets ui` or Dagster's daemon runs: a schedule, changes of the pool folder "
+        "and of whatever else the scores are made from, or nobody but you.",
+    )
+    cron: str = Field(default="0 2 * * *", description="When `nightly` starts.")
+    time_zone: str = Field(default="UTC", description="Of `cron`, such as Europe/Berlin.")
+    discover_seconds: int = Field(default=30, ge=5, description="How often the pool folder is looked at.")
+    train: bool = Field(default=False, description="Whether training and evaluation follow by themselves, too.")
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_time_zone(cls, name: str) -> str:
+        if name not in available_timezones():
+            raise ValueError("is no IANA time zone, such as Europe/Berlin")
+        return name
+
+
 class Settings(BaseSettings):
     """All choices of one workspace."""
 
@@ -187,6 +215,7 @@ class Settings(BaseSettings):
     selection: SelectionSettings = SelectionSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    automation: AutomationSettings = AutomationSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -11,9 +11,13 @@ import dagster as dg
 import pytest
 import yaml
 
+from icon_assets.core.ingest import Ingested, SourceFile, shard_row
+from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests share the cores: each with all of them for torch would be slower
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 TEXTS = [
     "### Instruction:\nName three rivers of Europe.\n\n### Response:The Rhine, the Danube and the Loire.",
@@ -77,6 +81,13 @@ def alpaca(instruction: str, output: str, input: str = "", **more: Any) -> dict[
     return {"instruction": instruction, "input": input, "output": output, **more}
 
 
+def put_shards(store: Store, *shards: str) -> None:
+    """Put shards on record, so that their rows are in the pool."""
+    for shard in shards:
+        source = SourceFile(shard, f"{shard}.jsonl", Path())
+        store.replace("shards", shard_row(source, Ingested("d", 1, 1)), shard=shard)
+
+
 POOL_A = [
     alpaca("Name a river in France.", "The Loire is the longest river in France."),
     alpaca("Add the numbers.", "The sum is 12.", "5 and 7"),
@@ -111,7 +122,7 @@ def lay_out(root: Path, model_dir: Path, **sections: Any) -> Workspace:
     write_jsonl(root / "eval" / "sums.jsonl", CHOICES)
     settings = {
         "model": {"name": str(model_dir), "dtype": "float32", "device": "cpu"},
-        "probes": {"count": 4},
+        "pool": {"settle_seconds": 0}, "probes": {"count": 4},
         "scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64},
         "controls": {"lengths": [8, 32], "draws": 2},
         "selection": {"arms": ["full", "random", "icon"], "fraction": 0.5},

@@ -39,9 +39,12 @@ def test_the_graph_is_the_one_of_the_snapshot(make_workspace: MakeWorkspace, sna
     }
     assert shown == snapshot
     assert sorted(job.name for job in defs.resolve_all_job_defs() if not job.name.startswith("__")) == [
+        "nightly",
         "score_pool",
         "whole_graph",
     ]
+    assert [sensor.name for sensor in defs.sensors or ()] == ["discover_pool", "discover_probes"]
+    assert [schedule.name for schedule in defs.schedules or ()] == ["nightly"]
 
 
 def test_every_asset_is_described(make_workspace: MakeWorkspace) -> None:
@@ -49,7 +52,7 @@ def test_every_asset_is_described(make_workspace: MakeWorkspace) -> None:
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description, key
-        assert node.code_version, key
+        assert node.code_version or node.is_external, key
     for key in graph.asset_check_keys:
         assert graph.get_check_spec(key).description, key
 

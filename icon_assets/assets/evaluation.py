@@ -15,9 +15,9 @@ from icon_assets.core.evaluation import Metric, choice_metrics, held_out_metrics
 from icon_assets.core.finetuning import load_fine_tuned
 from icon_assets.core.ingest import SourceFile, ingest, sample_frame
 from icon_assets.core.language_model import load
-from icon_assets.core.leakage import evaluation_files
 from icon_assets.core.ledger import Input, Recipe
 from icon_assets.core.quality import files_are_as_recorded, refuse
+from icon_assets.core.recipes import evaluation_files
 from icon_assets.core.store import Store
 from icon_assets.core.tokens import Encoded
 from icon_assets.metadata import OWNERS, bars, column_schema, markdown_table
@@ -25,7 +25,7 @@ from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 BASE_ARM = "base"
 
 
@@ -155,9 +155,9 @@ def _held_out(icon: WorkspaceResource, name: str) -> dict[str, list[Encoded]]:
     """Held-out samples by stratum, under the fine-tuning template."""
     workspace = icon.workspace
     source = SourceFile(name, name, workspace.input_path(name))
-    ingested = ingest(source.path, workspace.settings.pool.max_chars)
+    ingested = ingest(source, workspace.settings.pool.max_chars)
     record, _ = icon.base_model()
-    encoded = encode_samples(record.directory, sample_frame(source, ingested), workspace.settings.training)
+    encoded = encode_samples(record, sample_frame(source, ingested), workspace.settings.training)
     strata: dict[str, list[Encoded]] = {}
     for located, sample in zip(ingested.samples, encoded, strict=True):
         strata.setdefault(str(located.fields.get("stratum", "all")), []).append(sample)

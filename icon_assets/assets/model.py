@@ -7,16 +7,14 @@ import polars as pl
 
 from icon_assets.assets.shell import finish, mendable, unchanged
 from icon_assets.core import ledger
-from icon_assets.core.language_model import choose_device, choose_dtype, prepare, source_revision
-from icon_assets.core.ledger import Recipe
+from icon_assets.core.language_model import choose_device, choose_dtype, prepare
+from icon_assets.core.recipes import CODE_VERSIONS, base_model_recipe
 from icon_assets.metadata import OWNERS, column_schema
 from icon_assets.resources import WorkspaceResource
 
-CODE_VERSION = "1"
-
 
 @dg.asset(
-    group_name="model", kinds={"huggingface", "pytorch"}, owners=OWNERS, code_version=CODE_VERSION,
+    group_name="model", kinds={"huggingface", "pytorch"}, owners=OWNERS, code_version=CODE_VERSIONS["base_model"],
     metadata=column_schema("models"),
 )  # fmt: skip
 @mendable
@@ -28,10 +26,7 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
     settings = workspace.settings.model
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    recipe = Recipe(
-        "base_model", settings={"name": settings.name, "revision": source_revision(settings), "dtype": dtype},
-        code_version=CODE_VERSION,
-    )  # fmt: skip
+    recipe = base_model_recipe(settings, dtype)
     record = prepare(settings, workspace.models_dir)
     if event := ledger.made(store, recipe):
         return unchanged(event)

@@ -1,25 +1,27 @@
 """Group `pool`: source files become samples in canonical form."""
 
-from datetime import UTC, datetime
-
 import dagster as dg
-import polars as pl
 
 from icon_assets.assets.shell import finish, kept, mendable, unchanged
-from icon_assets.core.digests import file_digest
+from icon_assets.core.discovery import Found, compare, on_record, wait_until_settled
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame
-from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame, shard_row
+from icon_assets.core.recipes import CODE_VERSIONS, raw_pool_recipe
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
-from icon_assets.partitions import SHARDS, source_files
+from icon_assets.partitions import SHARDS, revive_shard, source_files
 from icon_assets.resources import WorkspaceResource
 
-CODE_VERSION = "1"
+_LOGGED = 20  # quarantined rows
+
+pool_files = dg.AssetSpec(
+    "pool_files", partitions_def=SHARDS, group_name="pool", kinds={"file"}, owners=OWNERS,
+    description="The source files as they lie in the pool folder; the sensor `discover_pool` reports new versions.",
+)  # fmt: skip
 
 
 @dg.asset(
-    partitions_def=SHARDS, group_name="pool", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSION,
+    partitions_def=SHARDS, deps=[pool_files], group_name="pool", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["raw_pool"],
     metadata=column_schema("samples"),
 )  # fmt: skip
 @mendable
@@ -30,19 +32,22 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     """
     source = _source(icon, context.partition_key)
     settings, store = icon.settings.pool, icon.store
-    recipe = Recipe(
-        "raw_pool", source.shard, (Input("file", source.file, file_digest(source.path)),),
-        {"max_chars": settings.max_chars}, code_version=CODE_VERSION,
-    )  # fmt: skip
-    if event := kept(context, icon, recipe):
+    file = _as_it_lies(source, store, settings.settle_seconds)
+    if event := kept(context, icon, raw_pool_recipe(source, file.digest, settings)):
+        if file.kind != "unchanged":
+            revive_shard(store, source.shard, file.mtime_ns)
+            store.publish()
         return unchanged(event)
-    ingested = ingest(source.path, settings.max_chars)
+    ingested = ingest(source, settings.max_chars)
     samples, quarantine = sample_frame(source, ingested), quarantine_frame(source, ingested)
     store.replace("samples", samples, shard=source.shard)
     store.replace("quarantine", quarantine, shard=source.shard)
-    store.replace("shards", _shard_row(source, ingested), shard=source.shard)
-    for row in quarantine.iter_rows(named=True):
+    store.replace("shards", shard_row(source, ingested), shard=source.shard)
+    for row in quarantine.head(_LOGGED).iter_rows(named=True):
         context.log.warning(f"{row['file']}:{row['row']}: quarantined, {row['reason']}: {row['detail']}")
+    if quarantine.height > _LOGGED:  # an event costs milliseconds, and a file may hold a million bad rows
+        context.log.warning(f"{source.file}: {quarantine.height - _LOGGED:,} more are in the table `quarantine`")
+    recipe = raw_pool_recipe(source, ingested.digest, settings)
     return finish(context, store, recipe, ingested.content_digest, _summary(store, source, ingested), {
         "dagster/row_count": samples.height,
         "quarantined_rows": markdown_table(quarantine.select("row", "reason", "detail").head(20)),
@@ -52,20 +57,22 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
 def _source(icon: WorkspaceResource, shard: str) -> SourceFile:
     found = {source.shard: source for source in source_files(icon.workspace)}
     if shard not in found:
-        raise IconError(f"shard {shard}: its source file is gone; `icon-assets run` takes it out of the pool")
+        raise _gone(shard)
     return found[shard]
 
 
-def _shard_row(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
-    return pl.DataFrame(
-        [
-            {
-                "shard": source.shard, "file": source.file, "digest": ingested.digest, "n_bytes": ingested.n_bytes,
-                "n_samples": len(ingested.samples), "n_quarantined": len(ingested.quarantine),
-                "ingested_at": datetime.now(UTC),
-            }
-        ]
-    )  # fmt: skip
+def _as_it_lies(source: SourceFile, store: Store, settle_seconds: float) -> Found:
+    """The file compared with the record, once nobody writes to it any more."""
+    if not source.refused:
+        wait_until_settled(source.path, settle_seconds)
+    file = next(compare([source], on_record(store), 0), None)
+    if file is None:
+        raise _gone(source.shard)
+    return file
+
+
+def _gone(shard: str) -> IconError:
+    return IconError(f"shard {shard}: its source file is gone; `icon-assets run` takes it out of the pool")
 
 
 def _summary(store: Store, source: SourceFile, ingested: Ingested) -> dict[str, int | str]:

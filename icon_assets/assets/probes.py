@@ -7,24 +7,31 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.pool import raw_pool
-from icon_assets.assets.shell import current_shards, finish, kept, mendable, unchanged
-from icon_assets.core.digests import file_digest, lines_digest
+from icon_assets.assets.shell import finish, kept, mendable, unchanged
+from icon_assets.core import ledger
+from icon_assets.core.digests import lines_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import Quarantined, SourceFile, discover, ingest
-from icon_assets.core.leakage import evaluation_files, evaluation_references, pool_references
-from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.ingest import Quarantined, discover, ingest
+from icon_assets.core.leakage import evaluation_references, pool_references
 from icon_assets.core.probes import Candidate, Verdict, overlaps, select_probes
+from icon_assets.core.recipes import CODE_VERSIONS, probe_set_recipe
 from icon_assets.core.store import Store, schemas
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "2"
 _STRATUM_FIELDS = ("stratum", "dataset", "task")
 
 
+probe_files = dg.AssetSpec(
+    "probe_files", group_name="probes", kinds={"file"}, owners=OWNERS,
+    description="Files of candidate probes, and the evaluation data that no probe may share text with; the sensor "
+    "`discover_probes` reports new versions.",
+)  # fmt: skip
+
+
 @dg.asset(
-    deps=[raw_pool], group_name="probes", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSION,
+    deps=[raw_pool, probe_files], group_name="probes", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["probe_set"],
     metadata=column_schema("probe_candidates"),
 )  # fmt: skip
 @mendable
@@ -34,17 +41,10 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     """
     workspace, store = icon.workspace, icon.store
     settings = workspace.settings.probes
-    sources = discover(workspace.input_path(settings.path), "probes.path")
-    files = [("probe_file", s.file, s.path) for s in sources] + evaluation_files(workspace)
-    recipe = Recipe(
-        "probe_set", "",
-        (*(Input(kind, name, file_digest(path)) for kind, name, path in files),
-         *(event.as_input() for event in current_shards(store, "raw_pool"))),
-        settings.model_dump(), settings.seed, CODE_VERSION,
-    )  # fmt: skip
+    recipe = probe_set_recipe(workspace, ledger.current_shards(store, "raw_pool"))
     if event := kept(context, icon, recipe):
         return unchanged(event)
-    candidates, quarantined = _candidates(workspace, sources)
+    candidates, quarantined = _candidates(workspace)
     verdicts = select_probes(
         candidates, settings.count, settings.seed, settings.near_duplicate,
         overlaps(candidates, pool_references(_pool_rows(store))), overlaps(candidates, evaluation_references(workspace)),
@@ -69,15 +69,14 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     })  # fmt: skip
 
 
-def _candidates(
-    workspace: Workspace, sources: list[SourceFile]
-) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
+def _candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
     candidates, quarantined = [], []
-    for source in sources:
-        ingested = ingest(source.path, workspace.settings.pool.max_chars)
+    for source in discover(workspace.input_path(workspace.settings.probes.path), "probes.path"):
+        ingested = ingest(source, workspace.settings.pool.max_chars)
         quarantined += [(source.file, row) for row in ingested.quarantine]
         for located in ingested.samples:
-            stratum = next((str(located.fields[f]) for f in _STRATUM_FIELDS if located.fields.get(f)), source.file)
+            fields = located.fields
+            stratum = next((str(fields[f]) for f in _STRATUM_FIELDS if fields.get(f)), source.file)
             candidates.append(Candidate(located.sample, stratum, source.file, located.row))
     return candidates, quarantined
 

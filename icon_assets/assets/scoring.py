@@ -1,6 +1,5 @@
 """Group `scoring`: perplexities of probes, and the contribution of every sample."""
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -13,31 +12,28 @@ from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.budget import budget_of
 from icon_assets.core.contribution import contributions
+from icon_assets.core.costs import Spent
 from icon_assets.core.digests import canonical_json, frame_digest
-from icon_assets.core.ledger import Recipe
+from icon_assets.core.plan import because
 from icon_assets.core.quality import drift, no_sample_is_a_probe, refuse
+from icon_assets.core.recipes import CODE_VERSIONS, probe_baseline_recipe, sample_scores_recipe
 from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.scoring import Spent
+from icon_assets.core.scoring import pool_size
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table
 from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource
 
-CODE_VERSION = "1"
-
 
 @dg.asset(
     deps=[probe_set, base_model], group_name="scoring", kinds={"pytorch", "deltalake"}, owners=OWNERS, pool="gpu",
-    code_version=CODE_VERSION, metadata=column_schema("control_scores"),
+    code_version=CODE_VERSIONS["probe_baseline"], metadata=column_schema("control_scores"),
 )  # fmt: skip
 @mendable
 def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """NLL of every probe without context: what every score is measured by. Control contexts join it as samples need them."""
     store, key = icon.store, icon.score_key()
-    recipe = Recipe(
-        "probe_baseline", "", (needed(store, "probe_set").as_input(), needed(store, "base_model").as_input()),
-        {"score_key": key.settings()}, code_version=CODE_VERSION,
-    )  # fmt: skip
+    recipe = probe_baseline_recipe(needed(store, "probe_set"), needed(store, "base_model"), key)
     if event := ledger.made(store, recipe):
         return unchanged(event)
     row = {
@@ -74,7 +70,7 @@ def _by_stratum(frame: pl.DataFrame) -> pl.DataFrame:
 
 @dg.asset(
     partitions_def=SHARDS, deps=[raw_pool, probe_set, base_model, probe_baseline], group_name="scoring",
-    kinds={"pytorch", "duckdb", "deltalake"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSION,
+    kinds={"pytorch", "duckdb", "deltalake"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["sample_scores"],
     metadata=column_schema("sample_scores"),
 )  # fmt: skip
 @mendable
@@ -87,15 +83,12 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
         needed(store, "raw_pool", shard),
         *(needed(store, a) for a in ("probe_set", "base_model", "probe_baseline")),
     ]
-    budget = budget_of(icon.settings, *_pool_size(store))
-    recipe = Recipe(
-        "sample_scores", shard, tuple(event.as_input() for event in upstream),
-        {"score_key": key.settings(), "controls": settings.model_dump(), **({"budget": asdict(budget)} if budget else {})},
-        settings.seed, CODE_VERSION,
-    )  # fmt: skip
+    budget = budget_of(icon.settings, *pool_size(store))
+    recipe = sample_scores_recipe(shard, upstream, key, settings, budget)
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "sample_scores", shard, no_sample_is_a_probe)
+    why = because(ledger.latest(store, "sample_scores").get(shard), recipe)
     scorer = icon.scorer(context.log)
     spent = scorer.complete_shard(shard, settings, budget)
     if spent.engine and not spent.engine.startswith("packed"):
@@ -106,17 +99,12 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     store.replace("sample_scores", scores, shard=shard, score_key=key.value)
     figures = {
         "samples": primary.height, "mean_contribution": primary["contribution"].mean() or 0.0,
-        "pairs_per_sample": primary["n_probes"].mean() or 0.0, **moved,
+        "pairs_per_sample": primary["n_probes"].mean() or 0.0, "because": why or "new", **moved,
     }  # fmt: skip
     return finish(context, store, recipe, frame_digest(scores), {**_summary(key, spent), **figures}, {
         "dagster/row_count": scores.height,
         **(_pictures(primary, settings.primary) if primary.height else {}),
     })  # fmt: skip
-
-
-def _pool_size(store: Store) -> tuple[int, int]:
-    """Unique samples of the pool, and probes."""
-    return store.query("SELECT (SELECT count(DISTINCT sample_id) FROM samples), (SELECT count(*) FROM probes)").row(0)
 
 
 def _summary(key: ScoreKey, spent: Spent) -> dict[str, int | float | str]:

@@ -4,11 +4,12 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import current_shards, finish, kept, mendable, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.core import ledger
+from icon_assets.core.costs import total_cost
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Recipe
-from icon_assets.core.selection import Subset, read_pool, select
+from icon_assets.core.selection import Subset, ranks_by_score, read_pool, select
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table
 from icon_assets.partitions import arm_partitions
@@ -57,8 +58,10 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
 
 def _scored_shards(store: Store) -> list[ledger.Event]:
     """The scores of every shard of the pool; selecting from part of it would silently favour what was scored first."""
-    scored = current_shards(store, "sample_scores")
-    missing = {event.partition for event in current_shards(store, "raw_pool")} - {event.partition for event in scored}
+    scored = ledger.current_shards(store, "sample_scores")
+    missing = {event.partition for event in ledger.current_shards(store, "raw_pool")} - {
+        event.partition for event in scored
+    }
     if missing or not scored:
         raise IconError(f"sample_scores: {len(missing)} shards have no scores yet ({', '.join(sorted(missing)[:3])}); "
                         "materialize them first")  # fmt: skip
@@ -66,19 +69,9 @@ def _scored_shards(store: Store) -> list[ledger.Event]:
 
 
 def _scoring_cost(store: Store, key: str, arm: str) -> dict[str, int | float]:
-    """What scoring the pool has cost so far: tokens and seconds over all runs under this score_key."""
-    cost = store.query(
-        """
-        SELECT coalesce(sum(tokens), 0)::BIGINT AS tokens, coalesce(sum(seconds), 0.0) AS seconds
-        FROM scoring_costs WHERE score_key = $key
-        """,
-        {"key": key},
-    ).row(0)
-    ranked = arm not in {"full", "random", "longest"}
-    return {
-        "scoring_tokens": cost[0] if ranked else 0,
-        "scoring_seconds": round(cost[1], 1) if ranked else 0.0,
-    }
+    """What scoring the pool has cost so far; arms that need no score owe nothing."""
+    tokens, seconds = total_cost(store, key) if ranks_by_score(arm) else (0, 0.0)
+    return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1)}
 
 
 def _pictures(subset: Subset, pool: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:

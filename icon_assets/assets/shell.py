@@ -14,6 +14,7 @@ from icon_assets.core.quality import REMAKE, Subject, rules_of
 from icon_assets.core.store import Store
 from icon_assets.resources import WorkspaceResource
 
+_RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
 _OF_THAT_RUN = {
     "tokens", "seconds", "tokens_per_second", "engine", "flops", "peak_share",
     "drift_samples", "drift_rank_correlation", "drift_mean_shift",
@@ -22,13 +23,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def mendable(function: F) -> F:
-    """An IconError fails the step with its one line, and is not retried: only the user can mend it."""
+    """An IconError fails the step with its one line, and neither step nor run is retried: only the user can mend it."""
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return function(context, *args, **kwargs)
         except IconError as error:
+            context.instance.add_run_tags(context.run.run_id, {_RETRY_TAG: "false"})
             raise dg.Failure(description=str(error), allow_retries=False) from error
 
     return wrapped  # pyright: ignore[reportReturnType]
@@ -52,6 +54,11 @@ def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Rec
 
 def unchanged(event: Event) -> dg.MaterializeResult:
     """Nothing the product is made from has changed: say so, and keep its data version."""
+    return dg.MaterializeResult(data_version=dg.DataVersion(event.digest), metadata=unchanged_figures(event))
+
+
+def unchanged_figures(event: Event) -> dict[str, Any]:
+    """What a product that is kept reports: the figures of when it was made, without what that had cost."""
     figures = {name: value for name, value in event.summary.items() if isinstance(value, int | float | str)}
     if "new_pairs" in figures:  # what scoring cost and moved then, it does not now
         figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {
@@ -59,10 +66,7 @@ def unchanged(event: Event) -> dg.MaterializeResult:
             "control_pairs": 0,
             "forwards": 0,
         }
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(event.digest),
-        metadata={"changed": False, "digest": event.digest, **figures},
-    )
+    return {"changed": False, "digest": event.digest, **figures}
 
 
 def finish(
@@ -94,9 +98,3 @@ def needed(store: Store, asset: str, partition: str = "") -> Event:
         where = f" [{partition}]" if partition else ""
         raise IconError(f"{asset}{where}: not materialized yet; materialize it first")
     return event
-
-
-def current_shards(store: Store, asset: str) -> list[Event]:
-    """The newest event of `asset` for every shard that is in the pool now."""
-    shards = set(store.query("SELECT shard FROM shards")["shard"])
-    return [event for shard, event in ledger.latest(store, asset).items() if shard in shards]

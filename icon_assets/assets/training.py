@@ -17,6 +17,7 @@ from icon_assets.core.digests import canonical_json, directory_digest
 from icon_assets.core.encoding import sample_of
 from icon_assets.core.files import new_directory
 from icon_assets.core.finetuning import TrainingResult, fine_tune
+from icon_assets.core.language_model import ModelRecord, load_tokenizer
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.prompts import render_for_training
 from icon_assets.core.quality import refuse
@@ -42,15 +43,11 @@ def training_settings(settings: TrainingSettings) -> dict[str, Any]:
     return settings.model_dump(exclude={"seeds", "save_every_steps"})
 
 
-def encode_samples(directory: Path, rows: pl.DataFrame, settings: TrainingSettings) -> list[Encoded]:
-    """Table rows as token ids under the fine-tuning template, in the rows' order."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+def encode_samples(record: ModelRecord, rows: pl.DataFrame, settings: TrainingSettings) -> list[Encoded]:
+    """Table rows as token ids under the fine-tuning template, in the rows' order, none longer than the model's positions."""
+    tokenizer, limit = load_tokenizer(record.directory), min(settings.max_tokens, record.max_positions)
     return [
-        encode_training(
-            tokenizer, render_for_training(sample_of(row), settings.template, tokenizer), settings.max_tokens
-        )
+        encode_training(tokenizer, render_for_training(sample_of(row), settings.template, tokenizer), limit)
         for row in rows.iter_rows(named=True)
     ]
 
@@ -130,7 +127,7 @@ def _train(
     manifest = _manifest(store, arm, subset.digest)
     # One row per sample to train on; the manifest names every source line that holds it.
     chosen = manifest.unique("sample_id", keep="first", maintain_order=True)
-    encoded = encode_samples(record.directory, chosen, settings)
+    encoded = encode_samples(record, chosen, settings)
 
     def on_step(step: int, total: int, loss: float) -> None:
         if step == total or step % 10 == 0:

@@ -74,36 +74,32 @@ def register() -> None:
     flex: Any = torch.compiler.disable(flex_attention, recursive=False)
 
     def packed_attention(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, packed_layout: Layout, **kwargs: Any
-    ) -> Any:
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None,
+        *, packed_layout: Layout, **options: Any,
+    ) -> Any:  # fmt: skip
         attend = flex if packed_layout.kernel == "flex" else segments
-        return attend(module, query, key, value, attention_mask, packed_layout=packed_layout, **kwargs)
+        return attend(query, key, value, scaling, packed_layout, **options), None
 
     AttentionInterface.register(ATTENTION, packed_attention)
 
 
 def segment_attention(
-    module: Any,
     query: "torch.Tensor",
     key: "torch.Tensor",
     value: "torch.Tensor",
-    attention_mask: "torch.Tensor | None",
-    scaling: float | None = None,
-    *,
-    packed_layout: Layout,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Any = None,
-    **_: Any,
-) -> "tuple[torch.Tensor, None]":
+    scaling: float | None,
+    layout: Layout,
+    **options: Any,
+) -> "torch.Tensor":
     """Contexts causally; each probe to its context and, causally, to itself: one call per segment.
 
     Args:
         query: [1, heads, tokens, head size]; key and value: [1, key heads, tokens, head size].
-        packed_layout: where contexts and probes lie.
+        layout: where contexts and probes lie.
+        options: what the layer asks for besides.
 
     Returns:
-        [1, tokens, heads, head size], and None for the weights, as transformers expects.
+        [1, tokens, heads, head size].
 
     Raises:
         NotPackable: the layer soft-caps its logits or has sinks, or its window is shorter than the longest text.
@@ -111,14 +107,14 @@ def segment_attention(
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    _check(packed_layout, sliding_window, softcap, s_aux)
+    _check(layout, **options)
     heads, groups = key.shape[1], query.shape[1] // key.shape[1]
     size = query.shape[-1]
     # Query heads that share a key head stand one below the other: one larger product instead of repeated keys.
     grouped = query.unflatten(1, (heads, groups))
     out = torch.empty_like(query)
     grouped_out = out.unflatten(1, (heads, groups))
-    for part in packed_layout.parts():
+    for part in layout.parts():
         before = part.context_stop - part.context_start
         keys, values = (
             torch.cat([x[:, :, part.context_start : part.context_stop], x[:, :, part.start : part.stop]], dim=2)
@@ -133,37 +129,31 @@ def segment_attention(
                 grouped[:, :, :, start:stop].reshape(1, heads, groups * (stop - start), size),
                 keys[:, :, :seen],
                 values[:, :, :seen],
-                attn_mask=_mask(packed_layout, stop - start, seen, groups, query),
+                attn_mask=_mask(layout, stop - start, seen, groups, query),
                 scale=scaling,
             )
             grouped_out[:, :, :, start:stop] = attended.unflatten(2, (groups, stop - start))
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous()
 
 
 def flex_attention(
-    module: Any,
     query: "torch.Tensor",
     key: "torch.Tensor",
     value: "torch.Tensor",
-    attention_mask: "torch.Tensor | None",
-    scaling: float | None = None,
-    *,
-    packed_layout: Layout,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Any = None,
-    **_: Any,
-) -> "tuple[torch.Tensor, None]":
+    scaling: float | None,
+    layout: Layout,
+    **options: Any,
+) -> "torch.Tensor":
     """The same attention as `segment_attention`, in one fused call over the whole forward."""
-    _check(packed_layout, sliding_window, softcap, s_aux)
+    _check(layout, **options)
     on_gpu = query.device.type == "cuda"
     out: Any = _compiled_flex()(
-        query, key, value, block_mask=packed_layout.block_mask, scale=scaling,
+        query, key, value, block_mask=layout.block_mask, scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
         # The kernel for few queries, which short forwards would get, has no configuration for grouped heads.
         kernel_options={"BACKEND": "TRITON"} if on_gpu else None,
     )  # fmt: skip
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous()
 
 
 @cache
@@ -175,8 +165,10 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _check(layout: Layout, sliding_window: int | None, softcap: float | None, sinks: Any) -> None:
-    if softcap is not None or sinks is not None or (sliding_window is not None and sliding_window < layout.longest):
+def _check(
+    layout: Layout, *, sliding_window: int | None = None, softcap: float | None = None, s_aux: Any = None, **_: Any
+) -> None:
+    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < layout.longest):
         raise NotPackable
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,10 +34,15 @@ def lines_digest(lines: Iterable[str]) -> str:
 
 def file_digest(path: Path) -> str:
     """Digest of a file's bytes."""
-    sha = hashlib.sha256()
     with path.open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            sha.update(chunk)
+        return stream_digest(handle)
+
+
+def stream_digest(handle: BinaryIO) -> str:
+    """Digest of the bytes of an open file, from where it stands."""
+    sha = hashlib.sha256()
+    while chunk := handle.read(_CHUNK):
+        sha.update(chunk)
     return sha.digest()[:ID_BYTES].hex()
 
 

@@ -12,7 +12,8 @@ from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
-from icon_assets.core.attention import ATTENTION, Kernel, Layout, NotPackable, Segment, block_mask, register
+from icon_assets.core.attention import ATTENTION, Kernel, NotPackable, block_mask, register
+from icon_assets.core.batch import Batch, Packed
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import Work
 from icon_assets.core.language_model import LanguageModel
@@ -33,7 +34,8 @@ _TRIAL_ROWS = [Row(0, (0, 1)), Row(1, (0, 1))]
 _TRIAL_PAIRS = [Row(0, (0,)), Row(0, (1,)), Row(1, (0,)), Row(1, (1,))]
 _HEAD_ROWS = 512  # scored positions whose vocabulary logits exist at a time
 _LOGIT_ROWS = 32  # of them in float32 at a time: few enough to stay in a CPU's cache
-_CPU_TOKENS, _LEAST_TOKENS, _MOST_TOKENS = 4096, 1024, 65536
+CPU_TOKENS = 4096  # per forward on a CPU, where more are not faster
+_LEAST_TOKENS, _MOST_TOKENS = 1024, 65536
 _MEMORY_SHARE = 0.6
 _COMPILED_FROM = {"cpu": 400_000, "cuda": 200_000}  # tokens still to compute from which compiling pays for itself
 
@@ -55,50 +57,6 @@ class Meter:
     forwards: int = 0
     pairs: int = 0
     work: Work = field(default_factory=Work)
-
-
-@dataclass
-class _Packed:
-    """One forward's input: ids, positions, the layout, and for each pair its scored rows and targets."""
-
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    scored: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-    pairs: list[tuple[int, int, int]] = field(default_factory=list)
-    layout: Layout = field(default_factory=Layout)
-
-    @property
-    def work(self) -> Work:
-        return Work(len(self.ids), self.layout.attended, len(self.scored))
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The contexts and probes that rows point into."""
-
-    prefixes: list[list[int]]
-    probes: Sequence[Encoded]
-
-    def tokens(self, rows: Sequence[Row]) -> int:
-        return sum(len(self.prefixes[r.context]) + sum(map(self.length, r.probes)) for r in rows)
-
-    def length(self, probe: int) -> int:
-        """Input tokens of a probe: the last response token is a target only."""
-        return len(self.probes[probe].prompt_ids) + len(self.probes[probe].response_ids) - 1
-
-    def pack(self, rows: Sequence[Row], kernel: Kernel) -> _Packed:
-        packed = _Packed(layout=Layout(kernel))
-        for row in rows:
-            prefix = self.prefixes[row.context]
-            start = len(packed.ids)
-            packed.ids.extend(prefix)
-            packed.positions.extend(range(len(prefix)))
-            if prefix:
-                packed.layout.contexts.append((start, start + len(prefix)))
-            for probe in row.probes:
-                _add_probe(packed, row.context, probe, self.probes[probe], start, start + len(prefix))
-        return packed
 
 
 class ScoringEngine:
@@ -152,13 +110,13 @@ class ScoringEngine:
         Raises:
             IconError: a single pair does not fit into the device's memory.
         """
-        batch = _Batch([[*self._leading, *context] for context in contexts], probes)
-        prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [batch.length(i) for i in range(len(probes))]
+        batch = Batch([[*self._leading, *context] for context in contexts], probes)
+        prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [probe.n_input for probe in probes]
         for rows in plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward):
             for part in [rows] if self.mode == "packed" else self._apart(batch, rows):
                 yield from self._fitting(batch, part, packed=self.mode == "packed")
 
-    def _fitting(self, batch: _Batch, rows: list[Row], *, packed: bool) -> Iterator[list[Pair]]:
+    def _fitting(self, batch: Batch, rows: list[Row], *, packed: bool) -> Iterator[list[Pair]]:
         """The rows in one forward, or in halves of it when memory does not suffice: no pair is lost."""
         import torch
 
@@ -183,12 +141,12 @@ class ScoringEngine:
         for part in parts:
             yield from self._fitting(batch, part, packed=packed)
 
-    def _forward(self, batch: _Batch, rows: list[Row], *, packed: bool) -> list[Pair]:
+    def _forward(self, batch: Batch, rows: list[Row], *, packed: bool) -> list[Pair]:
         if packed:
             return self._forward_packed(batch, rows)
         return self._forward_batched(batch, rows) if len(rows) > 1 else self._forward_one(batch, rows)
 
-    def _apart(self, batch: _Batch, rows: list[Row]) -> list[list[Row]]:
+    def _apart(self, batch: Batch, rows: list[Row]) -> list[list[Row]]:
         """The pairs of packed rows as rows of their own: batches of similar length, or one by one."""
         pairs = [Row(row.context, (probe,)) for row in rows for probe in row.probes]
         if self._unpacked_mode == "one by one":
@@ -197,7 +155,7 @@ class ScoringEngine:
         groups = similar_lengths(lengths, self.tokens_per_forward)
         return [[Row(context, (probe,)) for context, probe in group] for group in groups]
 
-    def _forward_packed(self, batch: _Batch, rows: list[Row]) -> list[Pair]:
+    def _forward_packed(self, batch: Batch, rows: list[Row]) -> list[Pair]:
         packed = batch.pack(rows, self._kernel)
         if self._kernel == "flex":
             packed.layout.block_mask = block_mask(packed.layout, len(packed.ids), self._device)
@@ -205,7 +163,7 @@ class ScoringEngine:
             nll = self._token_nll([packed.ids], [packed.positions], None, packed, packed_layout=packed.layout)
         return self._pairs([packed], nll)
 
-    def _forward_batched(self, batch: _Batch, rows: list[Row]) -> list[Pair]:
+    def _forward_batched(self, batch: Batch, rows: list[Row]) -> list[Pair]:
         """One pair per row, padded on the right; the model runs with its own attention."""
         import torch
 
@@ -213,23 +171,23 @@ class ScoringEngine:
         width = max(len(packed.ids) for packed in alone)
         ids = [packed.ids + [0] * (width - len(packed.ids)) for packed in alone]
         mask = [[1] * len(packed.ids) + [0] * (width - len(packed.ids)) for packed in alone]
-        flat = _Packed(
+        flat = Packed(
             scored=[i * width + position for i, packed in enumerate(alone) for position in packed.scored],
             targets=[target for packed in alone for target in packed.targets],
         )
         nll = self._token_nll(ids, None, torch.tensor(mask, device=self._device), flat)
         return self._pairs(alone, nll)
 
-    def _one_by_one(self, batch: _Batch, rows: list[Row]) -> list[Pair]:
+    def _one_by_one(self, batch: Batch, rows: list[Row]) -> list[Pair]:
         return [self._forward_one(batch, [row], chunked=True)[0] for row in rows]
 
-    def _forward_one(self, batch: _Batch, rows: list[Row], *, chunked: bool | None = None) -> list[Pair]:
+    def _forward_one(self, batch: Batch, rows: list[Row], *, chunked: bool | None = None) -> list[Pair]:
         """One pair, exactly as the model came: the reference for everything else."""
         packed = batch.pack(rows, "segments")
         return self._pairs([packed], self._token_nll([packed.ids], None, None, packed, chunked=chunked))
 
     def _token_nll(
-        self, ids: list[list[int]], positions: list[list[int]] | None, mask: Any, packed: _Packed,
+        self, ids: list[list[int]], positions: list[list[int]] | None, mask: Any, packed: Packed,
         *, chunked: bool | None = None, **more: Any,
     ) -> "torch.Tensor":  # fmt: skip
         """NLL in nats at the scored positions (of the flattened batch), float64 on the CPU."""
@@ -255,7 +213,7 @@ class ScoringEngine:
             parts = zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
             return torch.cat([_nll(head(rows), wanted) for rows, wanted in parts]).double().cpu()
 
-    def _pairs(self, parts: list[_Packed], nll: "torch.Tensor") -> list[Pair]:
+    def _pairs(self, parts: list[Packed], nll: "torch.Tensor") -> list[Pair]:
         keys = [pair for packed in parts for pair in packed.pairs]
         sums = [part.sum().item() for part in nll.split([n for _, _, n in keys])]
         if not all(map(isfinite, sums)):
@@ -292,12 +250,12 @@ class ScoringEngine:
                 self._kernel = "segments"
         return self._agrees(self._forward_packed, _TRIAL_ROWS)
 
-    def _agrees(self, forward: Callable[[_Batch, list[Row]], list[Pair]], rows: list[Row]) -> bool:
+    def _agrees(self, forward: Callable[[Batch, list[Row]], list[Pair]], rows: list[Row]) -> bool:
         """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
         # The flex kernel works in blocks of tokens: its trial must be longer than a few of them.
         times = 16 if self._kernel == "flex" else 1
         contexts = [[*self._leading, *context * times] for context in _TRIAL_CONTEXTS]
-        batch = _Batch(contexts, [Encoded(p.prompt_ids * times, p.response_ids) for p in _TRIAL_PROBES])
+        batch = Batch(contexts, [Encoded(p.prompt_ids * times, p.response_ids) for p in _TRIAL_PROBES])
         spent, self.meter = self.meter, Meter()  # the trial is not the user's work
         try:
             tried = forward(batch, rows)
@@ -315,9 +273,9 @@ class ScoringEngine:
         import torch
 
         if self._device.type != "cuda":
-            return _CPU_TOKENS
+            return CPU_TOKENS
         tokens = _LEAST_TOKENS
-        batch = _Batch([[3] * (tokens // 2)], [Encoded((3,), (3,) * (tokens // 2))])
+        batch = Batch([[3] * (tokens // 2)], [Encoded((3,), (3,) * (tokens // 2))])
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -371,21 +329,6 @@ class ScoringEngine:
             for layer in self._compiled:
                 del layer.forward
             self._model.set_attn_implementation(own)
-
-
-def _add_probe(
-    packed: _Packed, context: int, index: int, probe: Encoded, context_start: int, context_stop: int
-) -> None:
-    start = len(packed.ids)
-    ids = [*probe.prompt_ids, *probe.response_ids[:-1]]
-    packed.ids.extend(ids)
-    packed.positions.extend(range(context_stop - context_start, context_stop - context_start + len(ids)))
-    packed.layout.segments.append(Segment(context_start, context_stop, start, start + len(ids)))
-    # The token before each response token predicts it; the first one is predicted by the end of the prompt.
-    first = start + len(probe.prompt_ids) - 1
-    packed.scored.extend(range(first, first + len(probe.response_ids)))
-    packed.targets.extend(probe.response_ids)
-    packed.pairs.append((context, index, len(probe.response_ids)))
 
 
 def _nll(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":

@@ -7,7 +7,6 @@ positions only.
 
 import copy
 import io
-import json
 import logging
 import math
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.errors import IconError
+from icon_assets.core.rows import decode_json
 from icon_assets.core.samples import Rejected, clean
 from icon_assets.core.tokens import Encoded
 
@@ -96,8 +96,8 @@ def _choice_item(line: str, where: str) -> ChoiceItem:
 
 def _choice_row(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = decode_json(line)
+    except Rejected as error:
         raise IconError(f"{where}: not valid JSON ({error}); write one object per line") from error
     if not isinstance(row, dict):
         raise IconError(f"{where}: must be an object with `query`, `choices`, `gold`, not {type(row).__name__}")
@@ -112,7 +112,7 @@ def _choice_text(value: Any, key: str, where: str) -> str:
     try:
         text = clean(value)
     except Rejected as error:
-        raise IconError(f"{where}: `{key}`: {error}; mend the escape") from error
+        raise IconError(f"{where}: `{key}`: {error}; mend the text") from error
     if not text:
         raise IconError(f"{where}: `{key}` holds an empty text; fill it in or remove the row")
     return text
@@ -224,14 +224,20 @@ def _harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     class ScoredPositions(base):
         """HFLM takes logits at every position and normalizes in the model's dtype: slow, coarse in bf16."""
 
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            """HFLM's own drops the BOS before a text that begins like one, although special tokens in data are text."""
+            return own(string, add_special_tokens=add_special_tokens is not False).input_ids
+
         def _loglikelihood_tokens(
             self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
         ) -> list[tuple[float, bool]]:
             pairs = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
             return _log_likelihoods(model, pairs, override_bs or batch_size, self.max_length)
 
-    # The harness adds a padding token where there is none: not to the caller's tokenizer.
-    own = tokenizer if tokenizer.pad_token is not None else copy.deepcopy(tokenizer)
+    # Not the caller's tokenizer: the harness adds a padding token where there is none, and data must not speak in
+    # special tokens in what it generates from either.
+    own: Any = copy.deepcopy(tokenizer)
+    own.split_special_tokens = True
     return ScoredPositions(pretrained=model, tokenizer=own, batch_size=batch_size)
 
 
@@ -245,7 +251,13 @@ def _log_likelihoods(
 
     Continuations that differ in their last token only share one row, as in the harness, so that letters as
     choices cost one. What is longer than `max_length` loses its start.
+
+    Raises:
+        IconError: a continuation alone is longer.
     """
+    if (longest := max((len(continuation) for _, continuation in pairs), default=0)) > max_length:
+        fault = f"an answer of {longest} tokens; the model has {max_length} positions"
+        raise IconError(f"evaluation: {fault}; shorten the choice, or remove the item or task")
     sharing: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, (context, continuation) in enumerate(pairs):
         sharing[(context + continuation)[-(max_length + 1) : -1]].append(index)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and paths that stay where they belong."""
+"""Files that appear whole or not at all."""
 
 import os
 import shutil
@@ -6,8 +6,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from icon_assets.core.errors import IconError
 
 
 def _sync(path: Path) -> None:
@@ -47,11 +45,3 @@ def publish_directory(partial: Path, target: Path) -> None:
     else:
         partial.rename(target)
     _sync(target.parent)
-
-
-def confined(path: Path, root: Path, setting: str) -> Path:
-    """The real path of `path`, which must lie below `root`; a symlink that leads out is refused."""
-    real = path.resolve()
-    if not real.is_relative_to(root.resolve()):
-        raise IconError(f"{path}: lies outside {root}; move it inside, or change {setting}")
-    return real

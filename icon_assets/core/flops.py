@@ -25,8 +25,8 @@ class Work:
     def __sub__(self, other: "Work") -> "Work":
         return Work(self.tokens - other.tokens, self.attended - other.attended, self.scored - other.scored)
 
-    def __mul__(self, times: int) -> "Work":
-        return Work(self.tokens * times, self.attended * times, self.scored * times)
+    def __mul__(self, times: float) -> "Work":
+        return Work(round(self.tokens * times), round(self.attended * times), round(self.scored * times))
 
 
 @dataclass(frozen=True)

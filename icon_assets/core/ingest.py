@@ -1,49 +1,61 @@
-"""From source files to rows: finding the files of a pool, reading each format, and saying why a row can't be used."""
+"""From a folder to samples: which files a pool consists of, and what each of them holds, row by row.
 
-import csv
-import io
+Nothing is lost silently: a row that can't be used is quarantined with its reason, and so is a file that can't be read.
+"""
+
 import json
+import math
+import os
 import re
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
 
 import polars as pl
 
-from icon_assets.core.digests import digest, file_digest, lines_digest
+from icon_assets.core.digests import digest, lines_digest, stream_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.files import confined
+from icon_assets.core.rows import FORMATS, Row, read_rows, row_limit
 from icon_assets.core.samples import Rejected, Sample, parse_row
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 _EXCERPT_CHARS = 200
+_DETAIL_CHARS = 400
+# No part of one line of text: control characters, line separators, what turns the direction of writing, and half
+# surrogates (in a name: bytes that are not UTF-8).
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the pool: its partition key, its path below the folder, and where it really lies."""
+    """A file of the pool: its partition key, its path below the folder as one line of text, and where it really lies.
+
+    `refused` says why it must not be opened; then it is a shard with this one reason in quarantine.
+    """
 
     shard: str
     file: str
     path: Path
+    refused: Rejected | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Located:
-    """A usable sample and where it stands; `row` counts from 1."""
+    """A usable sample and where it stands; `row` counts from 1. `metadata`: the row's other fields as JSON text."""
 
     row: int
     sample: Sample
-    fields: dict[str, Any]  # the row's other fields
+    metadata: str | None
 
     @property
-    def metadata(self) -> str | None:
-        """The row's other fields as JSON text, or None."""
-        return _as_json(self.fields) if self.fields else None
+    def fields(self) -> dict[str, Any]:
+        return json.loads(self.metadata) if self.metadata else {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Quarantined:
     """An unusable row, or the whole file when `row` is 0. `reason` is one fixed word."""
 
@@ -58,7 +70,8 @@ class Ingested:
     """What one file gave."""
 
     digest: str
-    n_bytes: int
+    n_bytes: int = 0
+    mtime_ns: int = 0
     samples: list[Located] = field(default_factory=list)
     quarantine: list[Quarantined] = field(default_factory=list)
 
@@ -75,168 +88,215 @@ def shard_key(file: str) -> str:
     return f"{slug}-{digest(file)[:8]}"
 
 
+def printable(text: str) -> str:
+    """In one line, with an escape for whatever is no visible text."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def discover(folder: Path, setting: str = "pool.path") -> list[SourceFile]:
     """The source files below `folder` (or the one file it is), sorted by path; hidden files are left out.
 
+    What is called like a source file and is none, or leads out of the folder, is found too: `refused` says why.
+
     Raises:
-        IconError: the folder is missing or holds no usable file, or a symlink leads out of it.
+        IconError: the folder is missing or holds nothing of the kind.
     """
     if folder.is_file():
-        return [SourceFile(shard_key(folder.name), folder.name, folder.resolve())]
+        return [SourceFile(shard_key(folder.name), printable(folder.name), folder.resolve())]
     if not folder.is_dir():
         raise IconError(f"{folder}: no such folder; create it or change {setting}")
-    found = [
-        SourceFile(shard_key(name), name, confined(path, folder, setting))
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in FORMATS
-        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-        and path.is_file()
-        for name in [path.relative_to(folder).as_posix()]
-    ]
+    root = folder.resolve()
+    found = [_source(root, path) for path in sorted(_candidates(root))]
     if not found:
         raise IconError(f"{folder}: holds no {', '.join(FORMATS)} file; put data there or change {setting}")
     return found
 
 
-def ingest(path: Path, max_chars: int) -> Ingested:
-    """Read one source file. A bad row never stops the rest; an unreadable file becomes one quarantined row 0."""
-    result = Ingested(file_digest(path), path.stat().st_size)
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+def _candidates(root: Path) -> Iterator[Path]:
+    """Paths called like a source file; and folders nobody looks into: links, and those that can't be listed."""
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(root, onerror=closed.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in folders if Path(place, name).is_symlink())
+        yield from (
+            Path(place, name) for name in files if Path(name).suffix.lower() in FORMATS and not name.startswith(".")
+        )
+    yield from (Path(error.filename) for error in closed)
+
+
+def _source(root: Path, path: Path) -> SourceFile:
+    name = path.relative_to(root).as_posix()
     try:
-        for row, value, raw in readers[path.suffix.lower()](path):
-            _take(result, row, value, raw, max_chars)
+        real = Path(os.path.realpath(path, strict=True)) if path.is_symlink() else path
+        refused = _refusal(root, path, real)
+    except OSError as error:
+        real, refused = path, _fault(error)
+    return SourceFile(shard_key(name), printable(name), real, refused)
+
+
+def _refusal(root: Path, path: Path, real: Path) -> Rejected | None:
+    """Why a path must not be opened, found out without opening it."""
+    if not real.is_relative_to(root):
+        return Rejected("outside_folder", "a link that leads out of the folder; put the file itself there")
+    mode = real.stat().st_mode
+    if stat.S_ISDIR(mode):
+        return _closed_folder(path)
+    if not stat.S_ISREG(mode):
+        return _not_regular()
+    return None if os.access(real, os.R_OK) else Rejected("unreadable", "it may not be read; mend its permissions")
+
+
+def _fault(error: OSError) -> Rejected:
+    if isinstance(error, FileNotFoundError):
+        return Rejected("missing", "the file is gone, or a link leads nowhere")
+    return Rejected("unreadable", f"{error.strerror or type(error).__name__}; mend its permissions or take it out")
+
+
+def _closed_folder(path: Path) -> Rejected:
+    if path.is_symlink():
+        return Rejected("not_a_file", "a link to a folder, which is not followed; put the files themselves there")
+    return Rejected("unreadable", "the folder can't be listed; mend its permissions or take it out")
+
+
+def _not_regular() -> Rejected:
+    return Rejected("not_a_file", "a pipe, a device or a folder, not a file; it is not read")
+
+
+@contextmanager
+def _opened(source: SourceFile) -> Iterator[BinaryIO]:
+    """The file, open. What became a pipe or a device since it was found neither blocks nor is read.
+
+    Raises:
+        Rejected: `outside_folder`, `not_a_file`, `missing`, `unreadable`.
+    """
+    if source.refused:
+        raise source.refused
+    try:
+        with _open_regular(source.path) as handle:
+            yield handle
+    except OSError as error:
+        raise _fault(error) from error
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular()
+    return os.fdopen(descriptor, "rb")
+
+
+def source_digest(source: SourceFile) -> str:
+    """Digest of a source file's bytes; of one that can't be read, the digest of the reason."""
+    try:
+        with _opened(source) as handle:
+            return stream_digest(handle)
     except Rejected as error:
-        result.quarantine.append(Quarantined(0, error.reason, str(error)))
+        return digest([error.reason])
+
+
+def ingest(source: SourceFile, max_chars: int) -> Ingested:
+    """Read one source file. A bad row never stops the rest; an unreadable file becomes one quarantined row 0."""
+    try:
+        with _opened(source) as handle:
+            status, content = os.fstat(handle.fileno()), stream_digest(handle)
+            handle.seek(0)
+            return _ingested(Ingested(content, status.st_size, status.st_mtime_ns), source, handle, max_chars)
+    except Rejected as error:
+        return Ingested(digest([error.reason]), quarantine=[_quarantined(Row(0, error), error)])
+
+
+def _ingested(result: Ingested, source: SourceFile, handle: BinaryIO, max_chars: int) -> Ingested:
+    limit = row_limit(max_chars)
+    try:
+        for row in read_rows(handle, PurePath(source.file).suffix.lower(), limit):
+            _take(result, row, max_chars, limit)
+    except Rejected as error:
+        result.quarantine.append(_quarantined(Row(0, error), error))
     if not result.samples and not result.quarantine:
         result.quarantine.append(Quarantined(0, "empty_file", "the file holds no rows"))
     return result
 
 
-def _take(result: Ingested, row: int, value: Any, raw: str, max_chars: int) -> None:
+def _take(result: Ingested, row: Row, max_chars: int, limit: int) -> None:
     try:
-        if isinstance(value, Rejected):
-            raise value
-        sample, fields = parse_row(value, max_chars)
+        if isinstance(row.value, Rejected):
+            raise row.value
+        sample, fields = parse_row(row.value, max_chars)
+        result.samples.append(Located(row.number, sample, _metadata(fields, limit) if fields else None))
     except Rejected as error:
-        result.quarantine.append(Quarantined(row, error.reason, str(error), raw[:_EXCERPT_CHARS]))
-    else:
-        result.samples.append(Located(row, sample, fields))
+        result.quarantine.append(_quarantined(row, error))
 
 
-Read = Iterator[tuple[int, Any, str]]  # row number, decoded value or the Rejected that came instead, its raw text
-
-
-def _read_jsonl(path: Path) -> Read:
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, 1):
-            raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not raw.strip():
-                continue
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                yield number, Rejected("not_utf8", _utf8_fault(error)), raw.decode("utf-8", "replace")
-                continue
-            yield number, _decode(text), text.strip()
-
-
-def _read_json(path: Path) -> Read:
-    rows = _decode(_whole_text(path))
-    if isinstance(rows, Rejected):
-        raise rows
-    if not isinstance(rows, list):
-        raise Rejected("wrong_type", f"a .json file must hold a list of rows, not {type(rows).__name__}")
-    for number, value in enumerate(rows, 1):
-        yield number, value, _as_json(value)
-
-
-def _read_csv(path: Path) -> Read:
-    csv.field_size_limit(1 << 28)
-    reader = csv.DictReader(io.StringIO(_whole_text(path), newline=""), strict=True)
-    number = 0
+def _metadata(fields: dict[str, Any], limit: int) -> str:
+    """The other fields of a row as JSON text that every reader takes, DuckDB above all: one bad text would fail queries
+    over all rows.
+    """
+    text = as_json(fields)
     try:
-        for number, row in enumerate(reader, 1):
-            extra = row.pop(None, None)  # pyright: ignore[reportArgumentType, reportCallIssue]
-            raw = ",".join(str(value) for value in row.values())
-            yield (
-                number,
-                (Rejected("wrong_type", "more cells than the header has columns") if extra else row),
-                raw,
-            )
-    except csv.Error as error:
-        yield number + 1, Rejected("bad_csv", f"{error}; the rest of the file is not read"), ""
-
-
-def _read_parquet(path: Path) -> Read:
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise Rejected("bad_parquet", str(error).splitlines()[0][:_EXCERPT_CHARS]) from error
-    for number, row in enumerate(frame.iter_rows(named=True), 1):
-        value = {key: _listed(cell) for key, cell in row.items()}
-        yield number, value, _as_json(value)
-
-
-def _listed(cell: Any) -> Any:
-    return cell.to_list() if isinstance(cell, pl.Series) else cell
-
-
-def _as_json(value: Any) -> str:
-    """JSON text that any table can hold: what JSON has no form for becomes text, half surrogates stay escaped."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(value, sort_keys=True, default=str)
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise Rejected("not_utf8", "a field holds half of a surrogate pair") from error
+    if size > limit:
+        raise Rejected("over_limit", f"{size:,} bytes of other fields; {limit:,} are allowed")
     return text
 
 
-def _whole_text(path: Path) -> str:
+def as_json(value: Any) -> str:
+    """JSON text of a decoded row. What JSON has no form for becomes text: dates, decimals, NaN, bytes (in hex)."""
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Rejected("not_utf8", _utf8_fault(error)) from error
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_as_text, allow_nan=False)
+    except ValueError:  # NaN or Infinity, from Parquet
+        return json.dumps(_finite(value), ensure_ascii=False, sort_keys=True, default=_as_text)
 
 
-def _decode(text: str) -> Any:
-    """The JSON value, or a Rejected in its place."""
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        return Rejected("bad_json", f"{error.msg} at line {error.lineno} column {error.colno}")
-    except RecursionError:
-        return Rejected("bad_json", "nested too deep")
-    except Rejected as error:
-        return error
+def _as_text(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _refuse_constant(name: str) -> Any:
-    raise Rejected("wrong_type", f"{name} is not JSON")
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _utf8_fault(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} at position {error.start} is not UTF-8"
+def _quarantined(row: Row, error: Rejected) -> Quarantined:
+    if row.raw or isinstance(row.value, Rejected):
+        raw = row.raw[: 4 * _EXCERPT_CHARS].decode("utf-8", "replace")
+    else:
+        raw = as_json(row.value)
+    excerpt = printable(raw.strip()[:_EXCERPT_CHARS])
+    return Quarantined(row.number, error.reason, printable(str(error)[:_DETAIL_CHARS]), excerpt)
 
 
 def sample_frame(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
     """Rows of the table `samples`."""
-    rows = [
-        {
-            "shard": source.shard, "file": source.file, "row": s.row, "sample_id": s.sample.sample_id,
-            "instruction": s.sample.instruction, "input": s.sample.input, "response": s.sample.response,
-            "turns": s.sample.turns_json(), "n_chars": s.sample.n_chars,
-            "metadata": s.metadata,
-        }
-        for s in ingested.samples
-    ]  # fmt: skip
-    text = ("shard", "file", "sample_id", "instruction", "input", "response", "turns", "metadata")
-    schema = dict.fromkeys(text, pl.String) | {"row": pl.Int64, "n_chars": pl.Int64}
-    return pl.DataFrame(rows, schema=schema)
+    samples = [located.sample for located in ingested.samples]
+    columns = {
+        "shard": source.shard, "file": source.file, "row": [located.row for located in ingested.samples],
+        "sample_id": [s.sample_id for s in samples], "instruction": [s.instruction for s in samples],
+        "input": [s.input for s in samples], "response": [s.response for s in samples],
+        "turns": [s.turns_json() for s in samples], "n_chars": [s.n_chars for s in samples],
+        "metadata": [located.metadata for located in ingested.samples],
+    }  # fmt: skip
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String) | {"row": pl.Int64, "n_chars": pl.Int64})
+
+
+def shard_row(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
+    """The row of the table `shards`."""
+    row = {
+        "shard": source.shard, "file": source.file, "digest": ingested.digest, "n_bytes": ingested.n_bytes,
+        "mtime_ns": ingested.mtime_ns, "n_samples": len(ingested.samples), "n_quarantined": len(ingested.quarantine),
+        "ingested_at": datetime.now(UTC), "removed_at": None,
+    }  # fmt: skip
+    return pl.DataFrame([row], schema_overrides={"removed_at": pl.Datetime("us", "UTC")})
 
 
 def quarantine_frame(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
     """Rows of the table `quarantine`."""
-    rows = [(source.shard, source.file, q.row, q.reason, q.detail, q.excerpt) for q in ingested.quarantine]
-    names = ("shard", "file", "row", "reason", "detail", "excerpt")
-    schema = {name: pl.Int64 if name == "row" else pl.String for name in names}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    names = ("row", "reason", "detail", "excerpt")
+    columns = {name: [getattr(q, name) for q in ingested.quarantine] for name in names}
+    columns = {"shard": source.shard, "file": source.file, **columns}
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String) | {"row": pl.Int64})

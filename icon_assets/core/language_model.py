@@ -227,12 +227,12 @@ def choose_dtype(wanted: str, device: str) -> str:
 def load(directory: Path, dtype: str, device: str) -> LanguageModel:
     """Load a safetensors directory for inference (eval mode, no gradients). dtype and device already chosen."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if device == "cpu":
         _keep_freed_memory()
     with quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer(directory)
         model = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=getattr(torch, dtype),
@@ -243,6 +243,13 @@ def load(directory: Path, dtype: str, device: str) -> LanguageModel:
     placed: Any = model  # the stubs do not know `to(device)`
     placed.to(device).eval().requires_grad_(False)
     return LanguageModel(model, tokenizer, torch.device(device), leading_ids(tokenizer))
+
+
+def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a prepared model, without its weights."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 def _keep_freed_memory() -> None:

@@ -5,28 +5,16 @@ The rule for when two texts meet stands with the probes; who must not meet whom,
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from icon_assets.core.digests import file_digest
 from icon_assets.core.encoding import sample_of
-from icon_assets.core.errors import IconError
 from icon_assets.core.evaluation import read_choice_items
-from icon_assets.core.ingest import ingest
+from icon_assets.core.ingest import SourceFile, ingest
 from icon_assets.core.probes import Candidate, Index, Reference
+from icon_assets.core.recipes import evaluation_files
 from icon_assets.core.samples import Sample
 from icon_assets.settings import Workspace
-
-
-def evaluation_files(workspace: Workspace) -> list[tuple[str, str, Path]]:
-    """The evaluation data named in the settings: (kind, name, path)."""
-    settings = workspace.settings.evaluation
-    names = [task.path for task in settings.multiple_choice] + ([settings.held_out] if settings.held_out else [])
-    paths = [("evaluation_file", name, workspace.input_path(name)) for name in names]
-    for _, name, path in paths:
-        if not path.is_file():
-            raise IconError(f"{path}: no such file; create it or take {name!r} out of the evaluation settings")
-    return paths
 
 
 def pool_references(rows: Iterable[Mapping[str, Any]]) -> Iterator[Reference]:
@@ -67,6 +55,7 @@ def _evaluation_items(workspace: Workspace) -> Iterator[tuple[Candidate, str]]:
             sample = Sample(item.query, "", item.choices[item.gold])
             yield Candidate(sample, task.name, task.path, number), " ".join([item.query, *item.choices])
     if settings.held_out:
-        for located in ingest(workspace.input_path(settings.held_out), workspace.settings.pool.max_chars).samples:
+        held_out = SourceFile(settings.held_out, settings.held_out, workspace.input_path(settings.held_out))
+        for located in ingest(held_out, workspace.settings.pool.max_chars).samples:
             text = f"{located.sample.prompt_text} {located.sample.response}"
             yield Candidate(located.sample, "held_out", settings.held_out, located.row), text

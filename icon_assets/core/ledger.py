@@ -53,6 +53,9 @@ class Event:
     digest: str
     fingerprint: str
     summary: Mapping[str, Any]
+    inputs: tuple[Input, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    code_version: str = ""
 
     def as_input(self) -> Input:
         return Input(self.asset, self.partition, self.digest)
@@ -77,26 +80,58 @@ def record(store: Store, recipe: Recipe, product_digest: str, run_id: str, summa
         "summary": canonical_json(dict(summary)),
     }
     store.append("ledger", pl.DataFrame([row], schema_overrides={"seed": pl.Int64}).select(schemas()["ledger"].names))
-    return Event(recipe.asset, recipe.partition, product_digest, recipe.fingerprint, summary)
+    return Event(
+        recipe.asset, recipe.partition, product_digest, recipe.fingerprint, summary,
+        recipe.inputs, recipe.settings, recipe.code_version,
+    )  # fmt: skip
 
 
 def latest(store: Store, asset: str) -> dict[str, Event]:
     """The newest event of each partition of an asset; an asset without partitions has the key ''."""
     rows = store.query(
         """
-        SELECT "partition", digest, fingerprint, summary FROM delta.ledger WHERE asset = $asset
+        SELECT "partition", digest, fingerprint, summary, inputs, settings, code_version FROM delta.ledger
+        WHERE asset = $asset
         QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC, event_id) = 1
         ORDER BY "partition"
         """,
         {"asset": asset},
     )
-    return {
-        row["partition"]: Event(asset, row["partition"], row["digest"], row["fingerprint"], json.loads(row["summary"]))
-        for row in rows.iter_rows(named=True)
-    }
+    return {row["partition"]: _event(asset, row) for row in rows.iter_rows(named=True)}
+
+
+def _event(asset: str, row: Mapping[str, Any]) -> Event:
+    inputs = tuple(Input(i["asset"], i["partition"], i["digest"]) for i in json.loads(row["inputs"]))
+    return Event(
+        asset, row["partition"], row["digest"], row["fingerprint"], json.loads(row["summary"]),
+        inputs, json.loads(row["settings"]), row["code_version"],
+    )  # fmt: skip
+
+
+def current_shards(store: Store, asset: str) -> list[Event]:
+    """The newest event of `asset` for every shard that is in the pool now."""
+    shards = set(store.query("SELECT shard FROM shards")["shard"])
+    return [event for shard, event in latest(store, asset).items() if shard in shards]
 
 
 def made(store: Store, recipe: Recipe) -> Event | None:
     """The newest event of the recipe's partition if it was made by this very recipe, else None."""
     event = latest(store, recipe.asset).get(recipe.partition)
     return event if event is not None and event.fingerprint == recipe.fingerprint else None
+
+
+def differences(event: Event, recipe: Recipe) -> set[str]:
+    """What makes the recipe another one than the event's: names of inputs, dotted keys of settings, `code`."""
+    had = {(i.asset, i.partition): i.digest for i in event.inputs}
+    has = {(i.asset, i.partition): i.digest for i in recipe.inputs}
+    inputs = {key[0] for key in had.keys() | has.keys() if had.get(key) != has.get(key)}
+    before, now = _flat(event.settings), _flat(json.loads(canonical_json(dict(recipe.settings))))
+    settings = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    return inputs | settings | ({"code"} if event.code_version != recipe.code_version else set())
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,72 +1,47 @@
-"""What the next scoring run will compute and what that costs, before it starts; and what the paper's loop would cost.
+"""What the next scoring run will find new, stale, unchanged and removed, why, and what it will cost.
 
-Lengths are taken from a random draw of the samples to be scored, tokenized as the engine will see them; speed from what
-scoring cost on record, or from a short trial.
+A shard is stale when its recipe differs from the one its scores were made by; a sample when pairs of it are missing
+though it has had scores. A stale shard may need no pair at all: its scores are then only derived anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
-from icon_assets.core.budget import budget_of, rungs
-from icon_assets.core.controls import random_chars
-from icon_assets.core.encoding import Encoder
-from icon_assets.core.engine import ScoringEngine
-from icon_assets.core.flops import (
-    ModelShape,
-    Work,
-    context_work,
-    device_name,
-    matmul_peak,
-    pair_work,
-    shared_work,
-)
-from icon_assets.core.language_model import LanguageModel
+from icon_assets.core.budget import Budget, budget_of, rungs
+from icon_assets.core.costs import Speed
+from icon_assets.core.discovery import Found
+from icon_assets.core.ledger import Event, Recipe, current_shards, differences, latest
+from icon_assets.core.price import Price, Pricer, Todo
+from icon_assets.core.recipes import base_model_recipe, probe_set_recipe, sample_scores_recipe
 from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.scoring import NO_CONTEXT, Control, controls_for, missing_controls
+from icon_assets.core.scoring import NO_CONTEXT, controls_for, missing_controls, pool_size
 from icon_assets.core.store import Store, sql_text
-from icon_assets.core.tokens import Context, Encoded
-from icon_assets.settings import Settings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from icon_assets.core.tokens import Context
+from icon_assets.settings import Settings, Workspace
 
 _DRAWN = 200  # samples whose lengths stand for all
-_TOKENS_PER_FORWARD = 4096  # of the estimate, when the engine chooses for itself
-_RECENT = 50  # cost rows that the speed is taken from
-_TRIAL_TOKENS = 12_000
-
-
-@dataclass(frozen=True)
-class Price:
-    """Tokens through the model, useful FLOPs, and seconds at the measured speed."""
-
-    tokens: int
-    flops: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast this model scores on a device. `measured`: `earlier runs` or `a trial just now`."""
-
-    device: str
-    tokens_per_second: float
-    flops_per_second: float
-    peak_share: float
-    measured: str
+# Which part of a sample's key a difference between recipes is; what is not named here is `settings`.
+_PARTS = {
+    "raw_pool": "text", "probe_set": "probes", "base_model": "model", "code": "code", "score_key.model_digest": "model",
+    "score_key.dtype": "model", "score_key.template": "template", "score_key.scoring_version": "code",
+}  # fmt: skip
+_DERIVED = {"probe_baseline"}  # changes with the parts above
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to do, in pairs, and its price.
+    """What is to do, in shards, samples and pairs, and its price.
 
     Attributes:
-        shards: one row per shard: shard, file, samples, unscored_samples, new_pairs.
+        shards: one row per shard: shard, file, status (`new`, `stale`, `unchanged`, `removed`), because (parts of the key
+            that changed, or ''), samples, new_samples, stale_samples, unchanged_samples, removed_samples, unscored_samples,
+            new_pairs.
+        settling: files that are being written to, left for the next time.
+        outdated: assets before the scores that will be made again first, with what changed; the probes and the model of
+            this plan are those of before.
         pairs: candidate pairs to compute; with a budget, at most.
         exact_pairs: candidate pairs that are not stored.
         control_pairs: probes without context and behind random contexts, to compute.
@@ -75,6 +50,8 @@ class Plan:
     """
 
     shards: pl.DataFrame
+    settling: list[str]
+    outdated: dict[str, str]
     n_probes: int
     pairs: int
     exact_pairs: int
@@ -84,6 +61,10 @@ class Plan:
     naive: Price
     speed: Speed | None
 
+    def count(self, status: str) -> int:
+        """Shards of this status."""
+        return self.shards.filter(pl.col("status") == status).height
+
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         records = {name: asdict(fields[name]) for name in ("price", "naive", "speed") if fields[name] is not None}
@@ -91,66 +72,126 @@ class Plan:
 
 
 def make_plan(
-    store: Store,
-    key: ScoreKey,
-    settings: Settings,
-    shape: ModelShape,
-    load_tokenizer: "Callable[[], PreTrainedTokenizerBase]",
-    load_model: Callable[[], LanguageModel],
+    store: Store, found: Sequence[Found], gone: Sequence[str], workspace: Workspace, key: ScoreKey, pricer: Pricer
 ) -> Plan:
-    """Compare the pool with what is stored under `key`. The model is loaded only when no speed is on record."""
-    enough, share = _enough(settings, store)
-    shards = store.query(sql_text("unscored.sql"), {"score_key": key.value, "n": _DRAWN, "enough": enough})
+    """Compare the pool with what is stored under `key`.
+
+    Args:
+        store: with the changed files in it (see `preview`).
+        found: the files of the pool folder; gone: shards on record whose file is not there any more.
+    """
+    settings = workspace.settings
+    budget = budget_of(settings, *pool_size(store))
+    enough, share = _enough(store, budget)
+    shards = store.query(sql_text("plan.sql"), {"score_key": key.value, "n": _DRAWN, "enough": enough})
     drawn = shards["drawn"].explode().drop_nulls().sort().head(_DRAWN).to_list()
-    probe_rows = store.query("FROM probes ORDER BY probe_id").to_dicts()
-    exact, samples = int(shards["new_pairs"].sum() or 0), int(shards["unscored_samples"].sum() or 0)
-    pairs = round(share * exact)
-    budget_share = share if enough else None
-    shown = shards.drop("drawn")
-    probe_ids = [row["probe_id"] for row in probe_rows]
-    encoder = Encoder(load_tokenizer(), key)
-    contexts = [encoder.context(row) for row in _samples(store, drawn)]
-    controls = missing_controls(store, key, [NO_CONTEXT, *_controls_of(store, key, settings, contexts)], probe_ids)
-    n_controls = sum(map(len, controls.values()))
-    if not pairs and not n_controls:
-        nothing = Price(0, 0, 0.0)
-        return Plan(shown, len(probe_rows), 0, exact, 0, budget_share, nothing, nothing, _recorded_speed(store, key))
-    probes = [encoder.probe(row) for row in probe_rows]
-    speed = _recorded_speed(store, key) or _trial(load_model(), contexts, probes, encoder.separator, shape, key.dtype)
-    budget = settings.scoring.tokens_per_forward
-    per_forward = budget if isinstance(budget, int) else _TOKENS_PER_FORWARD
-    separator = len(encoder.separator)
-    ours = _packed([len(c.ids) + separator for c in contexts], probes, samples, pairs, per_forward) + _controls(
-        controls, probes, separator
+    samples, exact = int(shards["unscored_samples"].sum() or 0), int(shards["new_pairs"].sum() or 0)
+    pairs, probe_ids = (
+        round(share * exact),
+        store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"].to_list(),
     )
-    naive = _naive(contexts, probes, pairs, load_tokenizer(), key)
+    contexts = [pricer.context(row) for row in _samples(store, drawn)]
+    wanted = [NO_CONTEXT, *controls_for(key, settings.controls, *_lengths(store, key, contexts))]
+    controls = missing_controls(store, key, wanted, probe_ids)
+    price, naive, speed = Price(), Price(), pricer.recorded_speed
+    if pairs or controls:
+        price, naive, speed = pricer.prices(Todo(contexts, samples, pairs, controls))
+    current = _with_status(shards.drop("drawn"), store, found, settings, key, budget)
     return Plan(
-        shown, len(probes), pairs, exact, n_controls, budget_share,
-        _price(ours, shape, speed), _price(naive, shape, speed), speed,
+        pl.concat([current, _removed(store, gone)], how="diagonal").with_columns(
+            pl.col(pl.Int64).fill_null(0), pl.col(pl.String).fill_null("")
+        ),
+        [file.source.file for file in found if file.kind == "settling"], _outdated(store, workspace), len(probe_ids),
+        pairs, exact, sum(map(len, controls.values())), share if enough else None, price, naive, speed,
     )  # fmt: skip
 
 
-def _enough(settings: Settings, store: Store) -> tuple[int | None, float]:
+def because(event: Event | None, recipe: Recipe) -> str:
+    """Which parts of the key changed since these scores were made, such as `model, probes`; '' if there are none yet."""
+    changed = differences(event, recipe) - _DERIVED if event is not None else set[str]()
+    return ", ".join(sorted({_PARTS.get(name, "settings") for name in changed}))
+
+
+def _with_status(
+    shards: pl.DataFrame, store: Store, found: Sequence[Found], settings: Settings, key: ScoreKey, budget: Budget | None
+) -> pl.DataFrame:  # fmt: skip
+    states = shard_states(store, shards["shard"], settings, key, budget)
+    kinds = {file.source.shard: file.kind for file in found}
+    rows = []
+    for shard in shards["shard"]:
+        status, why = states[shard]
+        if kinds.get(shard) == "changed" and status != "new":  # its new text is not on record yet
+            status, why = "stale", ", ".join(sorted({*filter(None, why.split(", ")), "text"}))
+        rows.append((shard, status, why))
+    states_frame = pl.DataFrame(rows, schema=dict.fromkeys(("shard", "status", "because"), pl.String), orient="row")
+    return shards.join(states_frame, on="shard").select(
+        "shard", "file", "status", "because", pl.exclude("shard", "file", "status", "because")
+    )
+
+
+def shard_states(
+    store: Store, shards: Iterable[str], settings: Settings, key: ScoreKey, budget: Budget | None
+) -> dict[str, tuple[str, str]]:
+    """Status and reason of each shard: `new`, `stale` or `unchanged`, by the recipe of its scores."""
+    scored, pool = latest(store, "sample_scores"), latest(store, "raw_pool")
+    common = [latest(store, asset).get("") for asset in ("probe_set", "base_model", "probe_baseline")]
+    states = {}
+    for shard in shards:
+        upstream = [pool.get(shard), *common]
+        recipe = sample_scores_recipe(shard, [e for e in upstream if e], key, settings.controls, budget)
+        event = scored.get(shard)
+        if event is None:
+            states[shard] = ("new", "")
+        elif event.fingerprint == recipe.fingerprint:
+            states[shard] = ("unchanged", "")
+        else:
+            states[shard] = ("stale", because(event, recipe))
+    return states
+
+
+def _removed(store: Store, gone: Sequence[str]) -> pl.DataFrame:
+    """Rows of shards whose file was deleted; `removed_samples` stand in no other file."""
+    return store.query(
+        """
+        SELECT shard, h.file, 'removed' AS status, count(DISTINCT sample_id) AS removed_samples
+        FROM removed_shards h LEFT JOIN (FROM removed_samples ANTI JOIN samples USING (sample_id)) USING (shard)
+        WHERE shard IN (SELECT unnest($gone::VARCHAR[])) GROUP BY ALL ORDER BY shard
+        """,
+        {"gone": list(gone)},
+    )
+
+
+def _outdated(store: Store, workspace: Workspace) -> dict[str, str]:
+    """What stands before the scores and will be made again first, with what changed."""
+    recipes = {
+        "probe_set": lambda event: probe_set_recipe(workspace, current_shards(store, "raw_pool")),
+        "base_model": lambda event: base_model_recipe(workspace.settings.model, str(event.summary["dtype"])),
+    }
+    outdated = {}
+    for asset, recipe in recipes.items():
+        event = latest(store, asset).get("")
+        if event is not None and (changed := differences(event, recipe(event))):
+            outdated[asset] = ", ".join(sorted(changed))
+    return outdated
+
+
+def _enough(store: Store, budget: Budget | None) -> tuple[int | None, float]:
     """Probes from which a sample counts as scored (None: all), and the share of the missing pairs that will be computed."""
-    samples, probes = store.query(
-        "SELECT (SELECT count(DISTINCT sample_id) FROM samples), (SELECT count(*) FROM probes)"
-    ).row(0)
-    budget = budget_of(settings, samples, probes)
+    samples, probes = pool_size(store)
     if budget is None or samples <= budget.pilot:
         return None, 1.0
-    first = rungs(probes, budget.share)[0]
-    pilot = budget.pilot / samples
+    pilot, first = budget.pilot / samples, rungs(probes, budget.share)[0]
     return first, max(budget.share, pilot + (1 - pilot) * first / probes)
 
 
-def _controls_of(store: Store, key: ScoreKey, settings: Settings, drawn: Sequence[Context]) -> list[Control]:
-    """What samples of the lengths that are known or were drawn will be compared with."""
+def _lengths(store: Store, key: ScoreKey, drawn: Sequence[Context]) -> tuple[set[int], set[int]]:
+    """Tokens and characters of the contexts that are known or were drawn."""
     known = store.query(
         "SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts SEMI JOIN samples USING (sample_id) WHERE score_key = $key",
         {"key": key.value},
     )
     tokens = {*known["n_context_tokens"], *(len(context.ids) for context in drawn)}
-    return controls_for(key, settings.controls, tokens, {*known["n_context_chars"], *(c.n_chars for c in drawn)})
+    return tokens, {*known["n_context_chars"], *(context.n_chars for context in drawn)}
 
 
 def _samples(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -159,104 +200,3 @@ def _samples(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
         {"ids": list(sample_ids)},
     )
     return rows.to_dicts()
-
-
-def _packed(contexts: Sequence[int], probes: Sequence[Encoded], samples: int, pairs: int, per_forward: int) -> Work:
-    """`pairs` over `samples` of typical lengths: a context is computed once per forward it stands in."""
-    if not pairs or not contexts or not probes:
-        return Work()
-    alone, shared = Work(), Work()
-    lengths = [len(p.prompt_ids) + len(p.response_ids) - 1 for p in probes]
-    total = sum(lengths) * pairs / (samples * len(probes))  # probe tokens behind one context
-    for context in contexts:
-        room = max(per_forward - context, max(lengths))
-        alone += context_work(context) * max(1, ceil(total / room))
-        for probe, length in zip(probes, lengths, strict=True):
-            shared += shared_work(context, length, len(probe.response_ids))
-    return _scaled(alone, samples / len(contexts)) + _scaled(shared, pairs / (len(contexts) * len(probes)))
-
-
-def _scaled(work: Work, times: float) -> Work:
-    return Work(round(work.tokens * times), round(work.attended * times), round(work.scored * times))
-
-
-def _controls(controls: dict[tuple[str, int, int], list[int]], probes: Sequence[Encoded], separator: int) -> Work:
-    work = Work()
-    for (_, _, length), needs in controls.items():
-        context = length + separator if length else 0
-        work += context_work(context)
-        for index in needs:
-            probe = probes[index]
-            work += shared_work(context, len(probe.prompt_ids) + len(probe.response_ids) - 1, len(probe.response_ids))
-    return work
-
-
-def _naive(
-    contexts: Sequence[Context], probes: Sequence[Encoded], pairs: int, tokenizer: "PreTrainedTokenizerBase", key: ScoreKey
-) -> Work:  # fmt: skip
-    """The paper's loop: for every pair one forward behind the candidate and one behind as many random characters, logits
-    at every position; and one forward per probe without context.
-    """
-    if not contexts or not probes:
-        return Work()
-    work = Work()
-    for context in contexts:
-        control = len(random_chars(tokenizer, 0, context.n_chars, key.max_context_tokens).ids)
-        for probe in probes:
-            length = len(probe.prompt_ids) + len(probe.response_ids)
-            for before in (len(context.ids), control):
-                work += pair_work(before, length, before + length)
-    scaled = _scaled(work, pairs / (len(contexts) * len(probes)))
-    for probe in probes:
-        length = len(probe.prompt_ids) + len(probe.response_ids)
-        scaled += pair_work(0, length, length)
-    return scaled
-
-
-def _price(work: Work, shape: ModelShape, speed: Speed) -> Price:
-    flops = shape.flops(work)
-    return Price(work.tokens, flops, round(flops / speed.flops_per_second, 1))
-
-
-def _recorded_speed(store: Store, key: ScoreKey) -> Speed | None:
-    """The speed of the newest passes under this key, on the device of the newest of them."""
-    row = store.query(
-        """
-        WITH recent AS (
-            FROM scoring_costs WHERE score_key = $key ORDER BY created_at DESC LIMIT $n
-        )
-        SELECT device, sum(tokens) / sum(seconds) AS tokens_per_second, sum(flops) / sum(seconds) AS flops_per_second,
-            sum(flops) / sum(seconds * peak_flops_per_second) AS peak_share
-        FROM recent WHERE device = (SELECT max_by(device, created_at) FROM recent) GROUP BY device
-        """,
-        {"key": key.value, "n": _RECENT},
-    )
-    return Speed(**row.row(0, named=True), measured="earlier runs") if row.height else None
-
-
-def _trial(
-    model: LanguageModel, contexts: Sequence[Context], probes: Sequence[Encoded], separator: Sequence[int],
-    shape: ModelShape, dtype: str,
-) -> Speed:  # fmt: skip
-    """Score a few pairs for their speed alone; the first forward warms up and does not count."""
-    import time
-
-    engine = ScoringEngine(model, None)
-    texts = [[*context.ids, *separator] for context in contexts] or [[]]
-    list(engine.score(texts[:1], probes, [[0]]))
-    before, start = engine.meter.work, time.monotonic()
-    for _ in engine.score(texts, probes, [range(len(probes))] * len(texts)):
-        if (engine.meter.work - before).tokens > _TRIAL_TOKENS:
-            break
-    seconds, work = time.monotonic() - start, engine.meter.work - before
-    rate, device = shape.flops(work) / seconds, model.device.type
-    return Speed(
-        device_name(device), work.tokens / seconds, rate, rate / matmul_peak(device, dtype), "a trial just now"
-    )
-
-
-def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a prepared model, without its weights."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)

@@ -298,8 +298,8 @@ def no_probe_is_in_the_pool(subject: Subject) -> Finding:
     prompt = r"trim(regexp_replace(lower(concat_ws(' ', turns, instruction, input)), '[^\p{L}\p{N}_]+', ' ', 'g'))"
     return subject.find(
         f"""
-        SELECT file || ':' || "row" AS id, probe_id IN (SELECT sample_id FROM delta.samples)
-            OR ({prompt} <> '' AND {prompt} IN (SELECT {prompt} FROM delta.samples)) AS wrong FROM probes
+        SELECT file || ':' || "row" AS id, probe_id IN (SELECT sample_id FROM samples)
+            OR ({prompt} <> '' AND {prompt} IN (SELECT {prompt} FROM samples)) AS wrong FROM probes
         """,  # noqa: S608  (our own text)
         "probes stand in the pool",
     )
@@ -502,7 +502,7 @@ def subset_is_in_the_pool(subject: Subject) -> Finding:
     """
     return subject.find(
         f"""
-        SELECT sample_id AS id, sample_id NOT IN (FROM delta.samples SEMI JOIN delta.shards USING (shard) SELECT sample_id)
+        SELECT sample_id AS id, sample_id NOT IN (SELECT sample_id FROM samples)
             AS wrong FROM {_SUBSET}
         """,  # noqa: S608  (our own text)
         "chosen samples are not in the pool any more", **_chosen(subject),
@@ -532,7 +532,7 @@ def chosen_scores_are_finite(subject: Subject) -> Finding:
 def _lines(subject: Subject) -> list[dict[str, Any]]:
     """Every line of the pool that holds a chosen sample."""
     return subject.rows(
-        f"FROM delta.samples SEMI JOIN (SELECT sample_id FROM {_SUBSET}) USING (sample_id)",  # noqa: S608
+        f"FROM samples SEMI JOIN (SELECT sample_id FROM {_SUBSET}) USING (sample_id)",  # noqa: S608
         **_chosen(subject),
     )
 
@@ -551,19 +551,6 @@ def subset_holds_no_probe(subject: Subject) -> Finding:
     itself, not because it is worth training on.
     """
     return _meetings(_lines(subject), probe_index(subject.rows("FROM probes")), "chosen lines meet a probe")
-
-
-@rule("selected_subset", blocking=True, mend="run `icon-assets run`, which takes them out; then select again")
-def no_row_is_orphaned(subject: Subject) -> Finding:
-    """Samples, quarantined rows and scores belong to shards that the pool has. Left over from a file that is gone, they would
-    still be counted, ranked and selected.
-    """
-    tables = ("samples", "quarantine", "sample_scores")
-    held = " UNION ALL ".join(f"SELECT DISTINCT '{table}' AS held_by, shard FROM delta.{table}" for table in tables)  # noqa: S608
-    return subject.find(
-        f"SELECT held_by || ' of ' || shard AS id, shard NOT IN (SELECT shard FROM delta.shards) AS wrong FROM ({held})",  # noqa: S608
-        "partitions belong to no shard of the pool",
-    )
 
 
 # Checkpoints

@@ -4,9 +4,12 @@ Accepted rows: Alpaca (`instruction`, `input`, `output`), prompt/completion, and
 turn is the response, the rest the prompt). Equal content gets an equal id, whatever the format it came in.
 """
 
+import re
+import sys
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from icon_assets.core.digests import canonical_json, digest
@@ -14,6 +17,7 @@ from icon_assets.core.digests import canonical_json, digest
 PROMPT_KEYS = ("prompt", "inputs", "question")
 RESPONSE_KEYS = ("completion", "response", "answer")
 ALPACA_RESPONSE_KEYS = ("output", "response")
+MAX_MARKS = 200
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -40,7 +44,7 @@ class Sample:
     response: str
     turns: tuple[Turn, ...] = ()
 
-    @property
+    @cached_property
     def sample_id(self) -> str:
         """32 hex characters: the digest of the canonical content (the design's `sample_id` and `probe_id`)."""
         content: list[Any] = [self.instruction, self.input, self.response]
@@ -72,7 +76,7 @@ def parse_row(row: Any, max_chars: int) -> tuple[Sample, dict[str, Any]]:
     """Turn one decoded row into a sample and the fields that were not part of it.
 
     Raises:
-        Rejected: reasons `wrong_type`, `missing_field`, `empty_prompt`, `empty_response`, `over_limit`.
+        Rejected: reasons `wrong_type`, `missing_field`, `empty_prompt`, `empty_response`, `over_limit`, and those of `clean`.
     """
     if not isinstance(row, Mapping):
         raise Rejected("wrong_type", f"a row must be an object with fields, not {type(row).__name__}")
@@ -146,12 +150,29 @@ def _text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
 def clean(text: str) -> str:
     """Canonical text: NFC, line ends as `\\n`, no outer white space.
 
+    Control characters stay: a form feed or a terminal's escape codes can be what a sample is about. NUL can't: it is
+    what damage leaves, such as a block of zeros or another encoding.
+
     Raises:
-        Rejected: `not_utf8`, when JSON escapes left half of a surrogate pair, which no UTF-8 file can hold.
+        Rejected: `not_utf8`, when JSON escapes left half of a surrogate pair, which no UTF-8 file can hold;
+            `control_chars` for NUL; `over_limit` for a heap of combining marks, which takes for ever to normalize.
     """
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    if not text.isascii():
+        if _marks().search(text):
+            raise Rejected("over_limit", f"more than {MAX_MARKS} combining marks in a row")
+        text = unicodedata.normalize("NFC", text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise Rejected("not_utf8", "the text holds half of a surrogate pair") from error
+    if "\0" in text:
+        raise Rejected("control_chars", "the text holds NUL, which is no text; the file may be damaged")
     return text
+
+
+@cache
+def _marks() -> re.Pattern[str]:
+    """More combining marks in a row than any writing has. Sorting them costs the square of their number."""
+    marks = (chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code)))
+    return re.compile(f"[{''.join(marks)}]{{{MAX_MARKS + 1}}}")

@@ -8,7 +8,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -18,9 +17,10 @@ import polars as pl
 from icon_assets.core.budget import Budget, affordable, cut, rungs, undecided
 from icon_assets.core.contribution import contributions, control_lengths, control_seeds, influences, matrix
 from icon_assets.core.controls import ControlContext, knots
+from icon_assets.core.costs import Bill, Spent
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import Pair, ScoringEngine
-from icon_assets.core.flops import ModelShape, Work, device_name, matmul_peak
+from icon_assets.core.flops import ModelShape
 from icon_assets.core.probe_model import ProbeModel
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store, sql_text
@@ -43,40 +43,6 @@ class Progress:
     seconds: float
 
 
-@dataclass
-class Spent:
-    """What a pass computed; all zero when nothing was missing."""
-
-    pairs: int = 0
-    control_pairs: int = 0
-    forwards: int = 0
-    tokens: int = 0
-    flops: int = 0
-    seconds: float = 0.0
-    peak_flops_per_second: float = 0.0
-    engine: str = ""
-
-    def add(self, other: "Spent") -> None:
-        self.pairs += other.pairs
-        self.control_pairs += other.control_pairs
-        self.forwards += other.forwards
-        self.tokens += other.tokens
-        self.flops += other.flops
-        self.seconds += other.seconds
-        self.peak_flops_per_second = other.peak_flops_per_second or self.peak_flops_per_second
-        self.engine = other.engine or self.engine
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    @property
-    def peak_share(self) -> float:
-        """Useful FLOP/s over what this device reached on large matrix products, 0 to 1."""
-        possible = self.seconds * self.peak_flops_per_second
-        return self.flops / possible if possible else 0.0
-
-
 class Scorer:
     """Scores against one store with one engine, which is loaded when the first missing pair asks for it."""
 
@@ -92,6 +58,7 @@ class Scorer:
         self._store, self._key, self._load, self._settings = store, key, load, settings
         self._shape = shape
         self._pilots: dict[Budget, list[str]] = {}
+        self._learned: dict[Budget, pl.DataFrame] = {}
         self._on_progress = on_progress or (lambda _: None)
 
     @cached_property
@@ -158,8 +125,7 @@ class Scorer:
             "score_key": self._key.value, "control": budget.control, "shard": shard,
         })  # fmt: skip
         scored = known["contribution"].drop_nulls()
-        table = influences(self._store, self._key, None, settings, self.pilot(budget))
-        pilot = table.filter(pl.col("control") == budget.control).group_by("sample_id").agg(pl.col("x").mean())["x"]
+        pilot = self._pilot_influences(settings, budget).group_by("sample_id").agg(pl.col("x").mean())["x"]
         missing = known["contribution"].null_count() / max(1, pilot.len())
         values = pl.concat([estimates["contribution"], scored, pilot])
         weights = pl.concat([
@@ -169,14 +135,20 @@ class Scorer:
 
     def _probe_order(self, settings: ControlSettings, budget: Budget) -> list[str]:
         """The order in which every sample meets the probes, from the pilot: those that tell most per token come first."""
-        table = influences(self._store, self._key, None, settings, self.pilot(budget))
-        _, probe_ids, x = matrix(table.filter(pl.col("control") == budget.control))
+        _, probe_ids, x = matrix(self._pilot_influences(settings, budget))
         costs = np.array([self._probe_tokens[probe_id] for probe_id in probe_ids], float)
         return [probe_ids[index] for index in ProbeModel.fit(x, x).order(costs)]
 
+    def _pilot_influences(self, settings: ControlSettings, budget: Budget) -> pl.DataFrame:
+        """What the completed pilot taught, under the control that decides."""
+        if budget not in self._learned:
+            table = influences(self._store, self._key, None, settings, self.pilot(budget))
+            self._learned[budget] = table.filter(pl.col("control") == budget.control)
+        return self._learned[budget]
+
     @cached_property
     def _probe_tokens(self) -> dict[str, int]:
-        return {probe_id: len(p.prompt_ids) + len(p.response_ids) - 1 for probe_id, p in self._probes.items()}
+        return {probe_id: p.n_input for probe_id, p in self._probes.items()}
 
     def pilot(self, budget: Budget) -> list[str]:
         """The samples of the pool that get every probe: a random draw that growth of the pool hardly changes."""
@@ -248,7 +220,7 @@ class Scorer:
         """Score the wanted pairs; commit at least every `commit_seconds`, and what is finished even on the way out."""
         engine, probes = self._engine, list(self._probes.values())
         total, done, spent = sum(map(len, wanted)), 0, Spent()
-        bill = _Bill(self._store, self._key, self._shape(), engine, work, self._engine.language_model.device.type)
+        bill = Bill(self._store, self._key, self._shape(), engine, work)
         lengths = list(self._probe_tokens.values())
         engine.compile_for(sum(len(c) + sum(lengths[i] for i in w) for c, w in zip(contexts, wanted, strict=True)))
         waiting, start = list[Pair](), time.monotonic()
@@ -307,42 +279,9 @@ class Scorer:
         )
 
 
-class _Bill:
-    """What was spent since the last commit; `settle` writes it down, so that a run that is killed has its cost on record."""
-
-    def __init__(
-        self, store: Store, key: ScoreKey, shape: ModelShape, engine: ScoringEngine, work: str, device: str
-    ) -> None:
-        self._store, self._key, self._shape, self._engine, self._work = store, key, shape, engine, work
-        self._device, self._peak = device_name(device), matmul_peak(device, key.dtype)
-        self._begin()
-
-    def _begin(self) -> None:
-        meter = self._engine.meter
-        self._start, self._pairs, self._forwards, self._did = time.monotonic(), meter.pairs, meter.forwards, meter.work
-
-    def since(self) -> Spent:
-        """What the engine did since the last `settle`."""
-        meter = self._engine.meter
-        did: Work = meter.work - self._did
-        pairs = meter.pairs - self._pairs
-        of_kind = (pairs, 0) if self._work == "pairs" else (0, pairs)
-        return Spent(
-            *of_kind, meter.forwards - self._forwards, did.tokens, self._shape.flops(did),
-            time.monotonic() - self._start, self._peak,
-            self._engine.description,
-        )  # fmt: skip
-
-    def settle(self) -> Spent:
-        spent = self.since()
-        row = {
-            "created_at": datetime.now(UTC), "score_key": self._key.value, "work": self._work, "device": self._device,
-            "engine": spent.engine, "pairs": spent.pairs + spent.control_pairs, "forwards": spent.forwards, "tokens": spent.tokens,
-            "flops": spent.flops, "seconds": spent.seconds, "peak_flops_per_second": spent.peak_flops_per_second,
-        }  # fmt: skip
-        self._store.append("scoring_costs", pl.DataFrame([row]))
-        self._begin()
-        return spent
+def pool_size(store: Store) -> tuple[int, int]:
+    """Unique samples of the pool, and probes."""
+    return store.query("SELECT (SELECT count(DISTINCT sample_id) FROM samples), (SELECT count(*) FROM probes)").row(0)
 
 
 def controls_for(

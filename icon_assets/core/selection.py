@@ -85,6 +85,11 @@ def check_arms(arms: tuple[str, ...], controls: tuple[str, ...]) -> None:
             raise IconError(f"selection.arms: {name!r} ranks by control {needs!r}; add it to controls.kinds")
 
 
+def ranks_by_score(name: str) -> bool:
+    """Whether the arm ranks by contributions, so that it owes what scoring cost."""
+    return _ARMS[name][1] is not None
+
+
 def read_pool(store: Store, score_key: str) -> pl.DataFrame:
     """The unique samples of the pool, with lengths and one column of contributions per control."""
     return store.query(sql_text("pool_scores.sql"), {"score_key": score_key})

@@ -62,6 +62,12 @@ def schemas() -> "dict[str, pa.Schema]":
         return {name: con.sql(f'FROM "{name}"').to_arrow_table().schema for name in names}
 
 
+def arrow_rows(table: str, frame: pl.DataFrame) -> "pa.Table":
+    """Rows with exactly the columns and types that `schema.sql` declares."""
+    schema = schemas()[table]
+    return frame.select(schema.names).to_arrow().cast(schema)
+
+
 def declared_columns(table: str) -> dict[str, str]:
     """Names and types of a table's columns as `schema.sql` declares them."""
     return {name: _duckdb_type(schemas()[table], name) for name in schemas()[table].names}
@@ -217,8 +223,7 @@ class Store:
     def _commit(self, table: str, frame: pl.DataFrame, mode: str, predicate: str | None) -> None:
         from deltalake import write_deltalake
 
-        place, schema = self._place(table), schemas()[table]
-        data = frame.select(schema.names).to_arrow().cast(schema)
+        place, data = self._place(table), arrow_rows(table, frame)
         partition_by = list(PARTITIONED_BY.get(table, ())) or None
 
         def write() -> None:

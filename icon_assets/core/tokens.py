@@ -21,6 +21,11 @@ class Encoded:
     response_ids: tuple[int, ...]
     truncated: bool = False
 
+    @property
+    def n_input(self) -> int:
+        """Tokens that go through the model: the last one of the response is a target only."""
+        return len(self.prompt_ids) + len(self.response_ids) - 1
+
 
 @dataclass(frozen=True)
 class Context:

@@ -2,9 +2,11 @@
 -- Timestamps are UTC. Ids and digests are 32 hex characters.
 
 CREATE TABLE shards (
-    shard VARCHAR, file VARCHAR, digest VARCHAR, n_bytes BIGINT, n_samples BIGINT, n_quarantined BIGINT, ingested_at TIMESTAMPTZ
+    shard VARCHAR, file VARCHAR, digest VARCHAR, n_bytes BIGINT, mtime_ns BIGINT, n_samples BIGINT, n_quarantined BIGINT,
+    ingested_at TIMESTAMPTZ, removed_at TIMESTAMPTZ
 );
 COMMENT ON TABLE shards IS 'One row per source file of the pool that was ingested.';
+COMMENT ON COLUMN shards.mtime_ns IS 'When the file was last written to, in nanoseconds since 1970: it is read again only when this or its size changes.';
 
 CREATE TABLE samples (
     shard VARCHAR, file VARCHAR, "row" BIGINT, sample_id VARCHAR, instruction VARCHAR, "input" VARCHAR, response VARCHAR,
@@ -17,6 +19,8 @@ COMMENT ON COLUMN samples.metadata IS 'Fields of the source row that are not par
 
 CREATE TABLE quarantine (shard VARCHAR, file VARCHAR, "row" BIGINT, reason VARCHAR, detail VARCHAR, excerpt VARCHAR);
 COMMENT ON TABLE quarantine IS 'Rows that could not be used, with the reason; row 0 means the whole file.';
+COMMENT ON COLUMN quarantine.reason IS 'Of a row: missing_field wrong_type empty_prompt empty_response over_limit not_utf8 control_chars duplicate_key bad_json bad_csv bad_parquet. Of a file also: empty_file wrong_format missing unreadable not_a_file outside_folder.';
+COMMENT ON COLUMN quarantine.detail IS 'What is wrong there; where no row behind it could be read either, that too.';
 
 CREATE TABLE probe_candidates (
     probe_id VARCHAR, stratum VARCHAR, instruction VARCHAR, "input" VARCHAR, response VARCHAR, turns VARCHAR,

@@ -1,9 +1,13 @@
 -- The views users rely on, over the tables of schema `delta`. Also the home of every derived figure that is plain SQL.
 
-CREATE VIEW shards AS SELECT * FROM delta.shards;
+-- Rows of a file that was deleted stay in the tables, and only there: for audits, and for the file's return.
+CREATE VIEW shards AS SELECT * EXCLUDE (removed_at) FROM delta.shards WHERE removed_at IS NULL;
+CREATE VIEW removed_shards AS SELECT * FROM delta.shards WHERE removed_at IS NOT NULL;
 CREATE VIEW samples AS
-SELECT *, row_number() OVER (PARTITION BY sample_id ORDER BY file, "row") > 1 AS is_duplicate FROM delta.samples;
-CREATE VIEW quarantine AS SELECT * FROM delta.quarantine;
+SELECT *, row_number() OVER (PARTITION BY sample_id ORDER BY file, "row") > 1 AS is_duplicate
+FROM delta.samples SEMI JOIN shards USING (shard);
+CREATE VIEW removed_samples AS SELECT * FROM delta.samples SEMI JOIN removed_shards USING (shard);
+CREATE VIEW quarantine AS SELECT * FROM delta.quarantine SEMI JOIN shards USING (shard);
 CREATE VIEW probe_candidates AS SELECT * FROM delta.probe_candidates;
 CREATE VIEW probes AS
 SELECT probe_id, stratum, instruction, "input", response, turns, file, "row" FROM delta.probe_candidates WHERE status = 'selected';
@@ -23,7 +27,7 @@ SELECT score_key, control, sample_id, arg_max(contribution, n_probes) AS contrib
     arg_max(coverage, n_probes) AS coverage, arg_max(significance, n_probes) AS significance,
     arg_max(standard_error, n_probes) AS standard_error, max(n_probes) AS n_probes,
     any_value(n_context_tokens) AS n_context_tokens, any_value(truncated) AS truncated
-FROM delta.sample_scores GROUP BY score_key, control, sample_id;
+FROM delta.sample_scores SEMI JOIN shards USING (shard) GROUP BY score_key, control, sample_id;
 CREATE VIEW scoring_costs AS
 SELECT *, flops / nullif(seconds * peak_flops_per_second, 0) AS peak_share FROM delta.scoring_costs;
 CREATE VIEW predicted_scores AS SELECT * FROM delta.predicted_scores;
@@ -69,6 +73,8 @@ FROM checkpoints c
 JOIN checkpoint_samples m USING (checkpoint_id)
 LEFT JOIN samples s ON s.sample_id = m.sample_id AND s.shard = m.shard AND s."row" = m."row";
 
+COMMENT ON VIEW removed_shards IS 'Source files that were deleted from the pool.';
+COMMENT ON VIEW removed_samples IS 'The samples of source files that were deleted from the pool, kept for audits.';
 COMMENT ON VIEW probes IS 'The current probe set: one row per selected probe.';
 COMMENT ON VIEW current_scores IS 'Scores under the newest score_key with rank, source line and text of each sample.';
 COMMENT ON VIEW leaderboard IS 'Arms compared: mean over seeds of each metric, its spread, and what training the arm cost.';

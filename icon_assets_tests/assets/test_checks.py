@@ -157,16 +157,6 @@ def test_a_file_that_was_taken_out_and_put_back_is_in_the_pool_again(
     assert store.query("SELECT count(DISTINCT sample_id) FROM sample_scores").item() == 6
 
 
-def test_rows_of_a_shard_that_nobody_has_are_taken_out_by_the_next_run(
-    finished: Workspace, instance: dg.DagsterInstance
-) -> None:
-    store = Store(finished.store_dir)
-    store.append("samples", store.query("FROM delta.samples LIMIT 1").with_columns(shard=pl.lit("gone")))
-    assert failed_checks(finished, instance, "selected_subset", "icon") == {"no_row_is_orphaned"}
-    assert run(finished, instance, "selected_subset")["selected_subset[icon]"].error is None
-    assert store.query("SELECT count(*) FROM samples").item() == 7
-
-
 def test_a_checkpoint_is_loaded_once_while_its_files_are_the_same_and_by_the_check_on_its_own(
     finished: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,11 @@
 """Budgeted against exact scoring: how much of the true top 15 % is found, for which share of the tokens.
 
-Every pair is scored once, exactly. Then the budgeted pass runs over a copy of the store, several times with other orders
-of the probes; a pair it asks for is looked up instead of computed again, all else is the real code. Beside it, at the
+Every pair is scored once, exactly. Then the budgeted pass runs over a copy of the store, several times with other draws
+of the pilot; a pair it asks for is looked up instead of computed again, all else is the real code. Beside it, at the
 same cost, what comes out when every sample simply gets fewer probes.
 """
 
+import logging
 import math
 import random
 import tempfile
@@ -18,16 +19,16 @@ import polars as pl
 
 from icon_assets.core.budget import Budget, pilot_size
 from icon_assets.core.contribution import contributions, influences, matrix
+from icon_assets.core.costs import Spent
 from icon_assets.core.encoding import Encoder
+from icon_assets.core.engine import CPU_TOKENS
+from icon_assets.core.language_model import load_tokenizer
 from icon_assets.core.packing import plan_forwards
-from icon_assets.core.plan import load_tokenizer
-from icon_assets.core.scoring import PAIR_KEY, Scorer, Spent
+from icon_assets.core.scoring import PAIR_KEY, Scorer
 from icon_assets.core.store import Store, sql_text
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import ControlSettings
 from icon_assets_tests.benchmarks.common import draw_lines, parser, report, workspace
-
-TOKENS_PER_FORWARD = 4096
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     arguments_of.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.25, 1 / 3, 0.5, 0.7])
     arguments_of.add_argument("--error-rates", type=float, nargs="+", default=[0.1])
     arguments_of.add_argument("--control", default="none")
-    arguments_of.add_argument("--orders", type=int, default=5, help="draws of the pilot (seeds)")
+    arguments_of.add_argument("--draws", type=int, default=5, help="draws of the pilot (seeds)")
     arguments = arguments_of.parse_args()
     with ExitStack() as stack:
         if arguments.workspace:
@@ -47,8 +48,7 @@ def main() -> None:
         else:
             lines = draw_lines(arguments.pool, arguments.candidates, arguments.seed)
             icon = stack.enter_context(workspace(arguments, [lines], arguments.count, arguments.max_probe_chars))
-            scorer = icon.scorer(None)
-            scorer._on_progress = lambda _: None
+            scorer = icon.scorer(logging.getLogger(__name__))
             scorer.complete_baseline()
             scorer.complete_shard(icon.store.query("SELECT shard FROM shards").item(), icon.settings.controls)
         report(arguments, _curve(icon, arguments), _lines)
@@ -60,7 +60,7 @@ def _curve(icon: WorkspaceResource, arguments: Namespace) -> dict[str, Any]:
     for share in arguments.shares:
         for error_rate in arguments.error_rates:
             budget = Budget(share, exact.fraction, arguments.control, error_rate, pilot_size(len(exact.scores)), 0)
-            runs = [exact.budgeted(budget, seed) for seed in range(arguments.orders)]
+            runs = [exact.budgeted(budget, seed) for seed in range(arguments.draws)]
             rows.append({
                 "share": round(share, 3), "error_rate": error_rate,
                 "pairs_share": _mean([run["pairs_share"] for run in runs]),
@@ -95,7 +95,7 @@ class Exact:
         self.encoded = probes = {
             r["probe_id"]: encoder.probe(r) for r in self.store.query("FROM probes").iter_rows(named=True)
         }
-        self.probe_tokens = {p: len(e.prompt_ids) + len(e.response_ids) - 1 for p, e in probes.items()}
+        self.probe_tokens = {p: e.n_input for p, e in probes.items()}
         self.n_probes = len(probes)
         self.contexts = dict(self.store.query("SELECT sample_id, n_context_tokens FROM contexts").iter_rows())
         assert self.pairs.height == self.n_probes * len(self.scores), "not every pair is scored"
@@ -116,7 +116,7 @@ class Exact:
         contexts = [self.contexts[sample_id] for sample_id in wanted["sample_id"]]
         lengths = [self.probe_tokens[probe_id] for probe_id in ids]
         asked = [[index[probe_id] for probe_id in probes] for probes in wanted["probe_id"]]
-        forwards = plan_forwards(contexts, lengths, asked, TOKENS_PER_FORWARD)
+        forwards = plan_forwards(contexts, lengths, asked, CPU_TOKENS)
         return sum(contexts[r.context] + sum(lengths[p] for p in r.probes) for rows in forwards for r in rows)
 
     def gaps(self) -> dict[str, float]:
@@ -183,7 +183,7 @@ class Replay(Scorer):
 def _lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"{result['samples']} candidates x {result['probes']} probes, control {result['control']}: the top {result['wanted']}"
     yield f"contributions around the cut: {result['gaps']}"
-    yield "share  error   pairs  tokens  overlap (each order)                     fewer probes for all"
+    yield "share  error   pairs  tokens  overlap (each draw)                      fewer probes for all"
     for row in result["rows"]:
         each = " ".join(f"{value:.3f}" for value in row["overlaps"])
         yield (

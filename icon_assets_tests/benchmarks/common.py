@@ -15,7 +15,6 @@ from typing import Any
 import dagster as dg
 import yaml
 
-from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import run_stages
@@ -124,7 +123,7 @@ def machine() -> str:
 
 
 class PeakMemory:
-    """Context manager: `mib` is the largest memory this process used inside it, of the GPU when there is one, else of all."""
+    """Context manager: `mib` is the largest memory used inside it: of the GPU where there is one, else of this process."""
 
     mib = 0.0
 
@@ -158,12 +157,3 @@ def report(
     print(f"{result['date']}, {result['machine']}")
     for line in lines(result):
         print(line)
-
-
-def contributions_of(store: Store, control: str) -> dict[str, float]:
-    """Contribution by sample id, as the views tell it."""
-    return dict(
-        store.query(
-            "SELECT sample_id, contribution FROM current_scores WHERE control = $c ORDER BY sample_id", {"c": control}
-        ).iter_rows()
-    )

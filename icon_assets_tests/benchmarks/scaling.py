@@ -1,5 +1,6 @@
 """Cost against the number of candidates (x1, x4, x16) and of probes (x1, x4, x16): seconds per pair and memory stay flat."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -36,8 +37,7 @@ def main() -> None:
 
 def _score(icon: WorkspaceResource, index: int) -> dict[str, Any]:
     shard = icon.store.query("SELECT shard FROM shards ORDER BY shard")["shard"][index]
-    scorer = icon.scorer(None)
-    scorer._on_progress = lambda _: None
+    scorer = icon.scorer(logging.getLogger(__name__))
     assert scorer._engine
     with PeakMemory() as memory:
         start = time.monotonic()

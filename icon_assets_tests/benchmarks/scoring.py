@@ -2,9 +2,11 @@
 
 The reference is written plainly, as the paper's authors run it: for every pair one forward behind the candidate and one
 behind as many random characters, drawn anew; batch 1; logits at every position; and each probe once without context.
-Candidates come in groups; reference and engine take turns group by group, so that both meet the same machine.
+Candidates come in groups; reference and engine, each in a process of its own, take turns group by group, so that both
+meet the same machine and neither the other's memory.
 """
 
+import logging
 import math
 import random
 import string
@@ -19,10 +21,10 @@ from typing import Any
 import polars as pl
 
 from icon_assets.core.contribution import contributions
+from icon_assets.core.costs import Spent
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.flops import Work, matmul_peak, model_shape, pair_work
 from icon_assets.core.language_model import LanguageModel
-from icon_assets.core.scoring import Spent
 from icon_assets.core.store import Store
 from icon_assets.resources import WorkspaceResource, _cached_model
 from icon_assets.settings import ControlSettings
@@ -47,8 +49,7 @@ def main() -> None:
 def _compare(icon: WorkspaceResource, arguments: Namespace) -> dict[str, Any]:
     record, dtype = icon.base_model()
     store, shape, controls = icon.store, model_shape(record.directory), icon.settings.controls
-    peak, scorer = matmul_peak(icon.device(), dtype), icon.scorer(None)
-    scorer._on_progress = lambda _: None
+    peak, scorer = matmul_peak(icon.device(), dtype), icon.scorer(logging.getLogger(__name__))
     start = time.monotonic()
     scorer._engine.compile_for(10**9)
     compile_seconds = time.monotonic() - start
@@ -197,8 +198,7 @@ def _agreement(icon: WorkspaceResource, reference: Results, n_seeds: int) -> dic
     pairs = store.query("SELECT sample_id, probe_id, nll_sum / n_tokens AS nll, n_tokens FROM pair_scores").iter_rows()
     differences = [(abs(nll - reference.nll[sample, probe]), n) for sample, probe, nll, n in pairs]
     rankings = {"reference random_chars": reference.contribution()}
-    scorer = icon.scorer(None)
-    scorer._on_progress = lambda _: None
+    scorer = icon.scorer(logging.getLogger(__name__))
     shards = store.query("SELECT shard FROM shards ORDER BY shard")["shard"].to_list()
 
     def ranking(kind: str, settings: ControlSettings) -> dict[str, float]:

@@ -21,7 +21,7 @@ from icon_assets.core.scoring import Scorer
 from icon_assets.core.store import Store
 from icon_assets.core.tokens import Encoded
 from icon_assets.settings import ControlSettings, ScoringSettings, Settings
-from icon_assets_tests.conftest import make_tokenizer
+from icon_assets_tests.conftest import make_tokenizer, put_shards
 
 
 @given(st.integers(1, 2000), st.floats(0.01, 0.99))
@@ -103,13 +103,7 @@ class World:
             for i in range(self.PROBES)
         ]  # fmt: skip
         self.store.replace("probe_candidates", pl.DataFrame(probes, schema_overrides={"turns": pl.String}))
-        for shard in ("s0", "s1"):
-            row = {
-                "shard": shard, "file": "f", "digest": "d", "n_bytes": 1, "n_samples": 60, "n_quarantined": 0,
-                "ingested_at": None,
-            }  # fmt: skip
-            schema = {"ingested_at": pl.Datetime("us", "UTC")}
-            self.store.replace("shards", pl.DataFrame([row], schema_overrides=schema), shard=shard)
+        put_shards(self.store, "s0", "s1")
         self.exact = {s["sample_id"]: sum(self.influence[i]) / self.PROBES for i, s in enumerate(samples)}
 
     def scorer(self) -> Scorer:

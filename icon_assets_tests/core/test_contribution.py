@@ -12,6 +12,7 @@ from icon_assets.core.contribution import contributions
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store
 from icon_assets.settings import ControlSettings
+from icon_assets_tests.conftest import put_shards
 
 SAMPLES = {"s1": 20, "s2": 16, "s3": 400, "s4": 5}  # context tokens
 KEY = ScoreKey("model", "float32", "alpaca", "\n", 2040, 64, 64)
@@ -52,6 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict, dict, 
         pl.DataFrame(samples, schema_overrides={"turns": pl.String, "metadata": pl.String}),
         shard="a",
     )
+    put_shards(store, "a")
     store.replace("probe_candidates", pl.DataFrame(probes, schema_overrides={"turns": pl.String}))
     store.append("contexts", pl.DataFrame([
         {"score_key": KEY.value, "sample_id": s, "n_context_tokens": n, "n_context_chars": n * CHARS, "truncated": n > 300}
@@ -138,7 +140,7 @@ def test_an_empty_context_would_change_nothing(world: tuple[Store, dict, dict, d
     store, _, controls, n_tokens = world
     same = [(KEY.value, "s0", p, controls["none", 0, 0, p], n_tokens[p]) for p in PROBES]
     fresh = Store(store.root.parent / "empty_context")
-    for table in ("probe_candidates", "control_scores"):
+    for table in ("shards", "probe_candidates", "control_scores"):
         fresh.append(table, store.query(f"FROM delta.{table}"))
     columns = store.query('FROM delta.samples WHERE "row" = 0').with_columns(sample_id=pl.lit("s0"))
     fresh.append("samples", columns)

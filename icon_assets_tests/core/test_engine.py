@@ -98,9 +98,7 @@ def test_a_window_shorter_than_the_text_is_noticed_even_after_the_engine_was_bui
     assert engine.description == "packed, partly batched"
     layout: Any = type("Layout", (), {"longest": 100})()
     with pytest.raises(NotPackable):
-        segment_attention(
-            None, torch.zeros(1), torch.zeros(1), torch.zeros(1), None, packed_layout=layout, sliding_window=8
-        )
+        segment_attention(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, layout, sliding_window=8)
 
 
 def test_only_wanted_pairs_are_scored_and_the_meter_counts_them() -> None:
@@ -108,7 +106,7 @@ def test_only_wanted_pairs_are_scored_and_the_meter_counts_them() -> None:
     assert engine.meter == Meter(), "the trial of the packing is not the user's work"
     pairs = [pair for batch in engine.score(CONTEXTS, PROBES, [[1], [], [0, 3], []]) for pair in batch]
     assert [(pair.context, pair.probe) for pair in pairs] == [(0, 1), (2, 0), (2, 3)]
-    inputs = [len(p.prompt_ids) + len(p.response_ids) - 1 for p in PROBES]
+    inputs = [p.n_input for p in PROBES]
     attended = sum(n * (n + 1) // 2 for n in (inputs[1], 35, inputs[0], inputs[3])) + 35 * (inputs[0] + inputs[3])
     scored = sum(len(PROBES[i].response_ids) for i in (1, 0, 3))
     assert engine.meter == Meter(1, 3, Work(inputs[1] + 35 + inputs[0] + inputs[3], attended, scored))

@@ -139,6 +139,10 @@ GOOD = {"query": "q", "choices": ["a", "b"], "gold": 0}
         ({**GOOD, "choices": ["a", " "]}, "`choices` holds an empty text"),
         ({**GOOD, "query": ""}, "`query` holds an empty text"),
         ({**GOOD, "query": "\ud800"}, "surrogate"),
+        ({**GOOD, "query": "a\0b"}, "NUL"),
+        ('{"query": "q", "query": "r", "choices": ["a", "b"], "gold": 0}', "`query` stands there 2 times"),
+        ('{"gold": 1' + "0" * 5000 + "}", "5001 digits"),
+        ("[" * 100_000, "nested deeper"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_number_in_one_line(tmp_path, row, fault):
@@ -240,6 +244,33 @@ def test_a_changed_item_changes_the_result_under_the_same_task_name(tokenizer):
         items = [ChoiceItem(item.query, item.choices, gold)]
         metrics = choice_metrics(model, tokenizer, {"same": items}, limit=None, batch_size=4, device="cpu")
         assert metrics[0] == Metric("same", "acc", expected, None)
+
+
+def test_special_tokens_written_in_items_are_plain_text_and_cost_no_bos(tokenizer, monkeypatch):
+    from tokenizers import processors
+
+    from icon_assets.core import evaluation
+
+    tokenizer.bos_token = "<eos>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<eos> $A", special_tokens=[("<eos>", 0)]
+    )
+    seen, real = [], evaluation._log_likelihoods
+    monkeypatch.setattr(evaluation, "_log_likelihoods", lambda *given: (seen.extend(given[1]), real(*given))[1])
+    items = [ChoiceItem("<eos>Stop<eos>,", ("a<eos>", "<eos>b"), 0)]
+    choice_metrics(make_model(), tokenizer, {"t": items}, limit=None, batch_size=4, device="cpu")
+    assert [(context[0], context.count(0), continuation.count(0)) for context, continuation in seen] == [(0, 1, 0)] * 2
+    assert tokenizer.decode(seen[0][0][1:]) == "<eos>Stop<eos>,"
+    assert not tokenizer.split_special_tokens, "the caller's tokenizer stays as it was"
+
+
+def test_an_answer_longer_than_the_model_is_refused_and_a_long_question_cut(tokenizer):
+    model = make_model()  # 256 positions, a token per byte
+    long = ChoiceItem("Why " * 200 + "?", ("a", "b"), 0)
+    assert len(choice_metrics(model, tokenizer, {"t": [long]}, limit=None, batch_size=4, device="cpu")) == 2
+    too_long = ChoiceItem("Why?", ("a" * 300, "b"), 0)
+    with pytest.raises(IconError, match="an answer of 301 tokens; the model has 256 positions"):
+        choice_metrics(model, tokenizer, {"t": [too_long]}, limit=None, batch_size=4, device="cpu")
 
 
 def test_limit_takes_the_first_items(tokenizer):

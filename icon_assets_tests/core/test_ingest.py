@@ -7,14 +7,26 @@ import polars as pl
 import pytest
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import SourceFile, discover, ingest, quarantine_frame, sample_frame, shard_key
+from icon_assets.core.ingest import (
+    Ingested,
+    SourceFile,
+    discover,
+    ingest,
+    quarantine_frame,
+    sample_frame,
+    shard_key,
+)
 
 ROW = {"instruction": "Say hi", "input": "", "output": "hi"}
 LINE = json.dumps(ROW).encode()
 
 
+def read(path: Path) -> Ingested:
+    return ingest(SourceFile("s", path.name, path), 1000)
+
+
 def reasons(path: Path) -> list[tuple[int, str]]:
-    return [(q.row, q.reason) for q in ingest(path, 1000).quarantine]
+    return [(q.row, q.reason) for q in read(path).quarantine]
 
 
 def test_all_formats_give_the_same_sample(tmp_path: Path) -> None:
@@ -22,7 +34,7 @@ def test_all_formats_give_the_same_sample(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps([ROW]))
     (tmp_path / "c.csv").write_text("instruction,input,output\nSay hi,,hi\n")
     pl.DataFrame([ROW]).write_parquet(tmp_path / "d.parquet")
-    found = [ingest(source.path, 1000).samples for source in discover(tmp_path)]
+    found = [ingest(source, 1000).samples for source in discover(tmp_path)]
     assert [len(samples) for samples in found] == [1, 1, 1, 1]
     assert len({samples[0].sample.sample_id for samples in found}) == 1
 
@@ -30,7 +42,7 @@ def test_all_formats_give_the_same_sample(tmp_path: Path) -> None:
 def test_chat_rows_are_read_from_parquet(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Say hi"}, {"role": "assistant", "content": "hi"}]
     pl.DataFrame([{"messages": messages}]).write_parquet(tmp_path / "chat.parquet")
-    assert ingest(tmp_path / "chat.parquet", 1000).samples[0].sample.response == "hi"
+    assert read(tmp_path / "chat.parquet").samples[0].sample.response == "hi"
 
 
 def test_a_bad_line_never_stops_the_rest(tmp_path: Path) -> None:
@@ -40,18 +52,18 @@ def test_a_bad_line_never_stops_the_rest(tmp_path: Path) -> None:
     assert reasons(path) == [
         (2, "bad_json"), (3, "not_utf8"), (4, "empty_response"), (5, "wrong_type"), (6, "wrong_type"),
     ]  # fmt: skip
-    assert [s.row for s in ingest(path, 1000).samples] == [1, 8]
+    assert [s.row for s in read(path).samples] == [1, 8]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     for name, content in {"a.jsonl": LINE, "b.csv": b"instruction,output\nSay hi,hi\n"}.items():
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
-        assert len(ingest(tmp_path / name, 1000).samples) == 1
+        assert len(read(tmp_path / name).samples) == 1
 
 
 def test_csv_cells_may_hold_quotes_commas_and_line_ends(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('instruction,output\n"Say ""hi"",\nplease","hi, there"\nshort,ok\n')
-    samples = ingest(tmp_path / "a.csv", 1000).samples
+    samples = read(tmp_path / "a.csv").samples
     assert [(s.row, s.sample.instruction) for s in samples] == [(1, 'Say "hi",\nplease'), (2, "short")]
 
 
@@ -59,8 +71,9 @@ def test_csv_cells_may_hold_quotes_commas_and_line_ends(tmp_path: Path) -> None:
     ("name", "content", "expected"),
     [
         ("a.json", b'{"instruction": 1}', [(0, "wrong_type")]),
-        ("a.json", b"[1", [(0, "bad_json")]),
-        ("a.csv", b"instruction,output\n\xe9,b\n", [(0, "not_utf8")]),
+        ("a.json", b"[1", [(1, "bad_json")]),
+        ("a.txt", LINE, [(0, "wrong_format")]),
+        ("a.csv", b"instruction,output\n\xe9,b\n", [(1, "not_utf8")]),
         ("a.csv", b"question_text,label\nx,y\n", [(1, "missing_field")]),
         ("a.csv", b"instruction,output\na,b,c\n", [(1, "wrong_type")]),
         ("a.parquet", b"PAR1 cut off", [(0, "bad_parquet")]),
@@ -79,7 +92,7 @@ def test_equal_content_has_an_equal_digest_whatever_the_file_is_called(tmp_path:
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_bytes(LINE + b"\n{broken")
     (tmp_path / "c.jsonl").write_bytes(LINE)
-    first, second, third = (ingest(source.path, 1000).content_digest for source in discover(tmp_path))
+    first, second, third = (ingest(source, 1000).content_digest for source in discover(tmp_path))
     assert first == second != third
 
 
@@ -90,12 +103,20 @@ def test_files_are_found_in_sub_folders_and_hidden_ones_are_left_out(tmp_path: P
     assert [source.file for source in discover(tmp_path)] == ["b.jsonl", "deep/er/a.CSV"]
 
 
-def test_a_symlink_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_symlink_out_of_the_folder_is_found_and_not_read(tmp_path: Path) -> None:
     (tmp_path / "outside.jsonl").write_bytes(LINE)
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "in.jsonl").symlink_to(tmp_path / "outside.jsonl")
-    with pytest.raises(IconError, match="lies outside"):
-        discover(tmp_path / "pool")
+    (source,) = discover(tmp_path / "pool")
+    assert (source.file, source.refused and source.refused.reason) == ("in.jsonl", "outside_folder")
+    assert [(q.row, q.reason) for q in ingest(source, 1000).quarantine] == [(0, "outside_folder")]
+
+
+def test_a_single_file_may_be_a_symlink_because_the_settings_name_it(tmp_path: Path) -> None:
+    (tmp_path / "real.jsonl").write_bytes(LINE)
+    (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+    (source,) = discover(tmp_path / "link.jsonl")
+    assert (source.file, len(ingest(source, 1000).samples)) == ("link.jsonl", 1)
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])
@@ -113,13 +134,14 @@ def test_shard_keys_are_safe_and_distinct() -> None:
     assert all(key[0].isalnum() and len(key) < 80 for key in keys)
 
 
-def test_tables_hold_what_was_read_even_half_surrogates_in_other_fields(tmp_path: Path) -> None:
+def test_tables_hold_what_was_read_and_why_the_rest_was_not(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({**ROW, "tag": "\ud800", "n": 1}) + "\n{broken\n")
+    path.write_text(json.dumps({**ROW, "tag": "é", "n": 1}) + "\n{broken\n")
     source = SourceFile("s", "a.jsonl", path)
     samples, quarantine = (
-        sample_frame(source, ingest(path, 1000)),
-        quarantine_frame(source, ingest(path, 1000)),
+        sample_frame(source, ingest(source, 1000)),
+        quarantine_frame(source, ingest(source, 1000)),
     )
-    assert json.loads(samples["metadata"][0])["n"] == 1
-    assert quarantine.select("row", "reason").rows() == [(2, "bad_json")]
+    assert json.loads(samples["metadata"][0]) == {"tag": "é", "n": 1}
+    assert samples.select("shard", "file", "row", "instruction", "n_chars").rows() == [("s", "a.jsonl", 1, "Say hi", 8)]
+    assert quarantine.select("file", "row", "reason", "excerpt").rows() == [("a.jsonl", 2, "bad_json", "{broken")]

@@ -138,8 +138,6 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("selected_subset", "chosen_scores_are_finite", lambda s: s.set("selections", '"rank" = 1', score=None), "1 of 3 chosen"),
     ("selected_subset", "subset_holds_no_evaluation_item", _tested_on(*POOL_A, *POOL_B), "chosen lines meet an evaluation item"),
     ("selected_subset", "subset_holds_no_probe", lambda s: s.set("samples", f"sample_id = '{s.chosen}'", instruction=PROBE, input=""), "meets probes.jsonl:1"),
-    ("selected_subset", "no_row_is_orphaned", lambda s: s.put("sample_scores", shard="gone"), "sample_scores of gone"),
-    ("selected_subset", "no_row_is_orphaned", lambda s: s.put("samples", shard="gone"), "samples of gone"),
     ("checkpoint", "files_are_as_recorded", _touch("checkpoints/*/manifest.jsonl"), "other files than training left"),
     ("checkpoint", "checkpoint_loads", _cut_adapter, "does not load .SafetensorError"),
     ("checkpoint", "checkpoint_loads", lambda s: [p.unlink() for p in s.workspace.root.glob("models/*/config.json")], "does not load"),

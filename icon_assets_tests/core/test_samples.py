@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from icon_assets.core.samples import Rejected, Sample, Turn, clean, parse_row
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(str.strip)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40).filter(str.strip)
 
 
 def parsed(row: object, max_chars: int = 1000) -> Sample:
@@ -61,6 +61,11 @@ def test_fields_that_are_not_part_of_the_sample_are_handed_back() -> None:
     }
 
 
+def test_control_characters_but_nul_are_part_of_the_text() -> None:
+    text = "".join(map(chr, (*range(1, 9), 0x1B, 0x7F))) + "."
+    assert clean(text) == text
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -74,6 +79,8 @@ def test_fields_that_are_not_part_of_the_sample_are_handed_back() -> None:
         ({"instruction": "a", "output": " \n"}, "empty_response"),
         ({"instruction": "a" * 200, "output": "b"}, "over_limit"),
         ({"instruction": "a", "output": "\ud800"}, "not_utf8"),
+        ({"instruction": "a\0", "output": "b"}, "control_chars"),
+        ({"instruction": "a" + "\u0301" * 201, "output": "b"}, "over_limit"),
         ({"messages": []}, "wrong_type"),
         ({"messages": "hi"}, "wrong_type"),
         ({"messages": [{"role": "user", "content": "a"}]}, "missing_field"),

@@ -15,6 +15,7 @@ import pytest
 from icon_assets.core.errors import IconError
 from icon_assets.core.scoring import PAIR_KEY
 from icon_assets.core.store import PARTITIONED_BY, Store, schemas
+from icon_assets_tests.conftest import put_shards
 
 SPAWN = multiprocessing.get_context("spawn")
 CONTRACT = {
@@ -69,6 +70,7 @@ def test_the_published_file_cannot_be_written(tmp_path: Path) -> None:
 def test_queries_of_users_are_confined_to_the_store(tmp_path: Path) -> None:
     (tmp_path / "secret.csv").write_text("a\n1\n")
     store = Store(tmp_path / "store")
+    put_shards(store, "a")
     store.replace("quarantine", shard_rows("a", 2), shard="a")
     store.publish()
     assert store.query_published("SELECT count(*) AS n FROM quarantine").item() == 2
@@ -83,9 +85,16 @@ def test_queries_of_users_are_confined_to_the_store(tmp_path: Path) -> None:
 
 def test_replacing_a_partition_leaves_its_neighbours(tmp_path: Path) -> None:
     store = Store(tmp_path / "with space's")
+    put_shards(store, "001", "002")
     for shard, n in (("001", 3), ("002", 2), ("001", 1), ("002", 0)):
         store.replace("quarantine", shard_rows(shard, n), shard=shard)
     assert store.query('SELECT shard, "row" FROM quarantine').rows() == [("001", 1)]
+
+
+def test_rows_of_a_shard_that_is_not_on_record_are_in_no_view(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.replace("quarantine", shard_rows("killed", 2), shard="killed")
+    assert store.query("FROM quarantine").is_empty(), "a writer that was killed before it put the shard on record"
 
 
 def test_values_come_back_as_they_went_in(tmp_path: Path) -> None:
@@ -96,12 +105,15 @@ def test_values_come_back_as_they_went_in(tmp_path: Path) -> None:
         "file": "a'b ü.jsonl",
         "digest": "00",
         "n_bytes": 2**40,
+        "mtime_ns": 2**60 + 1,
         "n_samples": 1,
         "n_quarantined": 0,
         "ingested_at": moment,
+        "removed_at": moment,
     }
     store.replace("shards", pl.DataFrame([row]), shard="007")
-    assert store.query("FROM shards").to_dicts() == [row]
+    assert store.query("FROM removed_shards").to_dicts() == [row]
+    assert store.query("FROM shards").is_empty()
 
 
 def test_rows_that_are_stored_are_not_added_again(tmp_path: Path) -> None:
@@ -122,6 +134,7 @@ def test_many_small_appends_are_merged_without_losing_a_row(tmp_path: Path) -> N
 
 def test_an_old_reader_finishes_undisturbed_while_the_store_goes_on(tmp_path: Path) -> None:
     store = Store(tmp_path)
+    put_shards(store, "a")
     store.replace("quarantine", shard_rows("a", 5), shard="a")
     store.publish()
     with duckdb.connect(str(store.path), read_only=True) as reader:
@@ -171,6 +184,7 @@ def _replace_for_ever(root: Path, shard: str) -> None:
 
 def test_killed_writers_leave_whole_partitions_and_readers_see_no_error(tmp_path: Path) -> None:
     store = Store(tmp_path)
+    put_shards(store, "a", "b")
     for shard in "ab":
         store.replace("quarantine", shard_rows(shard, 1).with_columns(detail=pl.lit("1")), shard=shard)
     store.publish()

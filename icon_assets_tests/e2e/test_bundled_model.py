@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from icon_assets.core.engine import Pair, ScoringEngine
-from icon_assets.core.ingest import ingest
+from icon_assets.core.ingest import discover, ingest
 from icon_assets.core.language_model import LanguageModel, choose_dtype, load, prepare
-from icon_assets.core.prompts import render_for_scoring
+from icon_assets.core.prompts import Template, render_for_scoring, render_for_training
 from icon_assets.core.samples import Sample
-from icon_assets.core.tokens import Encoded, encode_context, encode_probe
+from icon_assets.core.tokens import Encoded, encode_context, encode_probe, encode_training
 from icon_assets.settings import ModelSettings
+from icon_assets_tests.hostile import SPECIAL_TOKENS
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -27,7 +28,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(name: str, rows: range) -> list[Sample]:
-    found = ingest(DATA / name, 100_000).samples
+    found = ingest(discover(DATA / name)[0], 100_000).samples
     return [found[row].sample for row in rows]
 
 
@@ -95,6 +96,25 @@ def test_in_bfloat16_packing_costs_no_accuracy_beyond_bfloat16_itself(
     assert sum(ours) / len(ours) <= 0.02
     assert sum(ours) <= 1.25 * sum(theirs)
     assert max(ours) <= 1.5 * max(theirs)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chat"])
+def test_special_tokens_written_in_data_never_act_in_the_real_tokenizer(model_dir: Path, template: Template) -> None:
+    tokenizer = load(model_dir, "float32", "cpu").tokenizer
+    tame, hostile = Sample("say", "", "so"), Sample(SPECIAL_TOKENS, "", SPECIAL_TOKENS)
+    special = set(tokenizer.all_special_ids)
+    counts = []
+    for sample in (tame, hostile):
+        scoring, training = (
+            render(sample, template, tokenizer) for render in (render_for_scoring, render_for_training)
+        )
+        ids = [*encode_context(tokenizer, scoring, 500).ids]
+        for encoded in (encode_probe(tokenizer, scoring, 500, 500), encode_training(tokenizer, training, 500)):
+            ids += [*encoded.prompt_ids, *encoded.response_ids]
+        counts.append(sum(token in special for token in ids))
+    assert len(special) > 2
+    assert counts[0] == counts[1]
+    assert special & {*tokenizer(SPECIAL_TOKENS).input_ids}, "they are special to this tokenizer"
 
 
 def test_the_bundled_model_knows_something(model_dir: Path) -> None:

@@ -44,6 +44,15 @@ def test_a_new_workspace_is_laid_out_and_not_overwritten(tmp_path: Path) -> None
     assert json.loads(status.stdout)["samples"] == 0
 
 
+def test_data_do_not_steer_the_terminal_they_are_shown_on(make_workspace: MakeWorkspace) -> None:
+    root = make_workspace().root
+    write_jsonl(root / "pool" / "c.jsonl", [alpaca("\x1b[31mred\x07\nend", "\x9b2J.")])
+    assert command("-w", root, "run", "--select", "raw_pool").returncode == 0
+    shown = command("-w", root, "sql", "SELECT instruction, response FROM samples WHERE file = 'c.jsonl'").stdout
+    assert "[31mred end" in shown
+    assert all(character.isprintable() or character == "\n" for character in shown)
+
+
 def test_run_status_and_sql_tell_the_same_story(make_workspace: MakeWorkspace) -> None:
     root = make_workspace().root
     ran = command("-w", root, "run")

@@ -1,0 +1,86 @@
+"""What each product up to the scores is made from: shared by the assets, which make it, and the plan, which foretells it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from icon_assets.core.budget import Budget
+from icon_assets.core.errors import IconError
+from icon_assets.core.ingest import SourceFile, discover, source_digest
+from icon_assets.core.language_model import source_revision
+from icon_assets.core.ledger import Event, Input, Recipe
+from icon_assets.core.score_key import ScoreKey
+from icon_assets.settings import ControlSettings, ModelSettings, PoolSettings, Workspace
+
+# Raise a number when a change of the code makes the product another one: what is stored then counts as stale.
+CODE_VERSIONS: Mapping[str, str] = {
+    "raw_pool": "2", "probe_set": "2", "base_model": "1", "probe_baseline": "1", "sample_scores": "1",
+}  # fmt: skip
+
+
+def raw_pool_recipe(source: SourceFile, digest: str, settings: PoolSettings) -> Recipe:
+    """The samples of one source file with this content."""
+    return Recipe(
+        "raw_pool", source.shard, (Input("file", source.file, digest),), {"max_chars": settings.max_chars},
+        code_version=CODE_VERSIONS["raw_pool"],
+    )  # fmt: skip
+
+
+def probe_set_recipe(workspace: Workspace, pool: Iterable[Event]) -> Recipe:
+    """The probe set, from the files of candidates, what it must not share with, and the pool as last ingested."""
+    settings, inputs = workspace.settings.probes, probe_inputs(workspace)
+    return Recipe(
+        "probe_set", "",
+        (*(Input(kind, source.file, source_digest(source)) for kind, source in inputs),
+         *(event.as_input() for event in pool)),
+        settings.model_dump(), settings.seed, CODE_VERSIONS["probe_set"],
+    )  # fmt: skip
+
+
+def probe_inputs(workspace: Workspace) -> list[tuple[str, SourceFile]]:
+    """The files that decide the probe set besides the pool, each with its kind."""
+    sources = discover(workspace.input_path(workspace.settings.probes.path), "probes.path")
+    evaluation = [(kind, SourceFile(name, name, path)) for kind, name, path in evaluation_files(workspace)]
+    return [*(("probe_file", source) for source in sources), *evaluation]
+
+
+def evaluation_files(workspace: Workspace) -> list[tuple[str, str, Path]]:
+    """The evaluation data named in the settings: (kind, name, path).
+
+    Raises:
+        IconError: one of them is missing.
+    """
+    settings = workspace.settings.evaluation
+    names = [task.path for task in settings.multiple_choice] + ([settings.held_out] if settings.held_out else [])
+    paths = [("evaluation_file", name, workspace.input_path(name)) for name in names]
+    for _, name, path in paths:
+        if not path.is_file():
+            raise IconError(f"{path}: no such file; create it or take {name!r} out of the evaluation settings")
+    return paths
+
+
+def base_model_recipe(settings: ModelSettings, dtype: str) -> Recipe:
+    """The prepared model, whose `dtype` is already chosen."""
+    return Recipe(
+        "base_model", settings={"name": settings.name, "revision": source_revision(settings), "dtype": dtype},
+        code_version=CODE_VERSIONS["base_model"],
+    )  # fmt: skip
+
+
+def probe_baseline_recipe(probe_set: Event, base_model: Event, key: ScoreKey) -> Recipe:
+    """The probes without context."""
+    return Recipe(
+        "probe_baseline", "", (probe_set.as_input(), base_model.as_input()), {"score_key": key.settings()},
+        code_version=CODE_VERSIONS["probe_baseline"],
+    )  # fmt: skip
+
+
+def sample_scores_recipe(
+    shard: str, upstream: Iterable[Event], key: ScoreKey, controls: ControlSettings, budget: Budget | None
+) -> Recipe:
+    """The scores of one shard. `upstream`: its raw_pool, probe_set, base_model and probe_baseline."""
+    settings = {"score_key": key.settings(), "controls": controls.model_dump()}
+    return Recipe(
+        "sample_scores", shard, tuple(event.as_input() for event in upstream),
+        {**settings, **({"budget": asdict(budget)} if budget else {})}, controls.seed, CODE_VERSIONS["sample_scores"],
+    )  # fmt: skip

@@ -1,0 +1,68 @@
+"""Jobs: what a person or the clock starts as one thing."""
+
+import dagster as dg
+
+from icon_assets.runner import PARENT_TAG, SCORING_STAGES, STAGES, run_stages
+from icon_assets.settings import Workspace
+
+NIGHTLY = "nightly"
+
+
+def build_jobs(workspace: Workspace, assets: list[dg.AssetsDefinition]) -> list[dg.JobDefinition]:
+    """Jobs over the stages in their order (shards are discovered first): an asset job can't mix partitions."""
+    nightly = STAGES if workspace.settings.automation.train else STAGES[: STAGES.index("checkpoint")]
+    return [
+        _stages_job(
+            NIGHTLY,
+            "What the schedule starts: score what changed, select"
+            + (", train, evaluate." if nightly == STAGES else "."),
+            nightly,
+            workspace,
+            assets,
+        ),
+        _stages_job(
+            "score_pool",
+            "Ingest the pool and score what is not scored yet.",
+            SCORING_STAGES,
+            workspace,
+            assets,
+        ),
+        _stages_job(
+            "whole_graph",
+            "From the pool to the leaderboard; unchanged things are kept.",
+            STAGES,
+            workspace,
+            assets,
+        ),
+    ]
+
+
+def _stages_job(
+    name: str,
+    description: str,
+    stages: tuple[str, ...],
+    workspace: Workspace,
+    assets: list[dg.AssetsDefinition],
+) -> dg.JobDefinition:
+    @dg.op(name=f"{name}_stages", description=description)
+    def run_all(context: dg.OpExecutionContext) -> None:
+        failed = []
+        for outcome in run_stages(assets, workspace, context.instance, stages, tags={PARENT_TAG: context.run_id}):
+            if outcome.error:
+                failed.append(outcome)
+                context.log.error(f"{outcome.name}: {outcome.error}")
+            else:
+                context.log.info(f"{outcome.name}: {'made' if outcome.metadata.get('changed') else 'unchanged'}")
+            if outcome.warning:
+                context.log.warning(f"{outcome.name}: {outcome.warning}")
+        if failed:
+            names = ", ".join(outcome.name for outcome in failed[:5])
+            raise dg.Failure(
+                f"{len(failed)} of the runs failed: {names}; first: {failed[0].error}", allow_retries=False
+            )
+
+    @dg.job(name=name, description=description)
+    def stages_job() -> None:
+        run_all()
+
+    return stages_job

@@ -1,0 +1,125 @@
+"""Discovery: sensors that keep shards and versions in step with the files of the workspace. They start no work themselves."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import takewhile
+
+import dagster as dg
+
+from icon_assets.assets.pool import pool_files
+from icon_assets.assets.probes import probe_files
+from icon_assets.core.digests import digest
+from icon_assets.core.discovery import Found, Known, compare, on_record
+from icon_assets.core.errors import IconError
+from icon_assets.core.recipes import probe_inputs
+from icon_assets.core.store import Store
+from icon_assets.partitions import SHARDS, retire_shard, source_files
+from icon_assets.resources import WorkspaceResource
+from icon_assets.settings import Workspace
+
+VERSION_TAG = "dagster/data_version"
+# Versions are reported as materializations: conditions do not see observations of assets that Dagster can't observe itself.
+_TICK_SECONDS, _TICK_REPORTS = 20.0, 400  # a tick has 60 s, and Dagster needs 25 ms to write each report down
+Tick = Callable[[dg.SensorEvaluationContext, WorkspaceResource], dg.SensorResult]
+PartitionRequest = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest
+
+
+def build_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
+    """Discovery of the pool's files and of the probes' files, each by itself: a fault in one does not stop the other."""
+    return [
+        _sensor(
+            "discover_pool", workspace, _pool_tick,
+            "Looks for new, changed and deleted files of the pool, reading only what has another size or time than before. "
+            "Files that are being written to are left for the next tick.",
+        ),
+        _sensor("discover_probes", workspace, _probes_tick, "Looks for changed files of probes and of evaluation data."),
+    ]  # fmt: skip
+
+
+def _sensor(name: str, workspace: Workspace, tick: Tick, description: str) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=name, minimum_interval_seconds=workspace.settings.automation.discover_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING, description=description,
+    )  # fmt: skip
+    def discover(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult | dg.SkipReason:
+        try:
+            return tick(context, icon)
+        except IconError as error:  # a folder that is missing for a while; said in the UI, and tried again
+            return dg.SkipReason(str(error))
+
+    return discover
+
+
+def _pool_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult:
+    """Compare the folder with what is on record, and with what earlier ticks reported and nobody has ingested yet.
+
+    The cursor holds the latter alone, so that it is small once all is ingested; a tick that is cut off is simply made
+    again. What does not fit into one tick is left for the next one.
+    """
+    workspace, store = icon.workspace, icon.store
+    ingested, sources = on_record(store), source_files(workspace)
+    shards = {source.shard for source in sources}
+    waiting = {s: k for s, k in _known(context.cursor).items() if s in shards and ingested.get(s) != k}
+    seen = _within_limits(compare(sources, ingested | waiting, workspace.settings.pool.settle_seconds))
+    waiting |= {file.source.shard: file.known for file in seen if file.kind in ("new", "changed", "touched")}
+    partitions = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
+    whole = [file for file in seen if file.kind != "settling"]
+    return dg.SensorResult(
+        asset_events=[
+            dg.AssetMaterialization(pool_files.key, partition=file.source.shard, tags={VERSION_TAG: file.digest})
+            for file in whole
+            if file.kind in ("new", "changed") or file.source.shard not in partitions
+        ],
+        dynamic_partitions_requests=_partition_requests(partitions, store, shards, whole),
+        cursor=_cursor(waiting),
+    )
+
+
+def _probes_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult:
+    """One version for all files together: the probe set is drawn from all of them."""
+    workspace, known = icon.workspace, _known(context.cursor)
+    sources = [source for _, source in probe_inputs(workspace)]
+    seen = list(compare(sources, known, workspace.settings.pool.settle_seconds))
+    now = {file.source.shard: file.known for file in seen}
+    if any(file.kind == "settling" for file in seen) or now == known:
+        return dg.SensorResult(cursor=context.cursor)
+    version = digest([[name, file.digest] for name, file in sorted(now.items())])
+    report = dg.AssetMaterialization(probe_files.key, tags={VERSION_TAG: version})
+    return dg.SensorResult(asset_events=[report], cursor=_cursor(now))
+
+
+def _known(cursor: str | None) -> dict[str, Known]:
+    return {name: Known(**known) for name, known in json.loads(cursor or "{}").items()}
+
+
+def _cursor(files: dict[str, Known]) -> str:
+    return json.dumps({name: asdict(known) for name, known in sorted(files.items())})
+
+
+def _within_limits(files: Iterator[Found]) -> list[Found]:
+    deadline, reports = time.monotonic() + _TICK_SECONDS, 0
+
+    def fits(file: Found) -> bool:
+        nonlocal reports
+        reports += file.kind in ("new", "changed")
+        return reports <= _TICK_REPORTS and time.monotonic() < deadline
+
+    return list(takewhile(fits, files))
+
+
+def _partition_requests(
+    known: set[str], store: Store, shards: set[str], whole: Sequence[Found]
+) -> list[PartitionRequest]:
+    """Partitions for files that are whole; none any more for files that are gone, whose rows leave the views."""
+    new = sorted({file.source.shard for file in whole} - known)
+    gone = sorted((known | on_record(store).keys()) - shards)
+    for shard in gone:
+        retire_shard(store, shard)
+    if gone:
+        store.publish()
+    requests: list[PartitionRequest] = [SHARDS.build_add_request(new)] if new else []
+    if leaving := sorted(known & set(gone)):
+        requests.append(SHARDS.build_delete_request(leaving))
+    return requests
