@@ -70,7 +70,7 @@ class WorkspaceResource(dg.ConfigurableResource):
         Raises:
             IconError: it has not been materialized yet, or its directory is gone.
         """
-        event = ledger.latest(self.store, "base_model").get("")
+        event = ledger.newest(self.store, "base_model")
         if event is None:
             raise IconError("base_model: not materialized yet; materialize it first")
         directory = self.workspace.root / str(event.summary["path"])

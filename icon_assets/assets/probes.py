@@ -82,9 +82,10 @@ def _candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, 
 
 
 def _pool_rows(store: Store) -> Iterator[dict[str, Any]]:
-    yield from store.query('SELECT file, "row", turns, instruction, "input", response FROM samples').iter_rows(
-        named=True
-    )
+    """Shard by shard: the texts of a large pool need not all be in memory."""
+    for shard in store.query("SELECT shard FROM shards ORDER BY file")["shard"]:
+        rows = store.query('FROM delta.pool WHERE shard = $shard ORDER BY "row"', {"shard": shard})
+        yield from rows.iter_rows(named=True)
 
 
 def _frame(verdicts: list[Verdict], quarantined: list[tuple[str, Quarantined]]) -> pl.DataFrame:

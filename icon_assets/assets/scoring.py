@@ -88,7 +88,7 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "sample_scores", shard, no_sample_is_a_probe)
-    why = because(ledger.latest(store, "sample_scores").get(shard), recipe)
+    why = because(ledger.newest(store, "sample_scores", shard), recipe)
     scorer = icon.scorer(context.log)
     spent = scorer.complete_shard(shard, settings, budget)
     if spent.engine and not spent.engine.startswith("packed"):

@@ -93,7 +93,7 @@ def needed(store: Store, asset: str, partition: str = "") -> Event:
     Raises:
         IconError: it has never been materialized.
     """
-    event = ledger.latest(store, asset).get(partition)
+    event = ledger.newest(store, asset, partition)
     if event is None:
         where = f" [{partition}]" if partition else ""
         raise IconError(f"{asset}{where}: not materialized yet; materialize it first")

@@ -88,16 +88,25 @@ def record(store: Store, recipe: Recipe, product_digest: str, run_id: str, summa
 
 def latest(store: Store, asset: str) -> dict[str, Event]:
     """The newest event of each partition of an asset; an asset without partitions has the key ''."""
+    return {event.partition: event for event in _newest(store, asset, None)}
+
+
+def newest(store: Store, asset: str, partition: str = "") -> Event | None:
+    """The newest event of one partition."""
+    return next(iter(_newest(store, asset, partition)), None)
+
+
+def _newest(store: Store, asset: str, partition: str | None) -> list[Event]:
     rows = store.query(
         """
         SELECT "partition", digest, fingerprint, summary, inputs, settings, code_version FROM delta.ledger
-        WHERE asset = $asset
+        WHERE asset = $asset AND ($partition IS NULL OR "partition" = $partition)
         QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC, event_id) = 1
         ORDER BY "partition"
         """,
-        {"asset": asset},
+        {"asset": asset, "partition": partition},
     )
-    return {row["partition"]: _event(asset, row) for row in rows.iter_rows(named=True)}
+    return [_event(asset, row) for row in rows.iter_rows(named=True)]
 
 
 def _event(asset: str, row: Mapping[str, Any]) -> Event:
@@ -116,7 +125,7 @@ def current_shards(store: Store, asset: str) -> list[Event]:
 
 def made(store: Store, recipe: Recipe) -> Event | None:
     """The newest event of the recipe's partition if it was made by this very recipe, else None."""
-    event = latest(store, recipe.asset).get(recipe.partition)
+    event = newest(store, recipe.asset, recipe.partition)
     return event if event is not None and event.fingerprint == recipe.fingerprint else None
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from icon_assets.core.budget import Budget, budget_of, rungs
 from icon_assets.core.costs import Speed
 from icon_assets.core.discovery import Found
-from icon_assets.core.ledger import Event, Recipe, current_shards, differences, latest
+from icon_assets.core.ledger import Event, Recipe, current_shards, differences, latest, newest
 from icon_assets.core.price import Price, Pricer, Todo
 from icon_assets.core.recipes import base_model_recipe, probe_set_recipe, sample_scores_recipe
 from icon_assets.core.score_key import ScoreKey
@@ -134,7 +134,7 @@ def shard_states(
 ) -> dict[str, tuple[str, str]]:
     """Status and reason of each shard: `new`, `stale` or `unchanged`, by the recipe of its scores."""
     scored, pool = latest(store, "sample_scores"), latest(store, "raw_pool")
-    common = [latest(store, asset).get("") for asset in ("probe_set", "base_model", "probe_baseline")]
+    common = [newest(store, asset) for asset in ("probe_set", "base_model", "probe_baseline")]
     states = {}
     for shard in shards:
         upstream = [pool.get(shard), *common]
@@ -154,7 +154,7 @@ def _removed(store: Store, gone: Sequence[str]) -> pl.DataFrame:
     return store.query(
         """
         SELECT shard, h.file, 'removed' AS status, count(DISTINCT sample_id) AS removed_samples
-        FROM removed_shards h LEFT JOIN (FROM removed_samples ANTI JOIN samples USING (sample_id)) USING (shard)
+        FROM removed_shards h LEFT JOIN (FROM removed_samples ANTI JOIN delta.pool USING (sample_id)) USING (shard)
         WHERE shard IN (SELECT unnest($gone::VARCHAR[])) GROUP BY ALL ORDER BY shard
         """,
         {"gone": list(gone)},
@@ -169,7 +169,7 @@ def _outdated(store: Store, workspace: Workspace) -> dict[str, str]:
     }
     outdated = {}
     for asset, recipe in recipes.items():
-        event = latest(store, asset).get("")
+        event = newest(store, asset)
         if event is not None and (changed := differences(event, recipe(event))):
             outdated[asset] = ", ".join(sorted(changed))
     return outdated
@@ -187,7 +187,7 @@ def _enough(store: Store, budget: Budget | None) -> tuple[int | None, float]:
 def _lengths(store: Store, key: ScoreKey, drawn: Sequence[Context]) -> tuple[set[int], set[int]]:
     """Tokens and characters of the contexts that are known or were drawn."""
     known = store.query(
-        "SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts SEMI JOIN samples USING (sample_id) WHERE score_key = $key",
+        "SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts SEMI JOIN delta.pool USING (sample_id) WHERE score_key = $key",
         {"key": key.value},
     )
     tokens = {*known["n_context_tokens"], *(len(context.ids) for context in drawn)}
@@ -196,7 +196,7 @@ def _lengths(store: Store, key: ScoreKey, drawn: Sequence[Context]) -> tuple[set
 
 def _samples(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
     rows = store.query(
-        "SELECT DISTINCT ON (sample_id) * FROM samples WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))",
+        "SELECT DISTINCT ON (sample_id) * FROM delta.pool WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))",
         {"ids": list(sample_ids)},
     )
     return rows.to_dicts()

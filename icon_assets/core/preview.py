@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -10,7 +11,7 @@ import polars as pl
 
 from icon_assets.core.discovery import Found
 from icon_assets.core.ingest import ingest, sample_frame, shard_row
-from icon_assets.core.store import Store, arrow_rows, schemas
+from icon_assets.core.store import Store, Views, arrow_rows, schemas
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,12 +27,18 @@ class Pending:
 
 @dataclass(frozen=True)
 class Preview(Store):
-    """A store that shows pending rows, by table, as if they were stored. It is only for reading."""
+    """A store that shows pending rows, by table, as if they were stored. It is only for reading, and keeps to the files of
+    its first query.
+    """
 
     pending: Mapping[str, Pending] = field(default_factory=dict)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
-        con = super().connect()
+        return self._shown.cursor()
+
+    @cached_property
+    def _shown(self) -> duckdb.DuckDBPyConnection:
+        con = Views().over(self._live_files())
         for table, pending in self.pending.items():
             con.register("rows", pending.rows)
             con.register("replaced", pl.DataFrame({"shard": list(pending.shards)}).to_arrow())

@@ -84,7 +84,7 @@ class Scorer:
         """
         if budget is None:
             return self._complete(shard, settings)
-        spent = self._complete(shard, settings, samples=self.pilot(budget))
+        spent = self._complete(None, settings, samples=self.pilot(budget))
         if len(self.pilot(budget)) < budget.pilot:  # that was the whole pool
             return spent
         order, sizes = self._probe_order(settings, budget), rungs(len(self._probe_ids), budget.share)
@@ -154,7 +154,7 @@ class Scorer:
         """The samples of the pool that get every probe: a random draw that growth of the pool hardly changes."""
         if budget not in self._pilots:
             self._pilots[budget] = self._store.query(
-                "SELECT sample_id FROM samples WHERE NOT is_duplicate ORDER BY md5($seed || sample_id) LIMIT $n",
+                "SELECT sample_id FROM (SELECT DISTINCT sample_id FROM delta.pool) ORDER BY md5($seed || sample_id) LIMIT $n",
                 {"seed": str(budget.seed), "n": budget.pilot},
             )["sample_id"].to_list()
         return self._pilots[budget]
@@ -164,14 +164,18 @@ class Scorer:
         return self._store.query("SELECT probe_id FROM probes ORDER BY probe_id")["probe_id"].to_list()
 
     def _complete(
-        self, shard: str, settings: ControlSettings, samples: list[str] | None = None, probes: list[str] | None = None
+        self,
+        shard: str | None,
+        settings: ControlSettings,
+        samples: list[str] | None = None,
+        probes: list[str] | None = None,
     ) -> Spent:
-        """The missing pairs of the shard, or of these samples, with all probes or these, and their own controls."""
+        """The missing pairs of the shard's samples or the pool's, all or these, with all probes or these; and their controls."""
         spent = self._complete_pairs(shard, samples, probes)
         lengths = self._store.query(
             """
             SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts
-            SEMI JOIN (FROM samples WHERE shard = $shard OR sample_id IN (SELECT unnest($samples::VARCHAR[])))
+            SEMI JOIN (SELECT sample_id FROM delta.pool WHERE shard = $shard UNION SELECT unnest($samples::VARCHAR[]))
                 USING (sample_id)
             WHERE score_key = $score_key ORDER BY ALL
             """,
@@ -180,7 +184,7 @@ class Scorer:
         spent.add(self._complete_controls(controls_for(self._key, settings, *lengths.get_columns())))
         return spent
 
-    def _complete_pairs(self, shard: str, samples: list[str] | None, probes: list[str] | None) -> Spent:
+    def _complete_pairs(self, shard: str | None, samples: list[str] | None, probes: list[str] | None) -> Spent:
         missing = self._store.query(
             sql_text("missing_pairs.sql"),
             {"score_key": self._key.value, "shard": shard, "samples": samples, "probes": probes},
@@ -194,12 +198,22 @@ class Scorer:
         wanted = [[index[probe_id] for probe_id in row["probe_ids"]] for row in rows]
 
         def commit(pairs: list[Pair]) -> None:
-            # Lengths first: a pair without its context's length could not be compared with a control.
+            # Lengths first: a pair without its context's length could not be compared with a control, nor found.
             used = sorted({pair.context for pair in pairs})
             self._store.append_new("contexts", self._context_frame(rows, contexts, used), ("score_key", "sample_id"))
-            self._store.append_new("pair_scores", self._pair_frame(rows, probe_ids, pairs), PAIR_KEY)
+            origins = self._origins([rows[i]["sample_id"] for i in used])
+            self._store.append_new(
+                "pair_scores", self._pair_frame(rows, probe_ids, pairs).join(origins, on="sample_id"), PAIR_KEY
+            )
 
         return self._run("pairs", [[*c.ids, *self._encoder.separator] for c in contexts], wanted, commit)
+
+    def _origins(self, sample_ids: list[str]) -> pl.DataFrame:
+        """Where the pairs of these samples lie: with those of the shard each of them was first scored for."""
+        return self._store.query(
+            "SELECT sample_id, origin FROM contexts WHERE score_key = $key AND sample_id IN (SELECT unnest($ids::VARCHAR[]))",
+            {"key": self._key.value, "ids": sample_ids},
+        )
 
     def _complete_controls(self, wanted: Sequence[Control]) -> Spent:
         probe_ids = self._probe_ids
@@ -256,6 +270,7 @@ class Scorer:
             {
                 "score_key": [self._key.value] * len(used),
                 "sample_id": [rows[i]["sample_id"] for i in used],
+                "origin": [rows[i]["shard"] for i in used],
                 "n_context_tokens": [len(contexts[i].ids) for i in used],
                 "n_context_chars": [contexts[i].n_chars for i in used],
                 "truncated": [contexts[i].truncated for i in used],
@@ -281,7 +296,9 @@ class Scorer:
 
 def pool_size(store: Store) -> tuple[int, int]:
     """Unique samples of the pool, and probes."""
-    return store.query("SELECT (SELECT count(DISTINCT sample_id) FROM samples), (SELECT count(*) FROM probes)").row(0)
+    return store.query("SELECT (SELECT count(DISTINCT sample_id) FROM delta.pool), (SELECT count(*) FROM probes)").row(
+        0
+    )
 
 
 def controls_for(

@@ -5,13 +5,16 @@ A partition is replaced whole or not at all; readers never block a writer, becau
 are never changed in place.
 """
 
+import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -29,7 +32,7 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
     "shards": ("shard",),
     "samples": ("shard",),
     "quarantine": ("shard",),
-    "pair_scores": ("score_key",),
+    "pair_scores": ("score_key", "origin"),
     "sample_scores": ("shard", "score_key"),
     "predicted_scores": ("shard",),
     "selections": ("arm", "subset_id"),
@@ -45,7 +48,8 @@ _SQL_TYPES = {
 # Views carry only plain SQL: an older DuckDB reads the file too.
 _STORAGE_VERSION = "v1.0.0"
 _ATTEMPTS = 40
-_COMPACT_FROM_FILES = 64
+# Merging rewrites what lies beside the new files: a partition, or the whole of a table that has none.
+_COMPACT_FROM_FILES, _COMPACT_WHOLE_FROM_FILES = 8, 64
 
 
 def sql_text(name: str) -> str:
@@ -89,6 +93,50 @@ def _view_comments() -> str:
 
 
 @dataclass(frozen=True)
+class _Live:
+    """The live files of a Delta table as of one commit."""
+
+    commit: Path
+    written_ns: int
+    files: tuple[str, ...]
+
+    def is_current(self) -> bool:
+        """Whether nobody has committed since: commits are numbered, and a folder made anew has another time."""
+        following = self.commit.with_name(f"{int(self.commit.stem) + 1:020}.json")
+        return not following.exists() and self.commit.exists() and self.commit.stat().st_mtime_ns == self.written_ns
+
+
+_live: dict[Path, _Live] = {}  # per process, by table
+
+
+class Views:
+    """An in-memory DuckDB with the views over one store's tables, kept: making them all anew takes longer than most queries."""
+
+    def __init__(self) -> None:
+        # Files are read from the disk's cache; a second one in DuckDB would only grow.
+        config: dict[str, Any] = {"python_enable_replacements": False, "enable_external_file_cache": False}
+        self._connection, self._lock = duckdb.connect(config=config), Lock()
+        self._connection.execute("CREATE SCHEMA delta")
+        self._files: dict[str, tuple[str, ...]] = {}
+
+    def over(self, files: Mapping[str, tuple[str, ...]]) -> duckdb.DuckDBPyConnection:
+        """A connection that sees these files of each table."""
+        with self._lock:
+            changed = [table for table in files if self._files.get(table) != files[table]]
+            script = [_table_view(table, files[table]) for table in changed]
+            if not self._files:
+                script.append(sql_text("views.sql"))
+            self._connection.execute("\n".join(script))
+            self._files.update({table: files[table] for table in changed})
+            return self._connection.cursor()
+
+
+@lru_cache
+def _views_of(root: Path, process: int) -> Views:
+    return Views()
+
+
+@dataclass(frozen=True)
 class Store:
     """The tables under one directory. Safe for several processes; every method opens what it needs and closes it."""
 
@@ -111,27 +159,35 @@ class Store:
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Add rows; several writers may append at once. Many small files are merged now and then."""
         self._commit(table, frame, mode="append", predicate=None)
-        if len(self._files(table)) >= _COMPACT_FROM_FILES:
+        limit = _COMPACT_FROM_FILES if table in PARTITIONED_BY else _COMPACT_WHOLE_FROM_FILES
+        if max(Counter(Path(file).parent for file in self._files(table)).values(), default=0) >= limit:
             self._compact(table)
 
     def append_new(self, table: str, frame: pl.DataFrame, keys: Sequence[str]) -> int:
-        """Add the rows whose `keys` are not in the table yet; returns how many. Two writers never add one row twice."""
+        """Add the rows whose `keys` are not in the table yet; returns how many. Two writers never add one row twice.
+
+        Rows of equal keys must have equal partition columns: only those partitions are looked at.
+        """
         with self._lock(f"{table}.append"):
             fresh = frame.unique(list(keys), keep="first", maintain_order=True)
             if self._files(table):
                 condition = " AND ".join(f'f."{key}" IS NOT DISTINCT FROM t."{key}"' for key in keys)
+                places = {column: fresh[column].unique().to_list() for column in PARTITIONED_BY.get(table, ())}
+                within = " AND ".join(["true", *(f'list_contains(${column}, "{column}")' for column in places)])
+                rows = f'FROM fresh f ANTI JOIN (FROM delta."{table}" WHERE {within}) t ON {condition}'
                 with self.connect() as con:
                     con.register("fresh", fresh.to_arrow())
-                    fresh = con.sql(f'FROM fresh f ANTI JOIN delta."{table}" t ON {condition}').pl()
+                    fresh = con.sql(rows, params=places or None).pl()
             if fresh.height:
                 self.append(table, fresh)
             return fresh.height
 
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """An in-memory DuckDB with the views of `views.sql` over the tables as they are now. Close it after use."""
-        con = duckdb.connect(config={"python_enable_replacements": False})
-        con.execute(self._script())
-        return con
+        """A connection to an in-memory DuckDB with the views of `views.sql` over the tables as they are now. Close it after use."""
+        return self._views().over(self._live_files())
+
+    def _views(self) -> Views:
+        return _views_of(self.root, os.getpid())
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
         """The result of one SELECT over the tables as they are now, with `$name` parameters."""
@@ -188,28 +244,17 @@ class Store:
 
     def _script(self) -> str:
         """SQL that makes the schema `delta` (one view per table, over its live files) and the views of the contract."""
-        tables = "\n".join(self._table_view(name) for name in schemas())
+        tables = "\n".join(_table_view(table, files) for table, files in self._live_files().items())
         return f"CREATE SCHEMA delta;\n{tables}\n{sql_text('views.sql')}\n{_view_comments()}"
 
-    def _table_view(self, table: str) -> str:
-        schema = schemas()[table]
-        if files := self._files(table):
-            # Partition columns live in the directory names; read as text, they are what was written.
-            listed = ", ".join(_literal(file) for file in files)
-            columns = ", ".join(f'"{name}"' for name in schema.names)
-            source = f"read_parquet([{listed}], hive_partitioning = true, hive_types_autocast = false)"
-        else:
-            columns = ", ".join(f'NULL::{_duckdb_type(schema, name)} AS "{name}"' for name in schema.names)
-            source = "(SELECT 1 WHERE false)"
-        return f'CREATE VIEW delta."{table}" AS SELECT {columns} FROM {source};'  # noqa: S608  (names of schema.sql)
+    def _live_files(self) -> dict[str, tuple[str, ...]]:
+        return {table: self._files(table) for table in schemas()}
 
-    def _files(self, table: str) -> list[str]:
-        from deltalake import DeltaTable
-
+    def _files(self, table: str) -> tuple[str, ...]:
         place = self._place(table)
-        if not DeltaTable.is_deltatable(str(place)):
-            return []
-        return sorted(unquote(uri.removeprefix("file://")) for uri in DeltaTable(str(place)).file_uris())
+        if (known := _live.get(place)) is not None and known.is_current():
+            return known.files
+        return _read_log(place)
 
     def _place(self, table: str) -> Path:
         if table not in schemas():
@@ -237,6 +282,33 @@ class Store:
         from deltalake import DeltaTable
 
         _retried(lambda: DeltaTable(str(self._place(table))).optimize.compact(), table)
+
+
+def _read_log(place: Path) -> tuple[str, ...]:
+    """The live files of the table at `place`, none where no table is."""
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(str(place)):
+        return ()
+    table = DeltaTable(str(place))
+    files = tuple(sorted(unquote(uri.removeprefix("file://")) for uri in table.file_uris()))
+    commit = place / "_delta_log" / f"{table.version():020}.json"
+    if commit.exists():  # a log that was cleaned up holds a checkpoint alone
+        _live[place] = _Live(commit, commit.stat().st_mtime_ns, files)
+    return files
+
+
+def _table_view(table: str, files: Sequence[str]) -> str:
+    schema = schemas()[table]
+    if files:
+        # Partition columns live in the directory names; read as text, they are what was written.
+        listed = ", ".join(_literal(file) for file in files)
+        columns = ", ".join(f'"{name}"' for name in schema.names)
+        source = f"read_parquet([{listed}], hive_partitioning = true, hive_types_autocast = false)"
+    else:
+        columns = ", ".join(f'NULL::{_duckdb_type(schema, name)} AS "{name}"' for name in schema.names)
+        source = "(SELECT 1 WHERE false)"
+    return f'CREATE OR REPLACE VIEW delta."{table}" AS SELECT {columns} FROM {source};'  # noqa: S608  (names of schema.sql)
 
 
 def _retried(work: Callable[[], Any], table: str) -> None:

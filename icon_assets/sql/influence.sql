@@ -2,14 +2,14 @@
 -- Parameters: $score_key; $shard: its samples, and $samples: a list of further ones; $controls: list of control names;
 -- $seeds: list of the control seeds to average over; $lengths: the lengths at which random_tokens is measured.
 WITH wanted AS (
-    SELECT DISTINCT sample_id FROM samples WHERE shard = $shard OR sample_id IN (SELECT unnest($samples::VARCHAR[]))
+    SELECT sample_id FROM delta.pool WHERE shard = $shard UNION SELECT unnest($samples::VARCHAR[])
 ),
 context AS (
     SELECT c.* FROM contexts c SEMI JOIN wanted USING (sample_id) WHERE c.score_key = $score_key
 ),
 pair AS (
     SELECT p.sample_id, p.probe_id, p.nll_sum / p.n_tokens AS nll
-    FROM pair_scores p SEMI JOIN wanted USING (sample_id) SEMI JOIN probes USING (probe_id)
+    FROM delta.pair_scores p SEMI JOIN (SELECT DISTINCT origin FROM context) USING (origin) SEMI JOIN wanted USING (sample_id) SEMI JOIN probes USING (probe_id)
     WHERE p.score_key = $score_key
 ),
 -- Mean over draws, per probe and control length, in nats per token.

@@ -37,10 +37,11 @@ COMMENT ON TABLE models IS 'Models that were prepared in this workspace; path is
 CREATE TABLE score_keys (score_key VARCHAR, model_digest VARCHAR, settings VARCHAR, created_at TIMESTAMPTZ);
 COMMENT ON TABLE score_keys IS 'What each score_key stands for: model, tokenizer, template, limits, dtype and scoring version.';
 
-CREATE TABLE contexts (score_key VARCHAR, sample_id VARCHAR, n_context_tokens BIGINT, n_context_chars BIGINT, truncated BOOLEAN);
+CREATE TABLE contexts (score_key VARCHAR, sample_id VARCHAR, origin VARCHAR, n_context_tokens BIGINT, n_context_chars BIGINT, truncated BOOLEAN);
 COMMENT ON TABLE contexts IS 'How long each scored sample is as a context under a score_key.';
+COMMENT ON COLUMN contexts.origin IS 'The shard under which the sample was first scored: its pairs stay there, wherever the sample stands now.';
 
-CREATE TABLE pair_scores (score_key VARCHAR, sample_id VARCHAR, probe_id VARCHAR, nll_sum DOUBLE, n_tokens BIGINT);
+CREATE TABLE pair_scores (score_key VARCHAR, origin VARCHAR, sample_id VARCHAR, probe_id VARCHAR, nll_sum DOUBLE, n_tokens BIGINT);
 COMMENT ON TABLE pair_scores IS 'NLL of a probe''s response behind a sample as context: nats, summed over n_tokens response tokens.';
 
 CREATE TABLE control_scores (

@@ -85,7 +85,7 @@ class Exact:
         self.shard = self.store.query("SELECT shard FROM shards").item()
         self.fraction = icon.settings.selection.fraction
         self.pairs = self.store.query(
-            "SELECT * FROM pair_scores SEMI JOIN probes USING (probe_id) WHERE score_key = $key",
+            "SELECT * FROM delta.pair_scores SEMI JOIN probes USING (probe_id) WHERE score_key = $key",
             {"key": self.key.value},
         )
         self.frame = self._contributions(self.store)
@@ -162,7 +162,7 @@ class Replay(Scorer):
             store.append(table, exact.store.query(f"FROM delta.{table}"))
         self._probes = exact.encoded
 
-    def _complete_pairs(self, shard: str, samples: list[str] | None, probes: list[str] | None) -> Spent:
+    def _complete_pairs(self, shard: str | None, samples: list[str] | None, probes: list[str] | None) -> Spent:
         missing = self.store.query(
             sql_text("missing_pairs.sql"),
             {"score_key": self._exact.key.value, "shard": shard, "samples": samples, "probes": probes},

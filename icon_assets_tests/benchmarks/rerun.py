@@ -64,17 +64,21 @@ def _rerun(icon: WorkspaceResource, arguments: Namespace) -> dict[str, Any]:
 def _make_up(icon: WorkspaceResource) -> None:
     """Pairs and controls for everything, as if they had been scored."""
     store, key = icon.store, icon.score_key()
+    shard = store.query("SELECT shard FROM shards").item()
     samples = store.query("SELECT DISTINCT sample_id FROM samples ORDER BY ALL")["sample_id"]
     probes = store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"]
     draw = random.Random(1)
     store.append("contexts", pl.DataFrame({
-        "score_key": key.value, "sample_id": samples, "n_context_tokens": [draw.randint(20, 300) for _ in samples],
+        "score_key": key.value, "sample_id": samples, "origin": shard, "n_context_tokens": [draw.randint(20, 300) for _ in samples],
         "n_context_chars": 100, "truncated": False,
     }))  # fmt: skip
     pairs = pl.DataFrame({"sample_id": samples}).join(pl.DataFrame({"probe_id": probes}), how="cross")
     nll = [draw.uniform(5, 30) for _ in range(pairs.height)]
     store.append(
-        "pair_scores", pairs.with_columns(score_key=pl.lit(key.value), nll_sum=pl.Series(nll), n_tokens=pl.lit(10))
+        "pair_scores",
+        pairs.with_columns(
+            score_key=pl.lit(key.value), origin=pl.lit(shard), nll_sum=pl.Series(nll), n_tokens=pl.lit(10)
+        ),
     )
     controls = [
         {"score_key": key.value, "probe_id": probe, "control": kind, "seed": seed, "length": length, "n_context_tokens": length,

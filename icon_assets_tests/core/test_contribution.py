@@ -56,14 +56,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict, dict, 
     put_shards(store, "a")
     store.replace("probe_candidates", pl.DataFrame(probes, schema_overrides={"turns": pl.String}))
     store.append("contexts", pl.DataFrame([
-        {"score_key": KEY.value, "sample_id": s, "n_context_tokens": n, "n_context_chars": n * CHARS, "truncated": n > 300}
+        {"score_key": KEY.value, "sample_id": s, "origin": "a", "n_context_tokens": n, "n_context_chars": n * CHARS, "truncated": n > 300}
         for s, n in SAMPLES.items()
     ]))  # fmt: skip
-    rows = [(KEY.value, s, p, nll, n_tokens[p]) for (s, p), nll in pair.items()]
-    rows += [(KEY.value, "s1", "gone", 99.0, 1), ("other", "s1", "p0", 99.0, 1)]
+    rows = [(KEY.value, "a", s, p, nll, n_tokens[p]) for (s, p), nll in pair.items()]
+    rows += [(KEY.value, "a", "s1", "gone", 99.0, 1), ("other", "a", "s1", "p0", 99.0, 1)]
     store.append(
         "pair_scores",
-        pl.DataFrame(rows, schema=["score_key", "sample_id", "probe_id", "nll_sum", "n_tokens"], orient="row"),
+        pl.DataFrame(
+            rows, schema=["score_key", "origin", "sample_id", "probe_id", "nll_sum", "n_tokens"], orient="row"
+        ),
     )
     store.append("control_scores", pl.DataFrame([
         {"score_key": KEY.value, "probe_id": p, "control": c, "seed": seed, "length": length, "n_context_tokens": length,
@@ -138,7 +140,7 @@ def test_only_the_asked_controls_are_reported_best_first(world: tuple[Store, dic
 def test_an_empty_context_would_change_nothing(world: tuple[Store, dict, dict, dict]) -> None:
     """A sample whose pairs equal the baseline contributes exactly 0 against no context."""
     store, _, controls, n_tokens = world
-    same = [(KEY.value, "s0", p, controls["none", 0, 0, p], n_tokens[p]) for p in PROBES]
+    same = [(KEY.value, "a", "s0", p, controls["none", 0, 0, p], n_tokens[p]) for p in PROBES]
     fresh = Store(store.root.parent / "empty_context")
     for table in ("shards", "probe_candidates", "control_scores"):
         fresh.append(table, store.query(f"FROM delta.{table}"))
@@ -147,6 +149,8 @@ def test_an_empty_context_would_change_nothing(world: tuple[Store, dict, dict, d
     fresh.append("contexts", store.query("FROM delta.contexts LIMIT 1").with_columns(sample_id=pl.lit("s0")))
     fresh.append(
         "pair_scores",
-        pl.DataFrame(same, schema=["score_key", "sample_id", "probe_id", "nll_sum", "n_tokens"], orient="row"),
+        pl.DataFrame(
+            same, schema=["score_key", "origin", "sample_id", "probe_id", "nll_sum", "n_tokens"], orient="row"
+        ),
     )
     assert query(fresh, ["none"])["contribution"].to_list() == [0.0]

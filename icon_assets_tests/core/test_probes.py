@@ -72,6 +72,14 @@ def test_prompts_without_a_word_are_the_same_only_when_they_are() -> None:
     assert overlaps([probe], [Reference("x", "???", "")])
 
 
+def test_shared_words_are_found_wherever_they_stand() -> None:
+    probe = candidate(1, response=" ".join(f"w{i}" for i in range(20)))
+    for skipped in range(8):
+        shared = " ".join(f"w{i}" for i in range(skipped, skipped + 13))
+        for before in range(15):
+            assert overlaps([probe], [Reference("x", "other", f"{'before ' * before}{shared} after")])
+
+
 def test_every_candidate_gets_exactly_one_verdict() -> None:
     first, twin = candidate(1), candidate(1)
     in_pool, in_eval, fine = candidate(3), candidate(4), candidate(5)

@@ -36,6 +36,7 @@ def pairs(names: list[str], key: str = "k") -> pl.DataFrame:
     return pl.DataFrame(
         {
             "score_key": [key] * n,
+            "origin": ["a"] * n,
             "sample_id": names,
             "probe_id": ["p"] * n,
             "nll_sum": [1.5] * n,
