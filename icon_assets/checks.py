@@ -5,8 +5,10 @@ was not looked at. A blocking check stops only what follows in the same run; wha
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 import dagster as dg
 from dagster._core.event_api import PartitionKeyFilter
@@ -16,6 +18,8 @@ from icon_assets.assets.shell import mendable
 from icon_assets.core.quality import Finding, Rule, Subject, rules_of
 from icon_assets.resources import WorkspaceResource
 
+FRESHNESS = "scores_are_current"
+_PENDING = ("new", "stale", "removed")
 _SEVERITY = {True: dg.AssetCheckSeverity.WARN, False: dg.AssetCheckSeverity.ERROR}
 
 
@@ -24,6 +28,34 @@ def build_checks(assets: Sequence[dg.AssetsDefinition]) -> list[dg.AssetChecksDe
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.PreviewWarning)  # checks with partitions
         return [_checks_of(asset) for asset in assets]
+
+
+def build_freshness_check() -> dg.AssetChecksDefinition:
+    """The one check on all shards together; the discovery sensor reports it when it changes."""
+
+    @dg.asset_check(
+        asset="sample_scores", name=FRESHNESS,
+        description="Every shard is scored as its file, the probes, the model and the settings are now. What is stale is still "
+        "ranked and selected by scores of before.",
+    )  # fmt: skip
+    def scores_are_current(icon: WorkspaceResource) -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(**freshness(icon))
+
+    return scores_are_current
+
+
+def freshness(icon: WorkspaceResource) -> dict[str, Any]:
+    """Whether any shard is new, stale or removed, as `12 of 340 shards stale (model)`: arguments of a check's result."""
+    states = icon.shard_states()
+    counts = Counter(status for status, _ in states.values())
+    why = sorted({part for _, reason in states.values() for part in reason.split(", ") if part})
+    line = ", ".join(f"{counts[status]:,} of {len(states):,} shards {status}" for status in _PENDING if counts[status])
+    return {
+        "passed": not line,
+        "severity": dg.AssetCheckSeverity.WARN,
+        "description": (line or f"all {len(states):,} shards are current") + (f" ({', '.join(why)})" if why else ""),
+        "metadata": {status: counts[status] for status in (*_PENDING, "unchanged")},
+    }
 
 
 def _checks_of(asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:

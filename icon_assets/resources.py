@@ -94,6 +94,21 @@ class WorkspaceResource(dg.ConfigurableResource):
         ahead = preview(store, found, gone, workspace.settings.pool.max_chars)
         return make_plan(ahead, found, gone, workspace, key, self._pricer(ahead, key))
 
+    def shard_states(self) -> dict[str, tuple[str, str]]:
+        """Status (`new`, `stale`, `unchanged`, `removed`) and reason of every shard, by its file's size and time and by the
+        record of the store: what `plan` says, without looking into files and without prices.
+        """
+        store, settings, known = self.store, self.settings, on_record(self.store)
+        sources = source_files(self.workspace)
+        states = shard_states(store, known, settings, self.score_key(), budget_of(settings, *pool_size(store)))
+        states |= dict.fromkeys(known.keys() - {source.shard for source in sources}, ("removed", ""))
+        for file in compare(sources, known, settings.pool.settle_seconds):
+            if file.kind == "new":
+                states[file.source.shard] = ("new", "")
+            elif file.kind == "changed":
+                states[file.source.shard] = ("stale", "text")
+        return states
+
     def ingested_shards(self) -> dict[str, ledger.Event]:
         """Shards whose samples are those of their file as it lies there now, under the settings of now."""
         store, settings, made = self.store, self.settings.pool, ledger.latest(self.store, "raw_pool")

@@ -10,6 +10,7 @@ import dagster as dg
 
 from icon_assets.assets.pool import pool_files
 from icon_assets.assets.probes import probe_files
+from icon_assets.checks import FRESHNESS, freshness
 from icon_assets.core.digests import digest
 from icon_assets.core.discovery import Found, Known, compare, on_record
 from icon_assets.core.errors import IconError
@@ -27,7 +28,7 @@ PartitionRequest = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRe
 
 
 def build_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
-    """Discovery of the pool's files and of the probes' files, each by itself: a fault in one does not stop the other."""
+    """Discovery of the pool's files, of the probes' files, and a report of both; each by itself, so that a fault stops one."""
     return [
         _sensor(
             "discover_pool", workspace, _pool_tick,
@@ -35,6 +36,7 @@ def build_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
             "Files that are being written to are left for the next tick.",
         ),
         _sensor("discover_probes", workspace, _probes_tick, "Looks for changed files of probes and of evaluation data."),
+        _sensor("report_freshness", workspace, _freshness_tick, "Reports how many shards are new, stale or removed, as a check."),
     ]  # fmt: skip
 
 
@@ -88,6 +90,15 @@ def _probes_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -
     version = digest([[name, file.digest] for name, file in sorted(now.items())])
     report = dg.AssetMaterialization(probe_files.key, tags={VERSION_TAG: version})
     return dg.SensorResult(asset_events=[report], cursor=_cursor(now))
+
+
+def _freshness_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult:
+    """The check `scores_are_current` is reported when its verdict reads differently from the last time."""
+    verdict = freshness(icon)
+    if verdict["description"] == context.cursor:
+        return dg.SensorResult(cursor=context.cursor)
+    evaluation = dg.AssetCheckEvaluation(dg.AssetKey("sample_scores"), FRESHNESS, **verdict)
+    return dg.SensorResult(asset_events=[evaluation], cursor=verdict["description"])
 
 
 def _known(cursor: str | None) -> dict[str, Known]:

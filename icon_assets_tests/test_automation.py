@@ -230,6 +230,28 @@ def test_discovery_reports_each_version_once_and_keeps_its_cursor_small(daemon: 
     assert json.loads(daemon.cursors["discover_pool"]) == {}, "what is ingested is on record"
 
 
+def test_a_check_says_how_many_shards_are_stale_and_why(daemon: Daemon, make_workspace: MakeWorkspace) -> None:
+    def said() -> str | None:
+        context = dg.build_sensor_context(
+            daemon.instance, cursor=daemon.cursors.get("report_freshness"),
+            resources={"icon": WorkspaceResource(root=str(daemon.workspace.root))},
+        )  # fmt: skip
+        result: Any = daemon.defs.resolve_sensor_def("report_freshness")(context)
+        daemon.cursors["report_freshness"] = result.cursor
+        return result.asset_events[0].description if result.asset_events else None
+
+    daemon.settle()
+    assert said() == "all 2 shards are current"
+    assert said() is None, "nothing new to say"
+    write_jsonl(daemon.pool / "a.jsonl", POOL_A[:2])
+    (daemon.pool / "b.jsonl").unlink()
+    write_jsonl(daemon.pool / "c.jsonl", POOL_A[2:])
+    assert said() == "1 of 3 shards new, 1 of 3 shards stale, 1 of 3 shards removed (text)"
+    daemon.settle()
+    daemon.restart(make_workspace(**{**UNATTENDED, "controls": {"lengths": [8, 32], "draws": 1}}))
+    assert "shards stale (settings)" in str(said())
+
+
 def test_a_tick_that_was_cut_off_is_made_again(daemon: Daemon) -> None:
     first = daemon.discover()
     daemon.cursors.clear()

@@ -43,7 +43,7 @@ def test_the_graph_is_the_one_of_the_snapshot(make_workspace: MakeWorkspace, sna
         "score_pool",
         "whole_graph",
     ]
-    assert [sensor.name for sensor in defs.sensors or ()] == ["discover_pool", "discover_probes"]
+    assert [sensor.name for sensor in defs.sensors or ()] == ["discover_pool", "discover_probes", "report_freshness"]
     assert [schedule.name for schedule in defs.schedules or ()] == ["nightly"]
 
 

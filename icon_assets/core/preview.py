@@ -36,6 +36,9 @@ class Preview(Store):
     def connect(self) -> duckdb.DuckDBPyConnection:
         return self._shown.cursor()
 
+    def query_pool(self, sql: str, **parameters: str | int) -> pl.DataFrame:
+        return self.query(sql, parameters)
+
     @cached_property
     def _shown(self) -> duckdb.DuckDBPyConnection:
         con = Views().over(self._live_files())

@@ -59,6 +59,7 @@ class Scorer:
         self._shape = shape
         self._pilots: dict[Budget, list[str]] = {}
         self._learned: dict[Budget, pl.DataFrame] = {}
+        self._known: dict[tuple[str, Budget], pl.DataFrame] = {}
         self._on_progress = on_progress or (lambda _: None)
 
     @cached_property
@@ -121,9 +122,7 @@ class Scorer:
         Own estimates, the scores of other shards as they were last computed; samples that have none yet are
         represented by the pilot, which is drawn from the whole pool.
         """
-        known = self._store.query(sql_text("known_scores.sql"), {
-            "score_key": self._key.value, "control": budget.control, "shard": shard,
-        })  # fmt: skip
+        known = self._elsewhere(shard, budget)
         scored = known["contribution"].drop_nulls()
         pilot = self._pilot_influences(settings, budget).group_by("sample_id").agg(pl.col("x").mean())["x"]
         missing = known["contribution"].null_count() / max(1, pilot.len())
@@ -132,6 +131,14 @@ class Scorer:
             pl.repeat(1.0, estimates.height + scored.len(), eager=True), pl.repeat(missing, pilot.len(), eager=True),
         ])  # fmt: skip
         return cut(values, weights, budget.fraction)
+
+    def _elsewhere(self, shard: str, budget: Budget) -> pl.DataFrame:
+        """What is known of the other shards, read once: rungs change nothing there."""
+        if (shard, budget) not in self._known:
+            self._known[shard, budget] = self._store.query(sql_text("known_scores.sql"), {
+                "score_key": self._key.value, "control": budget.control, "shard": shard,
+            })  # fmt: skip
+        return self._known[shard, budget]
 
     def _probe_order(self, settings: ControlSettings, budget: Budget) -> list[str]:
         """The order in which every sample meets the probes, from the pilot: those that tell most per token come first."""
@@ -153,10 +160,10 @@ class Scorer:
     def pilot(self, budget: Budget) -> list[str]:
         """The samples of the pool that get every probe: a random draw that growth of the pool hardly changes."""
         if budget not in self._pilots:
-            self._pilots[budget] = self._store.query(
+            self._pilots[budget] = self._store.query_pool(
                 "SELECT sample_id FROM (SELECT DISTINCT sample_id FROM delta.pool) ORDER BY md5($seed || sample_id) LIMIT $n",
-                {"seed": str(budget.seed), "n": budget.pilot},
-            )["sample_id"].to_list()
+                seed=str(budget.seed), n=budget.pilot,
+            )["sample_id"].to_list()  # fmt: skip
         return self._pilots[budget]
 
     @cached_property
@@ -296,9 +303,8 @@ class Scorer:
 
 def pool_size(store: Store) -> tuple[int, int]:
     """Unique samples of the pool, and probes."""
-    return store.query("SELECT (SELECT count(DISTINCT sample_id) FROM delta.pool), (SELECT count(*) FROM probes)").row(
-        0
-    )
+    samples = store.query_pool("SELECT count(DISTINCT sample_id) FROM delta.pool").item()
+    return samples, store.query("SELECT count(*) FROM probes").item()
 
 
 def controls_for(

@@ -194,6 +194,10 @@ class Store:
         with self.connect() as con:
             return con.sql(sql, params=dict(parameters) if parameters else None).pl()
 
+    def query_pool(self, sql: str, **parameters: str | int) -> pl.DataFrame:
+        """Like `query`, for what every shard asks about the whole pool: kept until a shard is ingested or leaves."""
+        return _pool_answer(self, sql, tuple(parameters.items()), self._files("shards"), self._files("samples"))
+
     def query_published(self, sql: str) -> pl.DataFrame:
         """The result of a user's SQL on the published file: read-only, and confined to this store's files.
 
@@ -282,6 +286,13 @@ class Store:
         from deltalake import DeltaTable
 
         _retried(lambda: DeltaTable(str(self._place(table))).optimize.compact(), table)
+
+
+@lru_cache(maxsize=8)
+def _pool_answer(
+    store: Store, sql: str, parameters: tuple[tuple[str, str | int], ...], *_files: tuple[str, ...]
+) -> pl.DataFrame:
+    return store.query(sql, dict(parameters))
 
 
 def _read_log(place: Path) -> tuple[str, ...]:

@@ -4,7 +4,8 @@
 CREATE VIEW shards AS SELECT * EXCLUDE (removed_at) FROM delta.shards WHERE removed_at IS NULL;
 CREATE VIEW removed_shards AS SELECT * FROM delta.shards WHERE removed_at IS NOT NULL;
 -- For queries on a few shards: to know what is a duplicate, `samples` reads the whole pool.
-CREATE VIEW delta.pool AS SELECT * FROM delta.samples SEMI JOIN shards USING (shard);
+CREATE VIEW delta.pool AS
+SELECT * FROM delta.samples SEMI JOIN (FROM delta.shards WHERE removed_at IS NULL) USING (shard);
 CREATE VIEW samples AS
 SELECT *, row_number() OVER (PARTITION BY sample_id ORDER BY file, "row") > 1 AS is_duplicate FROM delta.pool;
 CREATE VIEW removed_samples AS SELECT * FROM delta.samples SEMI JOIN removed_shards USING (shard);

@@ -10,7 +10,8 @@ import pytest
 
 from icon_assets.core.contribution import contributions
 from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.store import Store
+from icon_assets.core.scoring import PAIR_KEY
+from icon_assets.core.store import Store, sql_text
 from icon_assets.settings import ControlSettings
 from icon_assets_tests.conftest import put_shards
 
@@ -154,3 +155,20 @@ def test_an_empty_context_would_change_nothing(world: tuple[Store, dict, dict, d
         ),
     )
     assert query(fresh, ["none"])["contribution"].to_list() == [0.0]
+
+
+def test_pairs_of_other_shards_are_not_even_opened(world: tuple[Store, dict, dict, dict]) -> None:
+    """What a shard costs must not grow with what is stored already."""
+    store, *_ = world
+    large = Store(store.root.parent / "large")
+    for table in ("shards", "samples", "probe_candidates", "control_scores", "contexts", "pair_scores"):
+        large.append(table, store.query(f"FROM delta.{table}"))
+    other = large.query("FROM delta.pair_scores").with_columns(origin=pl.lit("b"), sample_id=pl.lit("elsewhere"))
+    assert large.append_new("pair_scores", other, PAIR_KEY) == len(PROBES) + 2
+    for file in large.root.glob("tables/pair_scores/**/origin=b/*.parquet"):
+        file.write_text("not to be opened")
+    assert query(large, ["none"]).equals(query(store, ["none"]))
+    asked = {"score_key": KEY.value, "shard": "a", "samples": None, "probes": None}
+    assert large.query(sql_text("missing_pairs.sql"), asked).is_empty()
+    again = large.query("FROM delta.pair_scores WHERE origin = 'a'")
+    assert large.append_new("pair_scores", again, PAIR_KEY) == 0

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import time
@@ -123,6 +124,14 @@ def test_rows_that_are_stored_are_not_added_again(tmp_path: Path) -> None:
     assert store.append_new("pair_scores", pairs(["b", "c"]), PAIR_KEY) == 1
     assert store.append_new("pair_scores", pairs(["a"], key="other"), PAIR_KEY) == 1
     assert store.query("SELECT count(*) FROM pair_scores").item() == 4
+
+
+def test_a_table_that_was_deleted_and_made_anew_is_read_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for name in "ab":
+        store.append_new("pair_scores", pairs([name]), PAIR_KEY)
+        assert store.query("SELECT sample_id FROM pair_scores")["sample_id"].to_list() == [name]
+        shutil.rmtree(tmp_path / "tables")
 
 
 def test_many_small_appends_are_merged_without_losing_a_row(tmp_path: Path) -> None:
