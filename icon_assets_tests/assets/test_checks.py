@@ -112,12 +112,13 @@ def test_a_blocking_check_stops_what_follows_in_the_same_run(finished: Workspace
 def test_probes_that_came_into_the_pool_are_seen_before_they_are_scored(
     finished: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    probe = Store(finished.store_dir).query("SELECT instruction, input, response FROM probes LIMIT 1").row(0)
+    store = Store(finished.store_dir)
+    probe = store.query("SELECT instruction, input, response FROM probes LIMIT 1").row(0)
     write_jsonl(finished.root / "pool" / "b.jsonl", [*POOL_B, alpaca(probe[0], "Who knows?", probe[1])])
     outcomes = run(finished, instance, "raw_pool", "sample_scores")
-    assert "no_sample_is_a_probe: 1 of 4 samples meet a probe (b.jsonl:4 meets" in str(
-        outcomes[f"sample_scores[{B}]"].error
-    )
+    line = f"sample_scores [{B}]: no_sample_is_a_probe: 1 of 4 samples meet a probe (b.jsonl:4 meets"
+    assert str(outcomes[f"sample_scores[{B}]"].error).startswith(line)
+    assert store.query("SELECT count(*) FROM pair_scores").item() == 6 * 4, "nothing was spent on it"
     assert outcomes[f"sample_scores[{A}]"].error is None
 
 
