@@ -126,7 +126,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _outcome_json(outcome: Any) -> dict[str, Any]:
     figures = {name: value for name, value in outcome.metadata.items() if isinstance(value, bool | int | float)}
-    return {"asset": outcome.asset, "partition": outcome.partition, "error": outcome.error, **figures}
+    return {
+        "asset": outcome.asset,
+        "partition": outcome.partition,
+        "error": outcome.error,
+        "warning": outcome.warning,
+        **figures,
+    }
 
 
 def _print_results(workspace: Workspace) -> None:

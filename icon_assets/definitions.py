@@ -1,4 +1,4 @@
-"""The code location: `build_defs` puts assets, jobs and resources together. No logic, and nothing heavy is imported."""
+"""The code location: `build_defs` puts assets, checks, jobs and resources together. No logic, and nothing heavy is imported."""
 
 import dagster as dg
 
@@ -10,6 +10,7 @@ from icon_assets.assets.scoring import probe_baseline, sample_scores
 from icon_assets.assets.selection import selection_assets
 from icon_assets.assets.training import training_assets
 from icon_assets.automation import automated, build_automation
+from icon_assets.checks import build_checks
 from icon_assets.core.selection import check_arms
 from icon_assets.jobs import build_jobs
 from icon_assets.resources import WorkspaceResource
@@ -29,6 +30,7 @@ def build_defs(workspace: Workspace | None = None) -> dg.Definitions:
     launchers, schedules = build_automation(workspace, jobs)
     return dg.Definitions(
         assets=[pool_files, probe_files, *assets],
+        asset_checks=build_checks(assets),
         jobs=jobs,
         sensors=[*build_sensors(workspace), *launchers],
         schedules=schedules,

@@ -53,6 +53,8 @@ def _stages_job(
                 context.log.error(f"{outcome.name}: {outcome.error}")
             else:
                 context.log.info(f"{outcome.name}: {'made' if outcome.metadata.get('changed') else 'unchanged'}")
+            if outcome.warning:
+                context.log.warning(f"{outcome.name}: {outcome.warning}")
         if failed:
             names = ", ".join(outcome.name for outcome in failed[:5])
             raise dg.Failure(

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import dagster as dg
 import polars as pl
 
+from icon_assets.core.discovery import on_record
 from icon_assets.core.ingest import SourceFile, discover
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
@@ -37,8 +38,7 @@ def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store
     known = instance.get_dynamic_partitions(name)
     if new := [shard for shard in wanted if shard not in known]:
         instance.add_dynamic_partitions(name, new)
-    stored = store.query("SELECT shard FROM shards")["shard"].to_list()
-    for shard in sorted({*known, *stored} - set(wanted)):
+    for shard in sorted((set(known) | on_record(store).keys()) - set(wanted)):
         if shard in known:
             instance.delete_dynamic_partition(name, shard)
         retire_shard(store, shard)

@@ -63,6 +63,8 @@ class RunDisplay:
         self._task = None
         if not self._silent:
             self._console.print(_line(outcome, time.monotonic() - self._started), markup=False)
+            if outcome.warning:
+                self._console.print(f"! {outcome.name:<48} {outcome.warning}", markup=False)
 
     def _say_kept(self) -> None:
         """One line for all shards of an asset that needed no run."""

@@ -12,7 +12,15 @@ from icon_assets.core.discovery import compare, on_record
 from icon_assets.core.engine import ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import model_shape
-from icon_assets.core.language_model import LanguageModel, ModelRecord, choose_device, load, load_tokenizer, read_record
+from icon_assets.core.language_model import (
+    LanguageModel,
+    ModelRecord,
+    choose_device,
+    files_unchanged,
+    load,
+    load_tokenizer,
+    read_record,
+)
 from icon_assets.core.plan import Plan, make_plan, shard_states
 from icon_assets.core.preview import preview
 from icon_assets.core.price import Pricer
@@ -26,6 +34,10 @@ from icon_assets.settings import Settings, Workspace
 
 @lru_cache(maxsize=1)
 def _cached_model(directory: Path, dtype: str, device: str) -> LanguageModel:
+    if not files_unchanged(read_record(directory)):
+        raise IconError(
+            f"{directory}: holds other files than were prepared; delete it and materialize base_model again"
+        )
     return load(directory, dtype, device)
 
 

@@ -12,6 +12,7 @@ import dagster as dg
 import psutil
 
 from icon_assets.assets.shell import unchanged_figures
+from icon_assets.checks import build_checks
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Event
 from icon_assets.partitions import arm_partitions, run_partitions, sync_shards
@@ -29,12 +30,15 @@ SCORING_STAGES = STAGES[: STAGES.index("selected_subset")]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run of one asset's partition ended. `metadata` is what the asset reported; `error` is one line."""
+    """How one run of one asset's partition ended. `metadata` is what the asset reported; `error` (also of failed checks) and
+    `warning` (of checks that only warn) are one line each.
+    """
 
     asset: str
     partition: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
+    warning: str | None = None
 
     @property
     def name(self) -> str:
@@ -68,7 +72,8 @@ def run_stages(
     process = psutil.Process()
     shards = sync_shards(instance, workspace, icon.store)
     # The job that the UI itself launches assets with, so that runs show their asset there.
-    job = dg.Definitions(assets=assets, resources={"icon": icon}).resolve_implicit_global_asset_job_def()
+    defs = dg.Definitions(assets=assets, asset_checks=build_checks(assets), resources={"icon": icon})
+    job = defs.resolve_implicit_global_asset_job_def()
     for asset in stages:
         current = current_partitions(asset, icon)
         for partition in _partitions(asset, workspace, shards):
@@ -125,11 +130,17 @@ def _partitions(asset: str, workspace: Workspace, shards: Sequence[str]) -> Sequ
 
 
 def _outcome(asset: str, partition: str, result: dg.ExecuteInProcessResult) -> Outcome:
-    if result.success:
-        event = result.get_asset_materialization_events()[-1]
-        metadata = event.step_materialization_data.materialization.metadata
-        return Outcome(asset, partition, {name: value.value for name, value in metadata.items()})
-    return Outcome(asset, partition, error=_error_line(result))
+    metadata = {}
+    for event in result.get_asset_materialization_events():
+        reported = event.step_materialization_data.materialization.metadata
+        metadata = {name: value.value for name, value in reported.items()}
+    error = _failed_checks(result, dg.AssetCheckSeverity.ERROR) or (None if result.success else _error_line(result))
+    return Outcome(asset, partition, metadata, error, _failed_checks(result, dg.AssetCheckSeverity.WARN))
+
+
+def _failed_checks(result: dg.ExecuteInProcessResult, severity: dg.AssetCheckSeverity) -> str | None:
+    failed = [e for e in result.get_asset_check_evaluations() if not e.passed and e.severity == severity]
+    return ". ".join(f"check {e.check_name}: {e.description}" for e in failed) or None
 
 
 def _error_line(result: dg.ExecuteInProcessResult) -> str:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 
@@ -111,29 +113,60 @@ HELD_OUT = [
 CHOICES = [{"query": f"What is {n} plus 1?", "choices": [str(n + 1), str(n + 5)], "gold": 0} for n in range(6)]
 
 
+def lay_out(root: Path, model_dir: Path, **sections: Any) -> Workspace:
+    """A workspace of a few rows on the tiny model; keyword arguments replace whole settings sections."""
+    write_jsonl(root / "pool" / "a.jsonl", POOL_A)
+    write_jsonl(root / "pool" / "b.jsonl", POOL_B)
+    write_jsonl(root / "probes" / "probes.jsonl", PROBES)
+    write_jsonl(root / "eval" / "held_out.jsonl", HELD_OUT)
+    write_jsonl(root / "eval" / "sums.jsonl", CHOICES)
+    settings = {
+        "model": {"name": str(model_dir), "dtype": "float32", "device": "cpu"},
+        "pool": {"settle_seconds": 0}, "probes": {"count": 4},
+        "scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64},
+        "controls": {"lengths": [8, 32], "draws": 2},
+        "selection": {"arms": ["full", "random", "icon"], "fraction": 0.5},
+        "training": {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128},
+        "evaluation": {
+            "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": "eval/held_out.jsonl",
+        },
+    }  # fmt: skip
+    (root / "settings.yaml").write_text(yaml.safe_dump({**settings, **sections}), "utf-8")
+    return Workspace.load(root)
+
+
 @pytest.fixture
 def make_workspace(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Workspace]:
-    """Lay out a workspace of a few rows on the tiny model; keyword arguments replace whole settings sections."""
+    """Lay out a workspace, as `lay_out` does."""
 
     def make(**sections: Any) -> Workspace:
-        root = tmp_path / "workspace"
-        write_jsonl(root / "pool" / "a.jsonl", POOL_A)
-        write_jsonl(root / "pool" / "b.jsonl", POOL_B)
-        write_jsonl(root / "probes" / "probes.jsonl", PROBES)
-        write_jsonl(root / "eval" / "held_out.jsonl", HELD_OUT)
-        write_jsonl(root / "eval" / "sums.jsonl", CHOICES)
-        settings = {
-            "model": {"name": str(tiny_model_dir), "dtype": "float32", "device": "cpu"},
-            "pool": {"settle_seconds": 0}, "probes": {"count": 4},
-            "scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64},
-            "controls": {"lengths": [8, 32], "draws": 2},
-            "selection": {"arms": ["full", "random", "icon"], "fraction": 0.5},
-            "training": {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128},
-            "evaluation": {
-                "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": "eval/held_out.jsonl",
-            },
-        }  # fmt: skip
-        (root / "settings.yaml").write_text(yaml.safe_dump({**settings, **sections}), "utf-8")
-        return Workspace.load(root)
+        return lay_out(tmp_path / "workspace", tiny_model_dir, **sections)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    from icon_assets.definitions import build_assets
+    from icon_assets.runner import STAGES, run_stages
+
+    root = tmp_path_factory.mktemp("finished") / "workspace"
+    workspace = lay_out(root, tiny_model_dir, selection={"arms": ["icon"], "fraction": 0.5})
+    with dg.DagsterInstance.ephemeral() as instance:
+        outcomes = list(run_stages(build_assets(workspace), workspace, instance, STAGES))
+    assert [(o.name, o.error or o.warning) for o in outcomes if o.error or o.warning] == []
+    return root
+
+
+@pytest.fixture
+def finished(_finished: Path, tmp_path: Path) -> Workspace:
+    """A workspace in which the whole graph was materialized for one arm and one seed: a copy to spoil."""
+    shutil.copytree(_finished, tmp_path / "finished")
+    return Workspace.load(tmp_path / "finished")
+
+
+def change(workspace: Workspace, section: str, values: dict[str, Any]) -> None:
+    """Replace a section of a workspace's settings.yaml."""
+    path = workspace.root / "settings.yaml"
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**settings, section: values}))

@@ -20,6 +20,7 @@ def test_the_graph_is_the_one_of_the_snapshot(make_workspace: MakeWorkspace, sna
     defs = build_defs(make_workspace())
     dg.Definitions.validate_loadable(defs)
     graph = defs.resolve_asset_graph()
+    specs = [graph.get_check_spec(key) for key in sorted(graph.asset_check_keys)]
     shown = {
         key.to_user_string(): {
             "group": node.group_name,
@@ -31,6 +32,7 @@ def test_the_graph_is_the_one_of_the_snapshot(make_workspace: MakeWorkspace, sna
             "columns": [column.name for column in node.metadata["dagster/column_schema"].columns]
             if "dagster/column_schema" in node.metadata
             else None,
+            "checks": [f"{s.name}{' (blocking)' if s.blocking else ''}" for s in specs if s.asset_key == key],
         }
         for key in sorted(graph.get_all_asset_keys())
         for node in [graph.get(key)]
@@ -51,6 +53,8 @@ def test_every_asset_is_described(make_workspace: MakeWorkspace) -> None:
         node = graph.get(key)
         assert node.description, key
         assert node.code_version or node.is_external, key
+    for key in graph.asset_check_keys:
+        assert graph.get_check_spec(key).description, key
 
 
 def test_a_wrong_arm_stops_the_code_location_with_one_line(make_workspace: MakeWorkspace) -> None:

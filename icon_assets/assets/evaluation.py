@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.model import base_model
-from icon_assets.assets.shell import finish, mendable, needed, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
 from icon_assets.assets.training import arm_and_seed, encode_samples
 from icon_assets.core import ledger
 from icon_assets.core.digests import file_digest, frame_digest
@@ -16,6 +16,7 @@ from icon_assets.core.finetuning import load_fine_tuned
 from icon_assets.core.ingest import SourceFile, ingest, sample_frame
 from icon_assets.core.language_model import load
 from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.quality import files_are_as_recorded, refuse
 from icon_assets.core.recipes import evaluation_files
 from icon_assets.core.store import Store
 from icon_assets.core.tokens import Encoded
@@ -40,7 +41,7 @@ def base_eval(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
         "base_eval", "", (upstream.as_input(), *_evaluation_inputs(icon.workspace)), _settings(icon.workspace),
         code_version=CODE_VERSION,
     )  # fmt: skip
-    if event := ledger.made(store, recipe):
+    if event := kept(context, icon, recipe):
         return unchanged(event)
     record, dtype = icon.base_model()
     loaded = load(record.directory, dtype, icon.device())
@@ -65,8 +66,9 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
             "eval_results", f"{arm}|{seed}", (upstream.as_input(), *_evaluation_inputs(icon.workspace)),
             _settings(icon.workspace), code_version=CODE_VERSION,
         )  # fmt: skip
-        if event := ledger.made(store, recipe):
+        if event := kept(context, icon, recipe):
             return unchanged(event)
+        refuse(icon.workspace, "checkpoint", f"{arm}|{seed}", files_are_as_recorded)
         record, dtype = icon.base_model()
         directory = icon.workspace.root / str(upstream.summary["path"])
         model, tokenizer = load_fine_tuned(record.directory, directory, dtype, icon.device())

@@ -2,8 +2,7 @@
 
 import dagster as dg
 
-from icon_assets.assets.shell import finish, mendable, unchanged
-from icon_assets.core import ledger
+from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.core.discovery import Found, compare, on_record, wait_until_settled
 from icon_assets.core.errors import IconError
 from icon_assets.core.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame, shard_row
@@ -34,7 +33,7 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     source = _source(icon, context.partition_key)
     settings, store = icon.settings.pool, icon.store
     file = _as_it_lies(source, store, settings.settle_seconds)
-    if event := ledger.made(store, raw_pool_recipe(source, file.digest, settings)):
+    if event := kept(context, icon, raw_pool_recipe(source, file.digest, settings)):
         if file.kind != "unchanged":
             revive_shard(store, source.shard, file.mtime_ns)
             store.publish()

@@ -1,18 +1,19 @@
 """Group `probes`: the probe set that contributions are measured with."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from icon_assets.assets.pool import raw_pool
-from icon_assets.assets.shell import finish, mendable, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.digests import lines_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.evaluation import read_choice_items
-from icon_assets.core.ingest import Quarantined, SourceFile, discover, ingest
-from icon_assets.core.probes import Candidate, Reference, Verdict, overlaps, select_probes
+from icon_assets.core.ingest import Quarantined, discover, ingest
+from icon_assets.core.leakage import evaluation_references, pool_references
+from icon_assets.core.probes import Candidate, Verdict, overlaps, select_probes
 from icon_assets.core.recipes import CODE_VERSIONS, probe_set_recipe
 from icon_assets.core.store import Store, schemas
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
@@ -41,12 +42,12 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     workspace, store = icon.workspace, icon.store
     settings = workspace.settings.probes
     recipe = probe_set_recipe(workspace, ledger.current_shards(store, "raw_pool"))
-    if event := ledger.made(store, recipe):
+    if event := kept(context, icon, recipe):
         return unchanged(event)
     candidates, quarantined = _candidates(workspace)
     verdicts = select_probes(
         candidates, settings.count, settings.seed, settings.near_duplicate,
-        overlaps(candidates, _pool_references(store)), overlaps(candidates, _evaluation_references(workspace)),
+        overlaps(candidates, pool_references(_pool_rows(store))), overlaps(candidates, evaluation_references(workspace)),
     )  # fmt: skip
     chosen = sorted(v.candidate.probe_id for v in verdicts if v.status == "selected")
     if not chosen:
@@ -80,23 +81,10 @@ def _candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, 
     return candidates, quarantined
 
 
-def _pool_references(store: Store) -> Iterator[Reference]:
-    rows = store.query('SELECT file, "row", turns, instruction, "input", response FROM samples')
-    for row in rows.iter_rows(named=True):
-        prompt = "\n".join(filter(None, [row["instruction"], row["input"]]))
-        yield Reference(f"{row['file']}:{row['row']}", prompt, f"{row['turns'] or ''} {prompt} {row['response']}")
-
-
-def _evaluation_references(workspace: Workspace) -> Iterator[Reference]:
-    settings = workspace.settings.evaluation
-    for task in settings.multiple_choice:
-        for number, item in enumerate(read_choice_items(workspace.input_path(task.path)), 1):
-            yield Reference(f"{task.path}:{number}", item.query, " ".join([item.query, *item.choices]))
-    if settings.held_out:
-        held_out = SourceFile(settings.held_out, settings.held_out, workspace.input_path(settings.held_out))
-        for located in ingest(held_out, workspace.settings.pool.max_chars).samples:
-            text = f"{located.sample.prompt_text} {located.sample.response}"
-            yield Reference(f"{settings.held_out}:{located.row}", located.sample.prompt_text, text)
+def _pool_rows(store: Store) -> Iterator[dict[str, Any]]:
+    yield from store.query('SELECT file, "row", turns, instruction, "input", response FROM samples').iter_rows(
+        named=True
+    )
 
 
 def _frame(verdicts: list[Verdict], quarantined: list[tuple[str, Quarantined]]) -> pl.DataFrame:

@@ -8,13 +8,14 @@ import polars as pl
 from icon_assets.assets.model import base_model
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.probes import probe_set
-from icon_assets.assets.shell import finish, mendable, needed, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.budget import budget_of
 from icon_assets.core.contribution import contributions
 from icon_assets.core.costs import Spent
 from icon_assets.core.digests import canonical_json, frame_digest
 from icon_assets.core.plan import because
+from icon_assets.core.quality import drift, no_sample_is_a_probe, refuse
 from icon_assets.core.recipes import CODE_VERSIONS, probe_baseline_recipe, sample_scores_recipe
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.scoring import pool_size
@@ -84,19 +85,21 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     ]
     budget = budget_of(icon.settings, *pool_size(store))
     recipe = sample_scores_recipe(shard, upstream, key, settings, budget)
-    if event := ledger.made(store, recipe):
+    if event := kept(context, icon, recipe):
         return unchanged(event)
+    refuse(icon.workspace, "sample_scores", shard, no_sample_is_a_probe)
     why = because(ledger.latest(store, "sample_scores").get(shard), recipe)
     scorer = icon.scorer(context.log)
     spent = scorer.complete_shard(shard, settings, budget)
     if spent.engine and not spent.engine.startswith("packed"):
         context.log.warning(f"This model's attention can't be packed: scored {spent.engine}, several times slower.")
     scores = contributions(store, key, shard, settings, scorer.pilot(budget) if budget else ())
-    store.replace("sample_scores", scores, shard=shard, score_key=key.value)
     primary = scores.filter(pl.col("control") == settings.primary)
+    moved = drift(store, shard, primary)
+    store.replace("sample_scores", scores, shard=shard, score_key=key.value)
     figures = {
         "samples": primary.height, "mean_contribution": primary["contribution"].mean() or 0.0,
-        "pairs_per_sample": primary["n_probes"].mean() or 0.0, "because": why or "new",
+        "pairs_per_sample": primary["n_probes"].mean() or 0.0, "because": why or "new", **moved,
     }  # fmt: skip
     return finish(context, store, recipe, frame_digest(scores), {**_summary(key, spent), **figures}, {
         "dagster/row_count": scores.height,

@@ -4,7 +4,7 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import finish, mendable, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.costs import total_cost
 from icon_assets.core.errors import IconError
@@ -36,7 +36,7 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
             "selected_subset", arm, tuple(event.as_input() for event in _scored_shards(store)),
             {"fraction": settings.fraction}, settings.seed, CODE_VERSION,
         )  # fmt: skip
-        if event := ledger.made(store, recipe):
+        if event := kept(context, icon, recipe):
             return unchanged(event)
         pool = read_pool(store, key)
         subset = select(arm, pool, settings.fraction, settings.seed)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -9,10 +10,15 @@ import dagster as dg
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Event, Recipe
+from icon_assets.core.quality import REMAKE, Subject, rules_of
 from icon_assets.core.store import Store
+from icon_assets.resources import WorkspaceResource
 
 _RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
-_SPENT = {"tokens", "seconds", "tokens_per_second", "engine", "flops", "peak_share"}
+_OF_THAT_RUN = {
+    "tokens", "seconds", "tokens_per_second", "engine", "flops", "peak_share",
+    "drift_samples", "drift_rank_correlation", "drift_mean_shift",
+}  # fmt: skip
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -30,6 +36,22 @@ def mendable(function: F) -> F:
     return wrapped  # pyright: ignore[reportReturnType]
 
 
+def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Recipe) -> Event | None:
+    """The newest event of the recipe's partition, if it was made by this very recipe and what is stored of it is sound.
+
+    Broken rows are made anew: without a look at them they would stay for ever, since nothing they are made from changes.
+    """
+    event = ledger.made(icon.store, recipe)
+    if event is None:
+        return None
+    with closing(Subject(icon.workspace, recipe.asset, recipe.partition)) as subject:
+        for rule in rules_of(recipe.asset):
+            if rule.mend == REMAKE and (finding := rule.look(subject)).wrong:
+                context.log.warning(f"made anew: {rule.name}: {finding.says}")
+                return None
+    return event
+
+
 def unchanged(event: Event) -> dg.MaterializeResult:
     """Nothing the product is made from has changed: say so, and keep its data version."""
     return dg.MaterializeResult(data_version=dg.DataVersion(event.digest), metadata=unchanged_figures(event))
@@ -38,8 +60,8 @@ def unchanged(event: Event) -> dg.MaterializeResult:
 def unchanged_figures(event: Event) -> dict[str, Any]:
     """What a product that is kept reports: the figures of when it was made, without what that had cost."""
     figures = {name: value for name, value in event.summary.items() if isinstance(value, int | float | str)}
-    if "new_pairs" in figures:  # what scoring cost then is not what it cost now
-        figures = {name: value for name, value in figures.items() if name not in _SPENT} | {
+    if "new_pairs" in figures:  # what scoring cost and moved then, it does not now
+        figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {
             "new_pairs": 0,
             "control_pairs": 0,
             "forwards": 0,

@@ -13,13 +13,14 @@ import polars as pl
 from icon_assets.assets.model import base_model
 from icon_assets.assets.shell import finish, mendable, needed, unchanged
 from icon_assets.core import ledger
-from icon_assets.core.digests import canonical_json, files_digest
+from icon_assets.core.digests import canonical_json, directory_digest
 from icon_assets.core.encoding import sample_of
 from icon_assets.core.files import new_directory
 from icon_assets.core.finetuning import TrainingResult, fine_tune
 from icon_assets.core.language_model import ModelRecord, load_tokenizer
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.prompts import render_for_training
+from icon_assets.core.quality import refuse
 from icon_assets.core.store import Store
 from icon_assets.core.tokens import Encoded, encode_training
 from icon_assets.metadata import OWNERS, column_schema, curve
@@ -71,6 +72,8 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
         )  # fmt: skip
         if (event := ledger.made(store, recipe)) and (icon.workspace.root / str(event.summary["path"])).is_dir():
             return unchanged(event)
+        refuse(icon.workspace, "selected_subset", arm)
+        refuse(icon.workspace, "base_model")
         run = _train(context, icon, recipe, arm, seed, subset)
         _store(store, run, recipe)
         summary = {
@@ -137,7 +140,7 @@ def _train(
         )  # fmt: skip
         manifest.select("sample_id", "file", "row", "rank", "score").write_ndjson(partial / MANIFEST)
         _write_card(partial, recipe, record.name, record.revision, record.digest, checkpoint_id)
-        product = files_digest(partial, [p.relative_to(partial).as_posix() for p in partial.rglob("*") if p.is_file()])
+        product = directory_digest(partial)
     shutil.rmtree(work, ignore_errors=True)
     path = target.relative_to(workspace.root).as_posix()
     return _Run(checkpoint_id, arm, seed, subset.digest, record.digest, path, product, result, manifest)

@@ -51,6 +51,11 @@ def files_digest(root: Path, names: Iterable[str]) -> str:
     return digest([[name, file_digest(root / name)] for name in sorted(names)])
 
 
+def directory_digest(root: Path) -> str:
+    """Digest of every file below `root`."""
+    return files_digest(root, [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()])
+
+
 def draw_key(seed: int, *parts: str) -> str:
     """A pseudo-random sort key that depends on the seed and the item alone, so that a draw survives growth of the pool."""
     return hashlib.sha256("\x1f".join([str(seed), *parts]).encode("utf-8")).hexdigest()

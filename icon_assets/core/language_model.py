@@ -111,6 +111,11 @@ def read_record(directory: Path) -> ModelRecord:
     return ModelRecord(directory=directory, **values)
 
 
+def files_unchanged(record: ModelRecord) -> bool:
+    """Whether weights, configuration and tokenizer are still those that were prepared."""
+    return files_digest(record.directory, _model_files(record.directory)) == record.digest
+
+
 def _fetch(settings: ModelSettings, target: Path) -> None:
     if settings.name in BUNDLED:
         _convert_bundled(settings.name, target)

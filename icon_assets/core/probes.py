@@ -4,7 +4,7 @@ evaluation data already holds, so that neither a score nor a result measures mem
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from icon_assets.core.digests import draw_key
@@ -52,28 +52,54 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def _plain(text: str) -> str:
+    """A text without case and punctuation; one that has no words stays as it is."""
+    return " ".join(words(text)) or text
+
+
 def _shingles(items: Sequence[str], size: int) -> set[tuple[str, ...]]:
     return {tuple(items[i : i + size]) for i in range(len(items) - size + 1)}
 
 
-def overlaps(candidates: Sequence[Candidate], references: Iterable[Reference]) -> dict[str, str]:
-    """Probe ids that occur in the references, with the reason: the same prompt, or 13 words of the response in a row.
+@dataclass(frozen=True)
+class Meeting:
+    """A candidate and a reference that share the prompt, or `words` in a row of the candidate's response."""
 
-    One pass over the references; memory grows with the candidates only.
-    """
-    prompts: dict[str, set[str]] = defaultdict(set)
-    grams: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for candidate in candidates:
-        prompts[" ".join(words(candidate.sample.prompt_text))].add(candidate.probe_id)
-        for gram in _shingles(words(candidate.sample.response), OVERLAP_WORDS):
-            grams[gram].add(candidate.probe_id)
+    candidate: Candidate
+    reference: str
+    words: str = ""
+
+    @property
+    def reason(self) -> str:
+        return f'shares "{self.words}" with {self.reference}' if self.words else f"same prompt as {self.reference}"
+
+
+class Index:
+    """The texts of candidates, prepared for one pass over any number of references; memory grows with the candidates only."""
+
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        self._prompts: dict[str, list[Candidate]] = defaultdict(list)
+        self._grams: dict[tuple[str, ...], list[Candidate]] = defaultdict(list)
+        for candidate in candidates:
+            self._prompts[_plain(candidate.sample.question)].append(candidate)
+            for gram in _shingles(words(candidate.sample.response), OVERLAP_WORDS):
+                self._grams[gram].append(candidate)
+
+    def meetings(self, references: Iterable[Reference]) -> Iterator[Meeting]:
+        """Every candidate and reference that meet, once."""
+        for reference in references:
+            met = dict.fromkeys(self._prompts.get(_plain(reference.prompt), ()), "")
+            for gram in sorted(_shingles(words(reference.text), OVERLAP_WORDS) & self._grams.keys()):
+                for candidate in self._grams[gram]:
+                    met.setdefault(candidate, " ".join(gram))
+            yield from (Meeting(candidate, reference.name, shared) for candidate, shared in met.items())
+
+
+def overlaps(candidates: Iterable[Candidate], references: Iterable[Reference]) -> dict[str, str]:
+    """Probe ids that occur in the references, with the reason: the same prompt, or 13 words of the response in a row."""
     found: dict[str, str] = {}
-    for reference in references:
-        for probe_id in prompts.get(" ".join(words(reference.prompt)), ()):
-            found.setdefault(probe_id, f"same prompt as {reference.name}")
-        for gram in _shingles(words(reference.text), OVERLAP_WORDS) & grams.keys():
-            for probe_id in grams[gram]:
-                found.setdefault(probe_id, f'shares "{" ".join(gram)}" with {reference.name}')
+    for meeting in Index(candidates).meetings(references):
+        found.setdefault(meeting.candidate.probe_id, meeting.reason)
     return found
 
 

@@ -61,6 +61,12 @@ class Sample:
         """Everything before the response as plain text, for comparing samples with each other."""
         return "\n".join([*(turn.content for turn in self.turns), self.instruction, self.input]).strip()
 
+    @property
+    def question(self) -> str:
+        """What is asked, whoever the system prompt says is asked: two samples with the same question are one test item."""
+        turns = [turn.content for turn in self.turns if turn.role != "system"]
+        return "\n".join([*turns, self.instruction, self.input]).strip()
+
     def turns_json(self) -> str | None:
         """The earlier turns as stored in tables: JSON text, or None."""
         return canonical_json([[turn.role, turn.content] for turn in self.turns]) if self.turns else None

@@ -4,7 +4,7 @@ A further arm is one function here, registered by its name, and one line in the 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -101,7 +101,7 @@ def select(name: str, pool: pl.DataFrame, fraction: float, seed: int) -> Subset:
     Raises:
         IconError: the pool is empty, or fewer samples are scored than the arm must take.
     """
-    size = pool.height if name == "full" else math.ceil(fraction * pool.height)
+    size = subset_size(name, pool.height, fraction)
     function, needs, reason = _ARMS[name]
     ordered = function(pool, seed).head(size)
     if not size or ordered.height < size:
@@ -110,4 +110,19 @@ def select(name: str, pool: pl.DataFrame, fraction: float, seed: int) -> Subset:
             f"{needs}; materialize raw_pool and sample_scores for every shard first"
         )
     rows = ordered.with_row_index("rank", offset=1).with_columns(pl.col("rank").cast(pl.Int64), reason=pl.lit(reason))
-    return Subset(name, digest([name, rows["sample_id"].to_list()]), rows)
+    return Subset(name, subset_id(name, rows["sample_id"].to_list()), rows)
+
+
+def subset_size(name: str, pool_samples: int, fraction: float) -> int:
+    """How many of the pool's unique samples an arm takes."""
+    return pool_samples if name == "full" else math.ceil(fraction * pool_samples)
+
+
+def subset_id(name: str, sample_ids: Sequence[str]) -> str:
+    """The name of a subset: its arm and its samples, best first."""
+    return digest([name, list(sample_ids)])
+
+
+def ranks_by(name: str) -> str | None:
+    """The control whose contributions an arm ranks by, if any."""
+    return _ARMS[name][1]

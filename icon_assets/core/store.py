@@ -38,6 +38,10 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
     "loss_curves": ("checkpoint_id",),
     "eval_results": ("checkpoint_id",),
 }
+# Of Delta, in the words of schema.sql.
+_SQL_TYPES = {
+    "string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ",
+}  # fmt: skip
 # Views carry only plain SQL: an older DuckDB reads the file too.
 _STORAGE_VERSION = "v1.0.0"
 _ATTEMPTS = 40
@@ -62,6 +66,11 @@ def arrow_rows(table: str, frame: pl.DataFrame) -> "pa.Table":
     """Rows with exactly the columns and types that `schema.sql` declares."""
     schema = schemas()[table]
     return frame.select(schema.names).to_arrow().cast(schema)
+
+
+def declared_columns(table: str) -> dict[str, str]:
+    """Names and types of a table's columns as `schema.sql` declares them."""
+    return {name: _duckdb_type(schemas()[table], name) for name in schemas()[table].names}
 
 
 @lru_cache
@@ -159,6 +168,16 @@ class Store:
             finally:
                 partial.unlink(missing_ok=True)
                 partial.with_name(partial.name + ".wal").unlink(missing_ok=True)
+
+    def columns(self, table: str) -> dict[str, str] | None:
+        """Names and types of a table's columns as they are on disk, in the words of schema.sql; None before its first row."""
+        from deltalake import DeltaTable
+
+        place = self._place(table)
+        if not DeltaTable.is_deltatable(str(place)):
+            return None
+        fields = DeltaTable(str(place)).schema().fields
+        return {field.name: _SQL_TYPES.get(str(getattr(field.type, "type", "")), str(field.type)) for field in fields}
 
     def _write_published(self, target: Path) -> None:
         with duckdb.connect() as con:

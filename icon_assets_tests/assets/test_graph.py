@@ -15,7 +15,7 @@ from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets, build_defs
 from icon_assets.runner import SCORING_STAGES, STAGES, Outcome, run_stages, stages_of
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import POOL_A, alpaca, write_jsonl
+from icon_assets_tests.conftest import POOL_A, alpaca, change, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]
 
@@ -116,11 +116,15 @@ def test_only_what_changed_is_scored(make_workspace: MakeWorkspace, instance: dg
     }
 
     change(workspace, "probes", {"count": 5})
-    assert new_pairs(score(workspace, instance)) == {
+    more_probes = score(workspace, instance)
+    assert new_pairs(more_probes) == {
         "probe_baseline": 0,
         "sample_scores[b": 3,
         "sample_scores[renamed": 4,
     }
+    moved = more_probes["sample_scores[renamed"].metadata
+    assert moved["drift_samples"] == 5, "how far other probes moved the scores is on record"
+    assert -1 <= moved["drift_rank_correlation"] <= 1
 
     change(workspace, "controls", {"lengths": [16, 96], "draws": 2})
     other = score(workspace, instance)
@@ -152,14 +156,6 @@ def test_going_back_to_earlier_settings_computes_nothing_and_doubles_no_row(
     store = Store(workspace.store_dir)
     assert store.query("SELECT count(*) FROM score_keys").item() == 2
     assert store.query("SELECT count(*) FROM current_scores WHERE control = 'none'").item() == 6
-
-
-def change(workspace: Workspace, section: str, values: dict[str, Any]) -> None:
-    import yaml
-
-    path = workspace.root / "settings.yaml"
-    settings = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**settings, section: values}))
 
 
 def test_a_deleted_file_leaves_the_views_and_stays_in_the_ledger(

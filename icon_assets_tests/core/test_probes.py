@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icon_assets.core.probes import Candidate, Reference, near_duplicates, overlaps, select_probes
+from icon_assets.core.probes import Candidate, Index, Reference, near_duplicates, overlaps, select_probes
 from icon_assets.core.samples import Sample
 
 
@@ -55,6 +55,21 @@ def test_a_probe_in_the_pool_or_evaluation_data_is_left_out_with_the_reason() ->
     assert not overlaps([probe], [Reference("x", "other", f"before {twelve} after")])
     same_prompt = Reference("x", "Question number 1, about TOPIC1!", "nothing shared")
     assert "same prompt" in overlaps([probe], [same_prompt])[probe.probe_id]
+
+
+def test_every_meeting_is_told_once_however_much_two_texts_share() -> None:
+    words = " ".join(f"w{i}" for i in range(30))
+    first, second = candidate(1, response=words), candidate(2)
+    references = [Reference("a:1", "question number 1 about topic1", words), Reference("a:2", "x", words)]
+    references.append(Reference("a:3", "question number 2 about topic2", "y"))
+    met = [(m.candidate.row, m.reference) for m in Index([first, second]).meetings(references)]
+    assert met == [(1, "a:1"), (1, "a:2"), (2, "a:3")]
+
+
+def test_prompts_without_a_word_are_the_same_only_when_they_are() -> None:
+    probe = Candidate(Sample("???", "", "yes"), "s", "p.jsonl", 1)
+    assert not overlaps([probe], [Reference("x", "!!!", "")])
+    assert overlaps([probe], [Reference("x", "???", "")])
 
 
 def test_every_candidate_gets_exactly_one_verdict() -> None:

@@ -91,6 +91,12 @@ def test_replacing_a_partition_leaves_its_neighbours(tmp_path: Path) -> None:
     assert store.query('SELECT shard, "row" FROM quarantine').rows() == [("001", 1)]
 
 
+def test_rows_of_a_shard_that_is_not_on_record_are_in_no_view(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.replace("quarantine", shard_rows("killed", 2), shard="killed")
+    assert store.query("FROM quarantine").is_empty(), "a writer that was killed before it put the shard on record"
+
+
 def test_values_come_back_as_they_went_in(tmp_path: Path) -> None:
     store = Store(tmp_path)
     moment = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

@@ -1,0 +1,88 @@
+"""Asset checks: the rules of `core/quality.py` as Dagster sees them, one step per asset. No rule belongs here.
+
+Checks of a partitioned asset have its partitions, so that each partition shows the verdict on itself, and none is green that
+was not looked at. A blocking check stops only what follows in the same run; what spends money looks again (`refuse`).
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+import dagster as dg
+from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES as DONE
+
+from icon_assets.assets.shell import mendable
+from icon_assets.core.quality import Finding, Rule, Subject, rules_of
+from icon_assets.resources import WorkspaceResource
+
+_SEVERITY = {True: dg.AssetCheckSeverity.WARN, False: dg.AssetCheckSeverity.ERROR}
+
+
+def build_checks(assets: Sequence[dg.AssetsDefinition]) -> list[dg.AssetChecksDefinition]:
+    """The checks of every asset."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # checks with partitions
+        return [_checks_of(asset) for asset in assets]
+
+
+def _checks_of(asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
+    """One step for all checks of an asset: a step costs more than most rules. Each can also be run on its own."""
+    name = asset.key.to_user_string()
+    specs = [
+        dg.AssetCheckSpec(
+            rule.name, asset=asset.key, description=rule.why, blocking=rule.blocking, partitions_def=asset.partitions_def
+        )
+        for rule in rules_of(name)
+    ]  # fmt: skip
+
+    @dg.multi_asset_check(name=f"{name}_checks", specs=specs, can_subset=True)
+    def checks(context: dg.AssetCheckExecutionContext, icon: WorkspaceResource) -> Iterator[dg.AssetCheckResult]:
+        if asset.partitions_def and not context.has_partition_key:
+            raise dg.Failure(
+                f"{name} has partitions: choose one, whose rows the checks are to look at", allow_retries=False
+            )
+        partition = context.partition_key if context.has_partition_key else ""
+        made_here = asset.key in context.job_def.asset_layer.selected_asset_keys
+        wanted = {key.name for key in context.selected_asset_check_keys}
+        with closing(Subject(icon.workspace, name, partition, context.run.run_id if made_here else "")) as subject:
+            for rule in rules_of(name):
+                if rule.name in wanted:
+                    yield _judge(context, rule, subject)
+
+    return checks
+
+
+@mendable
+def _judge(context: dg.AssetCheckExecutionContext, rule: Rule, subject: Subject) -> dg.AssetCheckResult:
+    verdict_of = rule.verdict_of(subject) if rule.verdict_of else ""
+    if verdict_of and subject.run_id and (run_id := _passed_before(context, rule, subject, verdict_of)):
+        return _result(rule, Finding(1, 0, f"passed in run {run_id[:8]}, on these files and libraries"), verdict_of)
+    return _result(rule, rule.look(subject), verdict_of)
+
+
+def _result(rule: Rule, finding: Finding, verdict_of: str) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=rule.name,
+        passed=not finding.wrong,
+        severity=_SEVERITY[rule.warns],
+        description=rule.line(finding),
+        metadata={
+            "looked_at": finding.looked_at, "wrong": finding.wrong, **finding.figures,
+            **({"examples": list(finding.examples)} if finding.wrong else {}),
+            **({"verdict_of": verdict_of} if verdict_of else {}),
+        },
+    )  # fmt: skip
+
+
+def _passed_before(context: dg.AssetCheckExecutionContext, rule: Rule, subject: Subject, verdict_of: str) -> str | None:
+    """The run of the newest verdict on this partition, if that was good and on the very same thing."""
+    history = context.instance.event_log_storage.get_asset_check_execution_history(
+        dg.AssetCheckKey(dg.AssetKey(subject.asset), rule.name), 1, status=DONE,
+        partition_filter=PartitionKeyFilter(key=subject.partition or None),
+    )  # fmt: skip
+    for record in history:
+        evaluation = record.evaluation
+        if evaluation and evaluation.passed and evaluation.metadata["verdict_of"].value == verdict_of:
+            return record.run_id
+    return None
