@@ -109,29 +109,33 @@ HELD_OUT = [
 CHOICES = [{"query": f"What is {n} plus 1?", "choices": [str(n + 1), str(n + 5)], "gold": 0} for n in range(6)]
 
 
+def lay_out(root: Path, model_dir: Path, pool: dict[str, list[dict[str, Any]]], **sections: Any) -> Workspace:
+    """A workspace of a few rows on the given model; keyword arguments replace whole settings sections."""
+    for name, rows in pool.items():
+        write_jsonl(root / "pool" / name, rows)
+    write_jsonl(root / "probes" / "probes.jsonl", PROBES)
+    write_jsonl(root / "eval" / "held_out.jsonl", HELD_OUT)
+    write_jsonl(root / "eval" / "sums.jsonl", CHOICES)
+    settings = {
+        "model": {"name": str(model_dir), "dtype": "float32", "device": "cpu"},
+        "pool": {"settle_seconds": 0}, "probes": {"count": 4},
+        "scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64},
+        "controls": {"lengths": [8, 32], "draws": 2},
+        "selection": {"arms": ["full", "random", "icon"], "fraction": 0.5},
+        "training": {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128},
+        "evaluation": {
+            "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": "eval/held_out.jsonl",
+        },
+    }  # fmt: skip
+    (root / "settings.yaml").write_text(yaml.safe_dump({**settings, **sections}), "utf-8")
+    return Workspace.load(root)
+
+
 @pytest.fixture
 def make_workspace(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Workspace]:
-    """Lay out a workspace of a few rows on the tiny model; keyword arguments replace whole settings sections."""
+    """Lay out a workspace of two shards; keyword arguments replace whole settings sections."""
 
     def make(**sections: Any) -> Workspace:
-        root = tmp_path / "workspace"
-        write_jsonl(root / "pool" / "a.jsonl", POOL_A)
-        write_jsonl(root / "pool" / "b.jsonl", POOL_B)
-        write_jsonl(root / "probes" / "probes.jsonl", PROBES)
-        write_jsonl(root / "eval" / "held_out.jsonl", HELD_OUT)
-        write_jsonl(root / "eval" / "sums.jsonl", CHOICES)
-        settings = {
-            "model": {"name": str(tiny_model_dir), "dtype": "float32", "device": "cpu"},
-            "pool": {"settle_seconds": 0}, "probes": {"count": 4},
-            "scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64},
-            "controls": {"lengths": [8, 32], "draws": 2},
-            "selection": {"arms": ["full", "random", "icon"], "fraction": 0.5},
-            "training": {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128},
-            "evaluation": {
-                "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": "eval/held_out.jsonl",
-            },
-        }  # fmt: skip
-        (root / "settings.yaml").write_text(yaml.safe_dump({**settings, **sections}), "utf-8")
-        return Workspace.load(root)
+        return lay_out(tmp_path / "workspace", tiny_model_dir, {"a.jsonl": POOL_A, "b.jsonl": POOL_B}, **sections)
 
     return make
