@@ -12,6 +12,7 @@ import dagster as dg
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
 from icon_assets.jobs import NIGHTLY
+from icon_assets.runner import UNFINISHED
 from icon_assets.settings import Settings, Workspace
 
 _TRAINING = {"checkpoint", "base_eval", "eval_results", "leaderboard"}
@@ -97,7 +98,7 @@ def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefiniti
     settings, running = workspace.settings.automation, dg.DefaultScheduleStatus
 
     def start(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        unfinished = dg.RunsFilter(job_name=NIGHTLY, statuses=_UNFINISHED)
+        unfinished = dg.RunsFilter(job_name=NIGHTLY, statuses=UNFINISHED)
         if runs := context.instance.get_runs(unfinished, limit=1):
             return dg.SkipReason(f"run {runs[0].run_id} of the last time is not finished")
         return dg.RunRequest()
@@ -112,9 +113,3 @@ def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefiniti
         raise IconError(
             f"{workspace.root / 'settings.yaml'}: automation.cron: {settings.cron!r} is no cron expression, such as '0 2 * * *'"
         ) from error
-
-
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]  # fmt: skip

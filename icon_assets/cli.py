@@ -13,6 +13,7 @@ import polars as pl
 from rich.console import Console
 
 from icon_assets.core.errors import IconError
+from icon_assets.interrupts import end_like_ctrl_c
 from icon_assets.settings import WORKSPACE_VARIABLE, Workspace
 
 
@@ -38,6 +39,7 @@ def entry() -> NoReturn:
     """The console script. Leaves without tearing the interpreter down: with torch loaded too, DuckDB's bindings would
     print pages of leak notices then, and nothing is left to do.
     """
+    end_like_ctrl_c()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -65,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("plan", _plan, "what the next run will score, and what it costs")
     run = add("run", _run, "materialize the graph; what has not changed is kept")
     run.add_argument("--select", nargs="+", default=[], metavar="ASSET", help="only these assets")
+    run.add_argument("--shards", nargs="+", default=[], metavar="FILE", help="of the pool, only these files")
     sql = add("sql", _sql, "query the published views")
     sql.add_argument("query")
     add("status", _status, "what the workspace holds")
@@ -109,9 +112,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     workspace = Workspace.load()
     stages = stages_of(arguments.select)
+    assets = build_assets(workspace)
     with open_instance(workspace) as instance, RunDisplay(silent=arguments.json) as display:
         outcomes = []
-        for outcome in run_stages(build_assets(workspace), workspace, instance, stages, on_start=display.start):
+        for outcome in run_stages(assets, workspace, instance, stages, files=arguments.shards, on_start=display.start):
             display.finish(outcome)
             outcomes.append(outcome)
     failed = [outcome for outcome in outcomes if outcome.error]

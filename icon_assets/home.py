@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from icon_assets.core.errors import IconError
+from icon_assets.core.files import new_file
 from icon_assets.settings import Workspace
 
 _SHIPPED = ("settings.yaml", "pool", "probes", "eval")
@@ -45,9 +46,7 @@ def dagster_home(workspace: Workspace) -> Path:
     home = Path(os.environ.get("DAGSTER_HOME") or workspace.dagster_home).resolve()
     if not (home / "dagster.yaml").exists():
         home.mkdir(parents=True, exist_ok=True)
-        (home / "dagster.yaml").write_text(
-            (resources.files("icon_assets") / "dagster.yaml").read_text("utf-8"), "utf-8"
-        )
+        new_file(home / "dagster.yaml", (resources.files("icon_assets") / "dagster.yaml").read_text("utf-8"))
     os.environ["DAGSTER_HOME"] = str(home)
     return home
 

@@ -1,11 +1,14 @@
 """Partition definitions, and keeping the shard partitions in step with the pool folder."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
 import polars as pl
+from sqlalchemy.exc import IntegrityError
 
 from icon_assets.core.discovery import on_record
+from icon_assets.core.errors import IconError
 from icon_assets.core.ingest import SourceFile, discover
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
@@ -37,12 +40,32 @@ def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store
     assert name is not None
     known = instance.get_dynamic_partitions(name)
     if new := [shard for shard in wanted if shard not in known]:
-        instance.add_dynamic_partitions(name, new)
+        _add_partitions(instance, name, new)
     for shard in sorted((set(known) | on_record(store).keys()) - set(wanted)):
         if shard in known:
             instance.delete_dynamic_partition(name, shard)
         retire_shard(store, shard)
     return wanted
+
+
+def _add_partitions(instance: dg.DagsterInstance, name: str, new: Sequence[str]) -> None:
+    try:
+        instance.add_dynamic_partitions(name, new)
+    except IntegrityError:  # another process was first with some of them; asked again, Dagster leaves those out
+        instance.add_dynamic_partitions(name, new)
+
+
+def named_shards(workspace: Workspace, names: Sequence[str], shards: Sequence[str]) -> Sequence[str]:
+    """Those of `shards` that are named, by file below the pool folder or by partition key; all when none is named.
+
+    Raises:
+        IconError: a name that is neither.
+    """
+    files = {source.file: source.shard for source in source_files(workspace)} if names else {}
+    wanted = {files.get(name, name) for name in names}
+    if unknown := sorted(wanted - set(shards)):
+        raise IconError(f"{unknown[0]}: no such file in the pool; known are {', '.join(sorted(files)[:5])}")
+    return [shard for shard in shards if shard in wanted or not names]
 
 
 def revive_shard(store: Store, shard: str, mtime_ns: int) -> None:

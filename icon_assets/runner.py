@@ -4,18 +4,24 @@ A partition that fails does not stop its neighbours; what needs all of them says
 """
 
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psutil
+from filelock import FileLock
+from sqlalchemy.exc import OperationalError
 
 from icon_assets.assets.shell import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Event
-from icon_assets.partitions import arm_partitions, run_partitions, sync_shards
+from icon_assets.interrupts import heard_interrupts
+from icon_assets.partitions import arm_partitions, named_shards, run_partitions, sync_shards
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
@@ -26,6 +32,10 @@ STAGES = (
     "checkpoint", "base_eval", "eval_results", "leaderboard",
 )  # fmt: skip
 SCORING_STAGES = STAGES[: STAGES.index("selected_subset")]
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,35 +72,85 @@ def run_stages(
     instance: dg.DagsterInstance,
     stages: Sequence[str],
     *,
+    files: Sequence[str] = (),
     on_start: Callable[[str, str], None] = lambda asset, partition: None,
     tags: Mapping[str, str] | None = None,
     console: str = "CRITICAL",
 ) -> Iterator[Outcome]:
-    """Run the stages, yielding each partition's outcome. Shard partitions are first made equal to the pool folder."""
+    """Run the stages, yielding each partition's outcome. Shard partitions are first made equal to the pool folder.
+
+    Args:
+        files: of the pool, the only ones whose shards are run; none for all.
+
+    Raises:
+        IconError: a file that is none of the pool's, or a disk that refuses: nothing after it could be stored.
+        KeyboardInterrupt: SIGINT or SIGTERM arrived.
+    """
     icon = WorkspaceResource(root=str(workspace.root))
-    release_dead_runs(instance)
     process = psutil.Process()
-    shards = sync_shards(instance, workspace, icon.store)
     # The job that the UI itself launches assets with, so that runs show their asset there.
     defs = dg.Definitions(assets=assets, asset_checks=build_checks(assets), resources={"icon": icon})
     job = defs.resolve_implicit_global_asset_job_def()
-    for asset in stages:
-        current = current_partitions(asset, icon)
-        for partition in _partitions(asset, workspace, shards):
-            # No run for what would find nothing to do: each takes a second or more.
-            if partition in current and is_sound(icon, asset, partition):
-                yield Outcome(asset, partition, unchanged_figures(current[partition]))
-                continue
-            on_start(asset, partition)
-            result = job.execute_in_process(
-                asset_selection=[dg.AssetKey(asset)],
-                partition_key=partition or None,
-                instance=instance,
-                raise_on_error=False,
-                tags={PROCESS_TAG: _process_name(process.pid, process.create_time()), **(tags or {})},
-                run_config={"loggers": {"console": {"config": {"log_level": console}}}},
-            )
-            yield _outcome(asset, partition, result)
+    pools = {asset.key.to_user_string(): asset.op.pool for asset in assets}
+    with heard_interrupts() as stop_if_interrupted, history_kept(instance):
+        release_dead_runs(instance)
+        shards = named_shards(workspace, files, sync_shards(instance, workspace, icon.store))
+        icon.store.publish()  # shards that left the pool, and what a killed run had stored last
+        for asset in stages:
+            current = current_partitions(asset, icon)
+            for partition in _partitions(asset, workspace, shards):
+                stop_if_interrupted()
+                # No run for what would find nothing to do: each takes a second or more.
+                if partition in current and is_sound(icon, asset, partition):
+                    yield Outcome(asset, partition, unchanged_figures(current[partition]))
+                    continue
+                on_start(asset, partition)
+                with _turn(instance, pools[asset]):
+                    result = job.execute_in_process(
+                        asset_selection=[dg.AssetKey(asset)],
+                        partition_key=partition or None,
+                        instance=instance,
+                        raise_on_error=False,
+                        tags={PROCESS_TAG: _process_name(process.pid, process.create_time()), **(tags or {})},
+                        run_config={"loggers": {"console": {"config": {"log_level": console}}}},
+                    )
+                stop_if_interrupted()
+                if not result.success:
+                    icon.store.publish()  # what was stored before it failed; ends the run where nothing can be stored
+                yield _outcome(asset, partition, result)
+
+
+@contextmanager
+def history_kept(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Dagster's SQLite files on a disk that refuses: one line that says the mend."""
+    try:
+        yield
+    except OperationalError as error:
+        raise IconError(
+            f"{instance.root_directory}: Dagster's history could not be written ({error.orig}); check free space and "
+            "permissions, then run again: finished work is kept"
+        ) from error
+
+
+@contextmanager
+def _turn(instance: dg.DagsterInstance, pool: str | None) -> Iterator[None]:
+    """Wait here until the pool has a free slot. Inside a run Dagster would wait with a core at full load, deaf to signals.
+
+    The lock lets one process at a time start; the kernel takes it from one that is killed.
+    """
+    if pool is None:
+        yield
+        return
+    with FileLock(Path(instance.root_directory) / f"{pool}.lock", poll_interval=0.2):
+        while _is_full(instance, pool):
+            time.sleep(1)
+            release_dead_runs(instance)
+        yield
+
+
+def _is_full(instance: dg.DagsterInstance, pool: str) -> bool:
+    slots = instance.event_log_storage.get_concurrency_info(pool)
+    return slots.limit is not None and slots.active_slot_count >= slots.limit
 
 
 def current_partitions(asset: str, icon: WorkspaceResource) -> Mapping[str, Event]:
@@ -106,13 +166,19 @@ def release_dead_runs(instance: dg.DagsterInstance) -> None:
     A killed process can't do that itself, and without it every later run would wait for its slot for ever. Runs that
     Dagster's daemon launched are watched by the daemon (run_monitoring).
     """
-    alive = {_process_name(p.pid, p.info["create_time"]) for p in psutil.process_iter(["create_time"])}
-    here = f"{socket.gethostname()}:"
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])):
+    here, alive = f"{socket.gethostname()}:", _living_processes()
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         owner = run.tags.get(PROCESS_TAG, "")
         if owner.startswith(here) and owner not in alive:
-            instance.report_run_failed(run, "Its process is gone; finished work is kept.")
+            # Slots first: a kill between the two steps must leave the run to be found again.
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            instance.report_run_failed(run, "Its process is gone; finished work is kept.")
+
+
+def _living_processes() -> set[str]:
+    """A zombie is dead: nobody has asked for its exit code yet, which in a container may stay so for ever."""
+    processes = psutil.process_iter(["create_time", "status"])
+    return {_process_name(p.pid, p.info["create_time"]) for p in processes if p.info["status"] != psutil.STATUS_ZOMBIE}
 
 
 def _process_name(pid: int, created: float) -> str:

@@ -113,10 +113,15 @@ HELD_OUT = [
 CHOICES = [{"query": f"What is {n} plus 1?", "choices": [str(n + 1), str(n + 5)], "gold": 0} for n in range(6)]
 
 
-def lay_out(root: Path, model_dir: Path, **sections: Any) -> Workspace:
-    """A workspace of a few rows on the tiny model; keyword arguments replace whole settings sections."""
-    write_jsonl(root / "pool" / "a.jsonl", POOL_A)
-    write_jsonl(root / "pool" / "b.jsonl", POOL_B)
+TWO_SHARDS = {"a.jsonl": POOL_A, "b.jsonl": POOL_B}
+
+
+def lay_out(
+    root: Path, model_dir: Path, files: dict[str, list[dict[str, Any]]] = TWO_SHARDS, **sections: Any
+) -> Workspace:
+    """A workspace of a few rows on the given model; keyword arguments replace whole settings sections."""
+    for name, rows in files.items():
+        write_jsonl(root / "pool" / name, rows)
     write_jsonl(root / "probes" / "probes.jsonl", PROBES)
     write_jsonl(root / "eval" / "held_out.jsonl", HELD_OUT)
     write_jsonl(root / "eval" / "sums.jsonl", CHOICES)

@@ -15,7 +15,7 @@ from icon_assets.assets.shell import finish, mendable, needed, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.digests import canonical_json, directory_digest
 from icon_assets.core.encoding import sample_of
-from icon_assets.core.files import new_directory
+from icon_assets.core.files import new_directory, sole_writer
 from icon_assets.core.finetuning import TrainingResult, fine_tune
 from icon_assets.core.language_model import ModelRecord, load_tokenizer
 from icon_assets.core.ledger import Event, Recipe
@@ -133,7 +133,8 @@ def _train(
         if step == total or step % 10 == 0:
             context.log.info(f"{arm} seed {seed}: step {step} of {total}, loss {loss:.3f}")
 
-    with new_directory(target) as partial:
+    with sole_writer(target), new_directory(target) as partial:
+        _remove_abandoned(target, f"{arm}-seed{seed}")
         result = fine_tune(
             record.directory, encoded, settings, seed,
             out_dir=partial, work_dir=work, dtype=dtype, device=icon.device(), on_step=on_step,
@@ -144,6 +145,13 @@ def _train(
     shutil.rmtree(work, ignore_errors=True)
     path = target.relative_to(workspace.root).as_posix()
     return _Run(checkpoint_id, arm, seed, subset.digest, record.digest, path, product, result, manifest)
+
+
+def _remove_abandoned(target: Path, run: str) -> None:
+    """States of trainings that were killed and, their settings or samples being others now, will never go on."""
+    for left in target.parent.glob(f".{run}-*"):
+        if left.is_dir() and not left.name.startswith(f".{target.name}."):
+            shutil.rmtree(left)
 
 
 def _manifest(store: Store, arm: str, subset_id: str) -> pl.DataFrame:

@@ -1,11 +1,14 @@
 """Files that appear whole or not at all."""
 
+import glob
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def _sync(path: Path) -> None:
@@ -14,6 +17,17 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def sole_writer(target: Path) -> Iterator[None]:
+    """Wait until no other process writes `target`, and remove what one that was killed has left beside it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.parent / f".{target.name}.lock"):
+        for ending in ("partial", "old"):
+            for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.{ending}"):
+                shutil.rmtree(left)
+        yield
 
 
 @contextmanager
@@ -45,3 +59,10 @@ def publish_directory(partial: Path, target: Path) -> None:
     else:
         partial.rename(target)
     _sync(target.parent)
+
+
+def new_file(target: Path, text: str) -> None:
+    """Write a file that is seen whole or not at all."""
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(target)

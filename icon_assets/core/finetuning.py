@@ -250,7 +250,8 @@ def _last_state(work_dir: Path, identity: str) -> Path | None:
     last = states.pop(max(complete)) if complete else None
     for path in states.values():
         shutil.rmtree(path)
-    note.write_text(identity, "utf-8")
+    if not own:  # writing it anew could leave it empty, and every state with it
+        note.write_text(identity, "utf-8")
     return last
 
 

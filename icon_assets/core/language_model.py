@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.digests import files_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.files import new_directory
+from icon_assets.core.files import new_directory, sole_writer
 from icon_assets.core.tokens import leading_ids
 from icon_assets.settings import ModelSettings
 
@@ -99,9 +99,11 @@ def prepare(settings: ModelSettings, models_dir: Path) -> ModelRecord:
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", Path(settings.name).name if Path(settings.name).is_dir() else settings.name)
     target = models_dir / f"{slug.strip('-')}-{re.sub(r'[^A-Za-z0-9.]+', '-', revision)[:24].strip('-')}"
     if not (target / _RECORD).is_file():
-        with new_directory(target) as partial:
-            _fetch(settings, partial)
-            _write_record(settings.name, revision, partial)
+        with sole_writer(target):
+            if not (target / _RECORD).is_file():  # nobody else has prepared it meanwhile
+                with new_directory(target) as partial:
+                    _fetch(settings, partial)
+                    _write_record(settings.name, revision, partial)
     return read_record(target)
 
 

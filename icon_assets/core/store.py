@@ -9,7 +9,8 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -216,9 +217,14 @@ class Store:
             raise IconError(f"sql: {' '.join(str(error).split())[:400]}") from error
 
     def publish(self) -> None:
-        """Put a fresh `scores.duckdb` in place of the old one. Readers of the old one finish undisturbed."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self._lock("publish"):
+        """Put a fresh `scores.duckdb` in place of the old one. Readers of the old one finish undisturbed.
+
+        Raises:
+            IconError: the disk refused.
+        """
+        with self._lock("publish"), _disk_errors(self.path.name):
+            for left in self.root.glob(".scores.*.partial*"):  # by a process that was killed: the lock is ours
+                left.unlink()
             partial = self.root / f".scores.{uuid.uuid4().hex[:8]}.partial"
             try:
                 self._write_published(partial)
@@ -265,9 +271,16 @@ class Store:
             raise KeyError(f"{table}: not a table of schema.sql")
         return self.root / "tables" / table
 
-    def _lock(self, name: str) -> FileLock:
-        (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        return FileLock(self.root / "locks" / f"{name}.lock")
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        lock = FileLock(self.root / "locks" / f"{name}.lock")
+        with _disk_errors("locks"):
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _commit(self, table: str, frame: pl.DataFrame, mode: str, predicate: str | None) -> None:
         from deltalake import write_deltalake
@@ -324,21 +337,33 @@ def _table_view(table: str, files: Sequence[str]) -> str:
 
 def _retried(work: Callable[[], Any], table: str) -> None:
     """Optimistic concurrency: a commit that lost a race is tried again on the new state."""
-    from deltalake.exceptions import CommitFailedError, DeltaError
+    from deltalake.exceptions import CommitFailedError
 
     for attempt in range(_ATTEMPTS):
         try:
-            work()
+            with _disk_errors(f"table {table}"):
+                work()
         except CommitFailedError:
             time.sleep(min(0.02 * 2**attempt, 1.0))
-        except (DeltaError, OSError) as error:
-            raise IconError(
-                f"store table {table}: could not be written ({_first_line(error)}); check free space and permissions, "
-                "then run again: finished work is kept"
-            ) from error
         else:
             return
     raise IconError(f"store table {table}: another writer kept changing it; run again: finished work is kept")
+
+
+@contextmanager
+def _disk_errors(part: str) -> Iterator[None]:
+    """A disk that refuses: one line that says the mend. A lost race passes through."""
+    from deltalake.exceptions import CommitFailedError, DeltaError
+
+    try:
+        yield
+    except CommitFailedError:
+        raise
+    except (DeltaError, OSError, duckdb.IOException) as error:
+        raise IconError(
+            f"store {part}: could not be written ({_first_line(error)}); check free space and permissions, "
+            "then run again: finished work is kept"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

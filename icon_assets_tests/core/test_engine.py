@@ -101,6 +101,18 @@ def test_a_window_shorter_than_the_text_is_noticed_even_after_the_engine_was_bui
         segment_attention(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, layout, sliding_window=8)
 
 
+@pytest.mark.parametrize("kind", ["packed", "batched"])
+def test_what_is_left_after_a_kill_is_computed_to_the_same_bit(kind: str) -> None:
+    loaded = language_model("llama") if kind == "packed" else language_model("mistral", sliding_window=8)
+    engine = ScoringEngine(loaded, 100)
+    assert engine.mode == kind
+    whole = list(engine.score(CONTEXTS, PROBES, ALL))
+    for done in range(1, len(whole)):
+        stored = {(pair.context, pair.probe) for batch in whole[:done] for pair in batch}
+        left = [[p for p in probes if (context, p) not in stored] for context, probes in enumerate(ALL)]
+        assert list(engine.score(CONTEXTS, PROBES, left)) == whole[done:]
+
+
 def test_only_wanted_pairs_are_scored_and_the_meter_counts_them() -> None:
     engine = ScoringEngine(language_model("llama"), 4096)
     assert engine.meter == Meter(), "the trial of the packing is not the user's work"

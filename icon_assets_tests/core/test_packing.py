@@ -36,6 +36,18 @@ def test_a_forward_stays_within_the_budget_unless_it_holds_a_single_pair(
         assert size <= budget or (len(rows) == 1 and len(rows[0].probes) == 1)
 
 
+@given(problems(), st.data())
+def test_what_is_left_after_any_forward_is_planned_as_it_was(
+    problem: tuple[list[int], list[int], list[list[int]], int], data: st.DataObject
+) -> None:
+    contexts, probes, wanted, budget = problem
+    forwards = plan_forwards(contexts, probes, wanted, budget)
+    done = data.draw(st.integers(0, len(forwards)))
+    stored = {(row.context, probe) for rows in forwards[:done] for row in rows for probe in row.probes}
+    left = [[probe for probe in chosen if (context, probe) not in stored] for context, chosen in enumerate(wanted)]
+    assert plan_forwards(contexts, probes, left, budget) == forwards[done:]
+
+
 def test_a_context_is_repeated_only_where_its_probes_do_not_fit() -> None:
     assert len(plan_forwards([10, 10], [5, 5, 5], [[0, 1, 2], [0, 1, 2]], 50)) == 1
     assert len(plan_forwards([10], [20, 20], [[0, 1]], 30)) == 2
