@@ -1,7 +1,7 @@
 -- Contribution and side figures of samples; follows influence.sql. A sample that lacks probes (budgeted mode) gets its
--- contribution and standard error from a model of the probes instead.
+-- contribution and standard error from a model of the probes instead. Sums have an order: equal pairs give equal bits.
 , figure AS (
-    SELECT sample_id, control, avg(x) AS contribution, avg((x > 0)::INT) AS consistency, var_pop(x) AS stability,
+    SELECT sample_id, control, avg(x ORDER BY probe_id) AS contribution, avg((x > 0)::INT) AS consistency, var_pop(x ORDER BY probe_id) AS stability,
         avg((x > 0.5)::INT) AS coverage, count(*) AS n_probes
     FROM influence GROUP BY sample_id, control
 )

@@ -14,7 +14,7 @@ pair AS (
 ),
 -- Mean over draws, per probe and control length, in nats per token.
 control AS (
-    SELECT probe_id, control, "length", avg(nll_sum / n_tokens) AS nll
+    SELECT probe_id, control, "length", avg(nll_sum / n_tokens ORDER BY seed) AS nll
     FROM control_scores
     WHERE score_key = $score_key AND (control = 'none' OR seed IN (SELECT unnest($seeds::BIGINT[])))
         AND (control <> 'random_tokens' OR "length" IN (SELECT unnest($lengths::BIGINT[])))

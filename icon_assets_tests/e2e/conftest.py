@@ -32,7 +32,7 @@ def questions(shard: str, count: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def make_busy(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Any) -> Callable[..., Workspace]:
     """Lay out one more workspace: by default three shards, two of which share a sample."""
-    shipped = {"a.jsonl": POOL_A, "b.jsonl": POOL_B, "c.jsonl": questions("c", 12)}
+    shipped = {"a.jsonl": POOL_A, "b.jsonl": POOL_B, "c.jsonl": [*questions("c", 12), {"instruction": "No answer."}]}
     return lambda pool=None: lay_out(
         tmp_path_factory.mktemp("busy") / "workspace", tiny_model_dir, pool or shipped, **BUSY
     )
