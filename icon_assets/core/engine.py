@@ -97,7 +97,7 @@ class ScoringEngine:
     def score(
         self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
     ) -> Iterator[list[Pair]]:
-        """Score `wanted[i]` (probe indices) behind `contexts[i]`, a batch of pairs per forward.
+        """Score `wanted[i]` (probe indices) behind `contexts[i]`, many pairs at a time.
 
         Args:
             contexts: token ids before the probe's prompt, the separator included; empty for no context.
@@ -105,7 +105,8 @@ class ScoringEngine:
             wanted: per context, the indices of the probes to score.
 
         Yields:
-            The pairs of one forward. NLL in nats, summed over the response tokens, accumulated in float32 or wider.
+            The pairs that were planned for one forward, whole: what a later run finds missing is then planned, and comes
+            out, as it would have here. NLL in nats, summed over the response tokens, accumulated in float32 or wider.
 
         Raises:
             IconError: a single pair does not fit into the device's memory.
@@ -113,8 +114,9 @@ class ScoringEngine:
         batch = Batch([[*self._leading, *context] for context in contexts], probes)
         prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [probe.n_input for probe in probes]
         for rows in plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward):
-            for part in [rows] if self.mode == "packed" else self._apart(batch, rows):
-                yield from self._fitting(batch, part, packed=self.mode == "packed")
+            parts = [rows] if self.mode == "packed" else self._apart(batch, rows)
+            computed = (self._fitting(batch, part, packed=self.mode == "packed") for part in parts)
+            yield [pair for batches in computed for pairs in batches for pair in pairs]
 
     def _fitting(self, batch: Batch, rows: list[Row], *, packed: bool) -> Iterator[list[Pair]]:
         """The rows in one forward, or in halves of it when memory does not suffice: no pair is lost."""

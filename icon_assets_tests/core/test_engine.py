@@ -104,7 +104,7 @@ def test_a_window_shorter_than_the_text_is_noticed_even_after_the_engine_was_bui
 @pytest.mark.parametrize("kind", ["packed", "batched"])
 def test_what_is_left_after_a_kill_is_computed_to_the_same_bit(kind: str) -> None:
     loaded = language_model("llama") if kind == "packed" else language_model("mistral", sliding_window=8)
-    engine = ScoringEngine(loaded, 100)
+    engine = ScoringEngine(loaded, 150)
     assert engine.mode == kind
     whole = list(engine.score(CONTEXTS, PROBES, ALL))
     for done in range(1, len(whole)):
