@@ -1,26 +1,24 @@
-"""Does the selection work? Arms, fractions and seeds on real data, by the platform's own graph in a workspace that stays.
-
-    python -m icon_assets_tests.benchmarks.experiment --pool P --probes Q --eval DIR --folder F
-
-Resumable: the workspace in `--folder` is laid out once, and every run goes on from what it holds.
-"""
+"""The experiment's workspace: a draw of pool, probes, held-out samples and evaluation items from real data, by path."""
 
 import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from icon_assets_tests.benchmarks.common import draw_lines, parser
+from icon_assets_tests.benchmarks.common import draw_lines
 
 TASKS = ("arc_easy", "openbook_qa", "commonsense_qa", "piqa")
+ARMS = (
+    "full", "random", "length_matched", "longest", "icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest",
+)  # fmt: skip
 SHARDS = 8
 
 
-def lay_out(arguments: argparse.Namespace) -> None:
-    """Draw pool, probes, held-out samples (probes that are never scored with) and evaluation items, once."""
-    root: Path = arguments.folder
+def lay_out(root: Path, arguments: argparse.Namespace) -> None:
+    """Draw everything, once: a workspace that is there is gone on with, whatever the arguments say now."""
     if (root / "settings.yaml").is_file():
         return
     for name in ("pool", "probes", "eval"):
@@ -34,7 +32,28 @@ def lay_out(arguments: argparse.Namespace) -> None:
     for task in TASKS:
         items = draw_lines(arguments.eval / f"{task}.jsonl", arguments.items, arguments.seed)
         _write(root / "eval" / f"{task}.jsonl", items)
-    (root / "settings.yaml").write_text(yaml.safe_dump(_settings(arguments), sort_keys=False), "utf-8")
+    write_settings(root, settings(arguments))
+
+
+def write_settings(root: Path, values: dict[str, Any]) -> None:
+    (root / "settings.yaml").write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "model": {"name": arguments.model, "dtype": arguments.dtype},
+        "probes": {"count": arguments.n_probes, "seed": arguments.seed, "budget": "exact"},
+        "selection": {"arms": list(ARMS), "fraction": 0.15},
+        "training": {
+            "seeds": list(range(arguments.seeds)), "epochs": arguments.epochs, "batch_size": arguments.batch_size,
+            "max_tokens": 512,
+        },
+        "evaluation": {
+            "multiple_choice": [{"name": task, "path": f"eval/{task}.jsonl"} for task in TASKS],
+            "held_out": "eval/held_out.jsonl",
+        },
+        "automation": {"scoring": "off"},
+    }  # fmt: skip
 
 
 def _split(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -54,27 +73,3 @@ def _with_stratum(line: str) -> str:
 
 def _write(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n", "utf-8")
-
-
-def _settings(arguments: argparse.Namespace) -> dict[str, object]:
-    return {
-        "probes": {"count": arguments.n_probes, "seed": arguments.seed, "budget": "exact"},
-        "automation": {"scoring": "off"},
-    }
-
-
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--eval", type=Path, required=True, help="folder of multiple-choice .jsonl files")
-    options.add_argument("--folder", type=Path, required=True, help="workspace to lay out, or to go on with")
-    options.add_argument("--samples", type=int, default=2000)
-    options.add_argument("--n-probes", type=int, default=128)
-    options.add_argument("--probe-chars", type=int, default=700, help="longest line of the probe file to use as a probe")
-    options.add_argument("--held-out", type=int, default=100)
-    options.add_argument("--items", type=int, default=200, help="per task")
-    arguments = options.parse_args()
-    lay_out(arguments)
-
-
-if __name__ == "__main__":
-    main()
