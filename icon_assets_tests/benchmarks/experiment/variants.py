@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr, trim_mean
+from scipy.stats import rankdata, trim_mean
 
 from icon_assets.core.contribution import influences, matrix
 from icon_assets.resources import WorkspaceResource
@@ -179,7 +179,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.asarray(spearmanr(a, b).statistic))
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 def _auc(score: np.ndarray, length: np.ndarray) -> float:
