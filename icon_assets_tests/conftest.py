@@ -95,17 +95,20 @@ def put_embeddings(
     store: Store, samples: Mapping[str, np.ndarray], probes: Mapping[str, np.ndarray] | None = None
 ) -> Embeddings:
     """Put vectors of samples and probes into a store, with what makes them part of the pool and of the probe set."""
-    text = dict.fromkeys(("file", "instruction", "input", "response", "turns", "metadata"), "x")
+    text = {**dict.fromkeys(("file", "instruction", "input", "response"), "x"), "turns": None, "metadata": None}
+    nulls = {"turns": pl.String, "metadata": pl.String}
     rows = [{"shard": "a", "row": i, "sample_id": name, "n_chars": 1, **text} for i, name in enumerate(samples)]
     put_shards(store, "a")
-    store.replace("samples", pl.DataFrame(rows), shard="a")
+    store.replace("samples", pl.DataFrame(rows, schema_overrides=nulls), shard="a")
     figures = {"score_key": "key", "origin": "a", "n_tokens": 4, "nll_sum": 2.0, "nll_alone": 3.0, "truncated": False}
     store.append("sample_features", pl.DataFrame([
         {**figures, "sample_id": name, "embedding": vector.tolist()} for name, vector in samples.items()
     ]))  # fmt: skip
     if probes:
         chosen = {**text, "status": "selected", "stratum": "x", "detail": "", "row": 1}
-        store.replace("probe_candidates", pl.DataFrame([{**chosen, "probe_id": name} for name in probes]))
+        store.replace(
+            "probe_candidates", pl.DataFrame([{**chosen, "probe_id": name} for name in probes], schema_overrides=nulls)
+        )
         store.replace("probe_features", pl.DataFrame([
             {"score_key": "key", "probe_id": name, "embedding": vector.tolist()} for name, vector in probes.items()
         ]))  # fmt: skip

@@ -23,7 +23,7 @@ class Candidates:
         samples: by sample_id: n_response_chars, n_tokens, what arms rank by (one column each), and n_training_tokens where
             `selection.budget` counts those.
         embeddings: where arms find vectors, if any are stored.
-        rankings: what arms made of it, kept because other arms and other fractions ask again.
+        rankings: what arms made of it, kept because other arms and figures ask again.
     """
 
     samples: pl.DataFrame
@@ -32,8 +32,8 @@ class Candidates:
     rankings: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     def at(self, fraction: float) -> "Candidates":
-        """The same for another fraction; rankings don't depend on it."""
-        return replace(self, settings=self.settings.model_copy(update={"fraction": fraction}))
+        """The same for another fraction, ranked anew: that an arm does not look at the fraction is not taken for granted."""
+        return replace(self, settings=self.settings.model_copy(update={"fraction": fraction}), rankings={})
 
     def vectors(self) -> Embeddings:
         """

@@ -288,6 +288,22 @@ def arm_overlaps(chosen: Selected, pool_samples: int) -> list[Figure]:
 # In words
 
 
+def summary(figures: pl.DataFrame) -> pl.DataFrame:
+    """One row per arm: of each figure the value that speaks most against it."""
+    worst = {
+        "length AUC": _where("length_auc", "tokens"), "response AUC": _where("length_auc", "response characters"),
+        "rank ~ length": _where("length_spearman"), "nested": _where("nestedness").min(),
+        "kept by other probes": _where("probe_overlap"), "kept by other contexts": _where("control_overlap"),
+        "near-duplicates": _where("near_duplicates").max(), "in random": _where("arm_overlap", "random"),
+    }  # fmt: skip
+    return figures.group_by("arm").agg(**{name: value.max() for name, value in worst.items()}).sort("arm")
+
+
+def _where(figure: str, against: str | None = None) -> pl.Expr:
+    of_figure = pl.col("figure") == figure
+    return pl.col("value").filter(of_figure if against is None else of_figure & (pl.col("against") == against))
+
+
 def warnings(figures: pl.DataFrame, length_limit: float) -> list[str]:
     """What a reader of these figures should be told, a line each.
 

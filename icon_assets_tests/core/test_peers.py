@@ -39,7 +39,10 @@ class World:
         """All samples with the first `seen` probes; those that are drawn first, with all of them."""
         store, n = self.store, len(self.ids)
         put_shards(store, "a")
-        samples = [{"shard": "a", "sample_id": each, "n_chars": 1, **TEXT} for each in self.ids]
+        rivers = "The Rhine, the Danube and the Loire are three rivers of Europe, and this is sample"
+        samples = [
+            {"shard": "a", "sample_id": each, "n_chars": 1, **TEXT, "response": f"{rivers} {each}"} for each in self.ids
+        ]
         store.append("samples", pl.DataFrame(samples, schema_overrides=STRINGS))
         probes = [{"probe_id": p, "stratum": "x", "status": "selected", "detail": "", **TEXT} for p in PROBES]
         store.append("probe_candidates", pl.DataFrame(probes, schema_overrides=STRINGS))

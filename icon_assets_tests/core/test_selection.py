@@ -1,6 +1,7 @@
 """Arms."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_an_arm_takes_its_share_once_each_best_first(arm: str) -> None:
 def test_a_larger_fraction_contains_the_smaller_one(arm: str, budget: str) -> None:
     tops = [ids(choose(arm, fraction, budget=budget)) for fraction in (0.1, 0.25, 0.5, 1)]
     assert sorted(tops[-1]) == POOL["sample_id"].to_list()
-    for small, large in zip(tops, tops[1:], strict=False):
+    for small, large in pairwise(tops):
         assert large[: len(small)] == small
 
 
@@ -90,7 +91,7 @@ def test_the_order_of_the_rows_does_not_matter(arm: str) -> None:
 @pytest.mark.parametrize("arm", sorted(set(RANKING) - {"random", "length_matched", "icon_stratified", "perplexity"}))
 def test_ties_are_broken_by_the_id(arm: str) -> None:
     columns = ["n_response_chars", "none", "random_tokens", "peers", "perplexity", "ifd", "predicted"]
-    equal = POOL.with_columns(**{name: ONES for name in columns}).with_columns(ifd=pl.lit(0.5))
+    equal = POOL.with_columns(**dict.fromkeys(columns, ONES)).with_columns(ifd=pl.lit(0.5))
     chosen = ids(choose(arm, 0.25, equal.sample(fraction=1, shuffle=True, seed=1)))
     assert chosen == sorted(chosen)
 
@@ -205,11 +206,11 @@ def test_length_matched_follows_the_arm_that_the_settings_name_and_the_seed() ->
 @given(fraction=st.floats(0.05, 1))
 def test_a_token_budget_is_spent_from_the_top_and_never_exceeded(arm: str, fraction: float) -> None:
     rows = choose(arm, fraction, budget="tokens").rows.join(POOL, on="sample_id", maintain_order="left")
-    budget = fraction * POOL[TOKENS].sum()
+    budget = fraction * int(POOL[TOKENS].sum())
     assert rows[TOKENS].sum() <= budget or rows.height == 1
     following = rank(arm, Candidates(POOL, of(arm)))["sample_id"][rows.height : rows.height + 1].to_list()
-    left = POOL.filter(pl.col("sample_id").is_in(following))[TOKENS].sum()
-    assert rows.height == 20 or rows[TOKENS].sum() + left > budget, "the next one would not have fitted"
+    left = int(POOL.filter(pl.col("sample_id").is_in(following))[TOKENS].sum())
+    assert rows.height == 20 or int(rows[TOKENS].sum()) + left > budget, "the next one would not have fitted"
 
 
 def test_near_duplicates_are_passed_over_and_the_size_is_kept(tmp_path: Path) -> None:
