@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--shards", nargs="+", default=[], metavar="FILE", help="of the pool, only these files")
     sql = add("sql", _sql, "query the published views")
     sql.add_argument("query")
+    trust = add("trust", _trust, "whether to believe the selections")
+    trust.add_argument("--arm", metavar="ARM", help="only this one, with every figure")
     add("status", _status, "what the workspace holds")
     ui = add("ui", _ui, "open Dagster's web interface on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000)
@@ -162,6 +164,27 @@ def _sql(arguments: argparse.Namespace) -> int:
         print(json.dumps(frame.to_dicts(), default=str))
     else:
         _print_frame(frame)
+    return 0
+
+
+def _trust(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.store import Store
+    from icon_assets.core.trust import summary, warnings
+
+    workspace = Workspace.load()
+    figures = Store(workspace.store_dir).query("FROM trust_figures ORDER BY arm, figure, against")
+    if arguments.arm:
+        figures = figures.filter(pl.col("arm") == arguments.arm)
+    if figures.is_empty():
+        raise IconError(
+            f"trust: no figures of {arguments.arm or 'any arm'}; run `icon-assets run --select selected_subset selection_trust`"
+        )
+    lines = warnings(figures, workspace.settings.selection.length_warning)
+    if arguments.json:
+        print(json.dumps({"figures": figures.to_dicts(), "warnings": lines}))
+        return 0
+    _print_frame(figures.drop("subset_id", "arm") if arguments.arm else summary(figures))
+    print("\n".join([f"! {line}" for line in lines] or ["Nothing to warn of."]))
     return 0
 
 

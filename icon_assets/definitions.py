@@ -44,7 +44,7 @@ def build_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     Raises:
         IconError: an arm of the settings that does not exist, or whose control is not computed.
     """
-    check_arms(workspace.settings.selection.arms, workspace.settings.controls.kinds)
+    check_arms(workspace.settings.selection, workspace.settings.controls.kinds)
     selection = selection_assets(workspace)
     training = training_assets(workspace, selection[0])
     evaluation = evaluation_assets(workspace, training[0])

@@ -29,7 +29,7 @@ PARENT_TAG = "icon/parent_run"
 PROCESS_TAG = "icon/process"
 STAGES = (
     "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores", "selected_subset",
-    "checkpoint", "base_eval", "eval_results", "leaderboard",
+    "selection_trust", "checkpoint", "base_eval", "eval_results", "leaderboard",
 )  # fmt: skip
 SCORING_STAGES = STAGES[: STAGES.index("selected_subset")]
 UNFINISHED = [
@@ -189,7 +189,7 @@ def _process_name(pid: int, created: float) -> str:
 def _partitions(asset: str, workspace: Workspace, shards: Sequence[str]) -> Sequence[str]:
     if asset in {"raw_pool", "sample_scores"}:
         return shards
-    if asset == "selected_subset":
+    if asset in {"selected_subset", "selection_trust"}:
         return arm_partitions(workspace).get_partition_keys()
     if asset in {"checkpoint", "eval_results"}:
         return run_partitions(workspace).get_partition_keys()

@@ -134,6 +134,23 @@ class SelectionSettings(Section):
         default=0.15, gt=0, le=1, description="Share of the unique samples that every arm but `full` takes."
     )
     seed: int = Field(default=0, ge=0)
+    budget: Literal["samples", "tokens"] = Field(
+        default="samples",
+        description="What every arm gets `fraction` of: the pool's samples, or its training tokens; then an arm takes samples "
+        "from its top until the next one would exceed that.",
+    )
+    diversity: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="Cosine of embeddings beyond which a sample is passed over because a better one is chosen already; null: off.",
+    )
+    length_strata: int = Field(default=5, ge=2, description="Length classes of the arm `icon_stratified`.")
+    reference: str = Field(default="icon", description="The arm whose length distribution `length_matched` copies.")
+    length_warning: float = Field(
+        default=0.8,
+        gt=0.5,
+        le=1,
+        description="AUC of length for chosen against not chosen samples from which a selection is warned of.",
+    )
 
 
 class TrainingSettings(Section):

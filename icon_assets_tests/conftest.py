@@ -3,15 +3,18 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
+import polars as pl
 import pytest
 import yaml
 
 from icon_assets.core.ingest import Ingested, SourceFile, shard_row
+from icon_assets.core.similarity import Embeddings
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 
@@ -86,6 +89,30 @@ def put_shards(store: Store, *shards: str) -> None:
     for shard in shards:
         source = SourceFile(shard, f"{shard}.jsonl", Path())
         store.replace("shards", shard_row(source, Ingested("d", 1, 1)), shard=shard)
+
+
+def put_embeddings(
+    store: Store, samples: Mapping[str, np.ndarray], probes: Mapping[str, np.ndarray] | None = None
+) -> Embeddings:
+    """Put vectors of samples and probes into a store, with what makes them part of the pool and of the probe set."""
+    text = {**dict.fromkeys(("file", "instruction", "input", "response"), "x"), "turns": None, "metadata": None}
+    nulls = {"turns": pl.String, "metadata": pl.String}
+    rows = [{"shard": "a", "row": i, "sample_id": name, "n_chars": 1, **text} for i, name in enumerate(samples)]
+    put_shards(store, "a")
+    store.replace("samples", pl.DataFrame(rows, schema_overrides=nulls), shard="a")
+    figures = {"score_key": "key", "origin": "a", "n_tokens": 4, "nll_sum": 2.0, "nll_alone": 3.0, "truncated": False}
+    store.append("sample_features", pl.DataFrame([
+        {**figures, "sample_id": name, "embedding": vector.tolist()} for name, vector in samples.items()
+    ]))  # fmt: skip
+    if probes:
+        chosen = {**text, "status": "selected", "stratum": "x", "detail": "", "row": 1}
+        store.replace(
+            "probe_candidates", pl.DataFrame([{**chosen, "probe_id": name} for name in probes], schema_overrides=nulls)
+        )
+        store.replace("probe_features", pl.DataFrame([
+            {"score_key": "key", "probe_id": name, "embedding": vector.tolist()} for name, vector in probes.items()
+        ]))  # fmt: skip
+    return Embeddings(store, "key")
 
 
 POOL_A = [

@@ -1,86 +1,215 @@
-"""Group `selection`: each arm's choice of training samples."""
+"""Group `selection`: each arm's choice of training samples, and whether to believe it."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import finish, kept, mendable, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
+from icon_assets.assets.training import encode_samples
 from icon_assets.core import ledger
+from icon_assets.core.candidates import TOKENS, Candidates, read_candidates
 from icon_assets.core.costs import total_cost
+from icon_assets.core.digests import frame_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.ledger import Recipe
-from icon_assets.core.selection import Subset, ranks_by_score, read_pool, select
+from icon_assets.core.language_model import ModelRecord
+from icon_assets.core.ledger import Event, Input, Recipe
+from icon_assets.core.peers import PEERS
+from icon_assets.core.selection import (
+    Subset,
+    controls_needed,
+    made_with,
+    owes_scoring,
+    select,
+    tables_needed,
+    token_budget,
+)
 from icon_assets.core.store import Store
+from icon_assets.core.trust import Selected, trust_figures, warnings
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table
 from icon_assets.partitions import arm_partitions
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import Workspace
+from icon_assets.settings import Settings, TrainingSettings, Workspace
 
 CODE_VERSION = "1"
+TRUST_CODE_VERSION = "1"
+_OF_SHARDS = ("sample_features", "predicted_scores")
 
 
 def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     """The assets of this group; their partitions are the arms of the settings."""
-    every_shard = dg.AssetDep(sample_scores, partition_mapping=dg.AllPartitionMapping())
 
     @dg.asset(
-        partitions_def=arm_partitions(workspace), deps=[every_shard], group_name="selection",
+        partitions_def=arm_partitions(workspace), deps=_dependencies(workspace.settings), group_name="selection",
         kinds={"polars", "deltalake"}, owners=OWNERS, code_version=CODE_VERSION, metadata=column_schema("selections"),
     )  # fmt: skip
     @mendable
     def selected_subset(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
         """The samples one arm chose, with rank, score and reason. `full` is the whole pool, duplicates once."""
-        arm, store, settings = context.partition_key, icon.store, icon.settings.selection
-        key = icon.score_key().value
+        arm, store, settings = context.partition_key, icon.store, icon.settings
         recipe = Recipe(
-            "selected_subset", arm, tuple(event.as_input() for event in _scored_shards(store)),
-            {"fraction": settings.fraction}, settings.seed, CODE_VERSION,
+            "selected_subset", arm, _made_from(store, arm, settings), _subset_settings(arm, settings), settings.selection.seed,
+            CODE_VERSION,
         )  # fmt: skip
         if event := kept(context, icon, recipe):
             return unchanged(event)
-        pool = read_pool(store, key)
-        subset = select(arm, pool, settings.fraction, settings.seed)
+        pool = _candidates(icon, arm)
+        subset = select(arm, pool)
         store.replace(
             "selections",
             subset.rows.with_columns(subset_id=pl.lit(subset.subset_id), arm=pl.lit(arm)),
             arm=arm, subset_id=subset.subset_id,
         )  # fmt: skip
         summary = {
-            "subset_id": subset.subset_id, "samples": subset.rows.height, "pool_samples": pool.height,
-            **_scoring_cost(store, key, arm),
+            "subset_id": subset.subset_id, "samples": subset.rows.height, "pool_samples": pool.samples.height,
+            **({"skipped_near_duplicates": subset.skipped} if settings.selection.diversity else {}),
+            **_token_figures(subset, pool), **_scoring_cost(store, icon.score_key().value, arm),
         }  # fmt: skip
         return finish(context, store, recipe, subset.subset_id, summary, {
-            "dagster/row_count": subset.rows.height, **_pictures(subset, pool),
+            "dagster/row_count": subset.rows.height, **_pictures(subset, pool.samples),
         })  # fmt: skip
 
-    return [selected_subset]
+    @dg.asset(
+        partitions_def=arm_partitions(workspace), group_name="selection", kinds={"polars", "duckdb"}, owners=OWNERS,
+        deps=[dg.AssetDep(selected_subset, partition_mapping=dg.AllPartitionMapping())], code_version=TRUST_CODE_VERSION,
+        metadata=column_schema("trust_figures"),
+    )  # fmt: skip
+    @mendable
+    def selection_trust(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+        """Whether to believe an arm's selection: how much of it length explains, how much other probes and other random
+        contexts would keep, what it is made of, and how much of it the other arms have chosen too.
+        """
+        arm, store, settings = context.partition_key, icon.store, icon.settings
+        subset = needed(store, "selected_subset", arm)
+        others = {
+            name: e for name, e in ledger.latest(store, "selected_subset").items() if name in settings.selection.arms
+        }
+        recipe = Recipe(
+            "selection_trust", arm,
+            (*(event.as_input() for event in others.values()), *_made_from(store, arm, settings)),
+            {**_subset_settings(arm, settings), "controls": settings.controls.model_dump(), "near": settings.probes.near_duplicate},
+            settings.probes.seed, TRUST_CODE_VERSION,
+        )  # fmt: skip
+        if event := kept(context, icon, recipe):
+            return unchanged(event)
+        chosen = {name: _chosen(store, name, event.digest) for name, event in others.items()}
+        selected = Selected(arm, chosen.pop(arm), {name: set(ids) for name, ids in chosen.items()})
+        figures = trust_figures(store, icon.score_key(), settings, _candidates(icon, arm), selected)
+        store.replace("trust_figures", figures.with_columns(subset_id=pl.lit(subset.digest)), arm=arm)
+        said = warnings(figures, settings.selection.length_warning)
+        for line in said:
+            context.log.warning(line)
+        summary = {"subset_id": subset.digest, "figures": figures.height, "warnings": len(said)}
+        return finish(context, store, recipe, frame_digest(figures), summary, {
+            "dagster/row_count": figures.height, "trust": markdown_table(figures.drop("arm")),
+            "warned_of": dg.MetadataValue.md("\n".join(f"- {line}" for line in said) or "nothing"),
+        })  # fmt: skip
+
+    return [selected_subset, selection_trust]
 
 
-def _scored_shards(store: Store) -> list[ledger.Event]:
-    """The scores of every shard of the pool; selecting from part of it would silently favour what was scored first."""
-    scored = ledger.current_shards(store, "sample_scores")
-    missing = {event.partition for event in ledger.current_shards(store, "raw_pool")} - {
-        event.partition for event in scored
-    }
-    if missing or not scored:
-        raise IconError(f"sample_scores: {len(missing)} shards have no scores yet ({', '.join(sorted(missing)[:3])}); "
+def _dependencies(settings: Settings) -> list[dg.AssetDep]:
+    """Scores of every shard, and what the arms of the settings rank by besides."""
+    tables = {table for arm in settings.selection.arms for table in tables_needed(arm, settings.selection)}
+    every = dg.AllPartitionMapping()
+    return [
+        dg.AssetDep(sample_scores, partition_mapping=every),
+        *(dg.AssetDep(name, partition_mapping=every if name in _OF_SHARDS else None) for name in sorted(tables)),
+    ]
+
+
+def _made_from(store: Store, arm: str, settings: Settings) -> tuple[Input, ...]:
+    """What an arm chooses by: everything of every shard."""
+    tables = ["sample_scores", *sorted(tables_needed(arm, settings.selection))]
+    return tuple(event.as_input() for table in tables for event in _events(store, table))
+
+
+def _events(store: Store, asset: str) -> list[Event]:
+    if asset not in ("sample_scores", *_OF_SHARDS):
+        return [needed(store, asset)]
+    return _every_shard(store, asset)
+
+
+def _every_shard(store: Store, asset: str) -> list[Event]:
+    """The rows of every shard of the pool; selecting from part of it would silently favour what was made first."""
+    made = ledger.current_shards(store, asset)
+    missing = {event.partition for event in ledger.current_shards(store, "raw_pool")} - {e.partition for e in made}
+    if missing or not made:
+        raise IconError(f"{asset}: {len(missing)} shards have none yet ({', '.join(sorted(missing)[:3])}); "
                         "materialize them first")  # fmt: skip
-    return scored
+    return made
 
 
-def _scoring_cost(store: Store, key: str, arm: str) -> dict[str, int | float]:
+def _subset_settings(arm: str, settings: Settings) -> dict[str, Any]:
+    """The settings that an arm's subset depends on."""
+    made = made_with(arm, settings.selection)
+    if PEERS in controls_needed(arm, settings.selection):
+        made["peers_seed"] = settings.probes.seed
+    if "budget" in made:
+        made |= {"template": settings.training.template, "max_tokens": settings.training.max_tokens}
+    return made
+
+
+def _candidates(icon: WorkspaceResource, arm: str) -> Candidates:
+    """The pool as the arm sees it."""
+    settings, store = icon.settings, icon.store
+    controls = controls_needed(arm, settings.selection)
+    pool = read_candidates(store, icon.score_key(), settings.selection, controls, settings.probes.seed)
+    if settings.selection.budget != "tokens":
+        return pool
+    shards = tuple((event.partition, event.digest) for event in ledger.current_shards(store, "raw_pool"))
+    tokens = _training_tokens(store, icon.base_model()[0], settings.training.model_dump_json(), shards)
+    return Candidates(pool.samples.join(tokens, on="sample_id", maintain_order="left"), pool.settings, pool.embeddings)
+
+
+@lru_cache(maxsize=1)
+def _training_tokens(
+    store: Store, record: ModelRecord, settings_json: str, shards: tuple[tuple[str, str], ...]
+) -> pl.DataFrame:
+    """Tokens that each sample has in training, once per epoch; counted once for all arms of a run."""
+    settings, counted = TrainingSettings.model_validate_json(settings_json), list[pl.DataFrame]()
+    for shard, _ in shards:
+        rows = store.query("FROM delta.pool WHERE shard = $shard", {"shard": shard})
+        lengths = [len(each.prompt_ids) + len(each.response_ids) for each in encode_samples(record, rows, settings)]
+        counted.append(rows.select("sample_id").with_columns(pl.Series(TOKENS, lengths, pl.Int64)))
+    return pl.concat(counted).unique("sample_id", keep="first", maintain_order=True)
+
+
+def _token_figures(subset: Subset, pool: Candidates) -> dict[str, int | float]:
+    if TOKENS not in pool.samples.columns:
+        return {}
+    taken = subset.rows.join(pool.samples.select("sample_id", TOKENS), on="sample_id")
+    return {
+        "training_tokens": int(taken[TOKENS].sum()), "pool_training_tokens": int(pool.samples[TOKENS].sum()),
+        "token_budget": token_budget(pool),
+    }  # fmt: skip
+
+
+def _chosen(store: Store, arm: str, subset_id: str) -> list[str]:
+    """Sample ids of a subset, best first."""
+    rows = store.query(
+        'SELECT sample_id FROM selections WHERE arm = $arm AND subset_id = $subset ORDER BY "rank"',
+        {"arm": arm, "subset": subset_id},
+    )
+    return rows["sample_id"].to_list()
+
+
+def _scoring_cost(store: Store, key: str, arm: str) -> Mapping[str, int | float]:
     """What scoring the pool has cost so far; arms that need no score owe nothing."""
-    tokens, seconds = total_cost(store, key) if ranks_by_score(arm) else (0, 0.0)
+    tokens, seconds = total_cost(store, key) if owes_scoring(arm) else (0, 0.0)
     return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1)}
 
 
 def _pictures(subset: Subset, pool: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
     chosen = subset.rows.join(pool, on="sample_id")
-    columns = ["rank", "sample_id", "score", "n_context_tokens"]
+    columns = ["rank", "sample_id", "score", "n_tokens"]
     lengths = pl.DataFrame(
         {
             "": ["chosen", "pool"],
-            "median_context_tokens": [chosen["n_context_tokens"].median(), pool["n_context_tokens"].median()],
+            "median_context_tokens": [chosen["n_tokens"].median(), pool["n_tokens"].median()],
             "median_response_chars": [chosen["n_response_chars"].median(), pool["n_response_chars"].median()],
         }
     )

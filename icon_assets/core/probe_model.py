@@ -63,3 +63,11 @@ class ProbeModel:
         expected = self.mean[hidden].sum() + (influences - self.mean[seen]) @ weights.sum(axis=1)
         remaining = self.covariance[np.ix_(hidden, hidden)] - across.T @ weights
         return (total + expected) / len(seen), float(np.sqrt(max(remaining.sum(), 0.0))) / len(seen)
+
+    def weights(self, seen: np.ndarray) -> tuple[np.ndarray, float]:
+        """What `estimate` does, as a weight for the influence on each probe seen, and a constant to add."""
+        hidden = ~seen
+        known, across = self.covariance[np.ix_(seen, seen)], self.covariance[np.ix_(seen, hidden)]
+        told = np.linalg.solve(known, across).sum(axis=1)
+        constant = self.mean[hidden].sum() - self.mean[seen] @ told
+        return (1 + told) / len(seen), float(constant) / len(seen)

@@ -26,8 +26,9 @@ from icon_assets.core.finetuning import load_fine_tuned
 from icon_assets.core.language_model import files_unchanged, read_record
 from icon_assets.core.leakage import evaluation_index, evaluation_references, pool_references, probe_index
 from icon_assets.core.probes import Index
-from icon_assets.core.selection import ranks_by, subset_id, subset_size
+from icon_assets.core.selection import has_score, subset_id, subset_size
 from icon_assets.core.store import Store, declared_columns
+from icon_assets.core.trust import explained_by_length
 from icon_assets.settings import Workspace
 
 EXAMPLES = 10
@@ -205,6 +206,7 @@ _TABLES = {
     "probe_baseline": ("control_scores", "score_keys"),
     "sample_scores": ("sample_scores", "pair_scores", "contexts", "scoring_costs"),
     "selected_subset": ("selections",),
+    "selection_trust": ("trust_figures",),
     "checkpoint": ("checkpoints", "checkpoint_samples", "loss_curves"),
     "base_eval": ("eval_results",),
     "eval_results": ("eval_results",),
@@ -511,13 +513,21 @@ def subset_is_in_the_pool(subject: Subject) -> Finding:
 
 @rule("selected_subset", blocking=True, mend="materialize selected_subset again")
 def subset_has_its_size(subject: Subject) -> Finding:
-    """The subset is `selection.fraction` of the pool it was chosen from; all of it for `full`. Arms of different sizes would be
-    compared as if they were alike, and a smaller one is cheaper than it looks.
+    """The subset is `selection.fraction` of the pool it was chosen from, in samples or in training tokens; all of it for `full`.
+    Arms of different sizes would be compared as if they were alike, and a smaller one is cheaper than it looks.
     """
     (row,) = subject.rows(f"SELECT count(*) AS n FROM {_SUBSET}", **_chosen(subject))  # noqa: S608
-    pool, fraction = subject.made.summary["pool_samples"], subject.workspace.settings.selection.fraction
-    due = subset_size(subject.partition, pool, fraction)
-    return Finding(row["n"], int(row["n"] != due), f"{row['n']:,} samples chosen, {due:,} of {pool:,} due")
+    made, settings = subject.made.summary, subject.workspace.settings.selection
+    if settings.budget == "tokens" and subject.partition != "full":
+        budget, tokens = settings.fraction * made.get("pool_training_tokens", 0), made.get("training_tokens", 0)
+        right = (
+            row["n"] == made["samples"] and made.get("token_budget") == budget and (tokens <= budget or row["n"] == 1)
+        )
+        return Finding(row["n"], int(not right), f"{row['n']:,} samples of {tokens:,} tokens chosen, {budget:,.0f} due")
+    due = subset_size(subject.partition, made["pool_samples"], settings.fraction)
+    return Finding(
+        row["n"], int(row["n"] != due), f"{row['n']:,} samples chosen, {due:,} of {made['pool_samples']:,} due"
+    )
 
 
 @rule("selected_subset", blocking=True, mend="mend the scores (see the checks of sample_scores), then select again")
@@ -525,7 +535,7 @@ def chosen_scores_are_finite(subject: Subject) -> Finding:
     """An arm that ranks by contribution chose by finite scores. NaN sorts above every number: it would come first."""
     return subject.find(
         f"SELECT sample_id AS id, NOT coalesce(isfinite(score), NOT $ranked) AS wrong FROM {_SUBSET}",  # noqa: S608
-        "chosen samples have no finite score", ranked=ranks_by(subject.partition) is not None, **_chosen(subject),
+        "chosen samples have no finite score", ranked=has_score(subject.partition), **_chosen(subject),
     )  # fmt: skip
 
 
@@ -551,6 +561,24 @@ def subset_holds_no_probe(subject: Subject) -> Finding:
     itself, not because it is worth training on.
     """
     return _meetings(_lines(subject), probe_index(subject.rows("FROM probes")), "chosen lines meet a probe")
+
+
+@rule("selection_trust", warns=True, mend="compare the arm with length_matched and longest before you believe in it")
+def length_does_not_explain_it(subject: Subject) -> Finding:
+    """How long a sample is does not tell whether it was chosen: the AUC of its length stays below `selection.length_warning`, on
+    either side. Where length alone makes the selection, a gain of the arm may be one of longer training texts.
+    """
+    limit = subject.workspace.settings.selection.length_warning
+    rows = subject.rows(
+        """
+        SELECT against, value FROM delta.trust_figures WHERE arm = $arm AND subset_id = $subset AND figure = 'length_auc'
+        """,
+        arm=subject.partition, subset=subject.made.summary["subset_id"],
+    )  # fmt: skip
+    wrong = [f"{row['against']}: AUC {row['value']:.2f}" for row in rows if explained_by_length(row["value"], limit)]
+    return _finding(
+        len(rows), len(wrong), f"lengths alone tell chosen from other samples with AUC above {limit}", wrong
+    )
 
 
 # Checkpoints

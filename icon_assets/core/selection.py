@@ -1,116 +1,318 @@
-"""Arms: each is one function that orders the pool by its own reason; the first `size` samples are its subset.
+"""Arms: each is one function that ranks the pool by its own reason; how much of that is taken is the same for all of them.
 
-A further arm is one function here, registered by its name, and one line in the settings.
+A further arm is one function here, registered by its name, and one line in the settings. A ranking does not depend on how
+much of it is taken, so that what is chosen at one fraction is chosen at every larger one. Ties are broken by sample_id.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import polars as pl
 
+from icon_assets.core.candidates import TOKENS, Candidates
 from icon_assets.core.digests import digest, draw_key
 from icon_assets.core.errors import IconError
-from icon_assets.core.store import Store, sql_text
+from icon_assets.core.peers import PEERS
+from icon_assets.core.similarity import Sieve, round_robin
+from icon_assets.settings import SelectionSettings
 
-Arm = Callable[[pl.DataFrame, int], pl.DataFrame]
-_ARMS: dict[str, tuple[Arm, str | None, str]] = {}
+Order = Callable[[Candidates], pl.DataFrame]
+_BIN_SAMPLES, _MOST_BINS = 20, 256  # of length_matched: narrow, yet with something to draw from
+_SIEVED_AT_ONCE = 4_096
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to rank the pool.
+
+    Attributes:
+        order: makes of the candidates rows of sample_id and score, best first: all that it can rank.
+        control: whose contributions it ranks by, if any.
+        tables: of the store, that it ranks by besides.
+        settings: of `selection`, that it depends on besides what all arms do.
+    """
+
+    name: str
+    description: str
+    order: Order
+    control: str | None
+    tables: tuple[str, ...]
+    settings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The choice of one arm: `rows` has sample_id, rank (from 1), score (null where the arm has none) and reason."""
+    """The choice of one arm: `rows` has sample_id, rank (from 1), score (null where the arm has none) and reason.
+
+    `skipped`: samples that were passed over because a better one is nearly the same.
+    """
 
     arm: str
     subset_id: str
     rows: pl.DataFrame
+    skipped: int = 0
 
 
-def arm(name: str, needs: str | None, description: str) -> Callable[[Arm], Arm]:
-    """Register an arm. It gets the pool and the seed and returns sample_id and score, best first.
+_ARMS: dict[str, Arm] = {}
 
-    Args:
-        needs: the control whose contributions it ranks by, or None.
-    """
 
-    def register(function: Arm) -> Arm:
-        _ARMS[name] = (function, needs, description)
-        return function
+def arm(
+    name: str, description: str, *, control: str | None = None, tables: tuple[str, ...] = (), settings: tuple[str, ...] = ()
+) -> Callable[[Order], Order]:  # fmt: skip
+    """Register an arm; see `Arm`."""
+
+    def register(order: Order) -> Order:
+        _ARMS[name] = Arm(name, description, order, control, tables, settings)
+        return order
 
     return register
 
 
-@arm("full", None, "every sample of the pool")
-def _full(pool: pl.DataFrame, seed: int) -> pl.DataFrame:
-    return pool.sort("sample_id").select("sample_id", score=pl.lit(None, pl.Float64))
+def _ranked(pool: Candidates, score: pl.Expr, descending: bool = True) -> pl.DataFrame:
+    """The samples that have a score, by it."""
+    scored = pool.samples.select("sample_id", score=score.cast(pl.Float64)).drop_nulls("score")
+    return scored.sort("score", "sample_id", descending=[descending, False])
 
 
-@arm("random", None, "drawn at random; the draw of a sample does not depend on the rest of the pool")
-def _random(pool: pl.DataFrame, seed: int) -> pl.DataFrame:
-    keys = pl.Series("key", [draw_key(seed, sample_id) for sample_id in pool["sample_id"]])
-    return pool.with_columns(keys).sort("key").select("sample_id", score=pl.lit(None, pl.Float64))
+def _drawn(pool: Candidates, *purpose: str) -> pl.DataFrame:
+    """The samples in a random order in which the place of each does not depend on the rest of the pool."""
+    keys = [draw_key(pool.settings.seed, *purpose, sample_id) for sample_id in pool.samples["sample_id"]]
+    return pool.samples.with_columns(pl.Series("key", keys)).sort("key").drop("key")
 
 
-@arm("longest", None, "longest response, in characters")
-def _longest(pool: pl.DataFrame, seed: int) -> pl.DataFrame:
-    score = pl.col("n_response_chars").cast(pl.Float64)
-    return pool.select("sample_id", score=score).sort("score", "sample_id", descending=[True, False])
+@arm("full", "every sample of the pool")
+def _full(pool: Candidates) -> pl.DataFrame:
+    return pool.samples.sort("sample_id").select("sample_id", score=pl.lit(None, pl.Float64))
 
 
-def _by_contribution(control: str, descending: bool = True) -> Arm:
-    def order(pool: pl.DataFrame, seed: int) -> pl.DataFrame:
-        scored = pool.select("sample_id", score=control).drop_nulls("score")
-        return scored.sort("score", "sample_id", descending=[descending, False])
-
-    return order
+@arm("random", "drawn at random; the draw of a sample does not depend on the rest of the pool")
+def _random(pool: Candidates) -> pl.DataFrame:
+    return _drawn(pool).select("sample_id", score=pl.lit(None, pl.Float64))
 
 
-arm("icon", "none", "highest contribution against no context")(_by_contribution("none"))
-arm("rico", "random_tokens", "highest contribution against random tokens")(_by_contribution("random_tokens"))
-arm("rico_chars", "random_chars", "highest contribution against random characters")(_by_contribution("random_chars"))
-arm("lowest", "none", "lowest contribution against no context")(_by_contribution("none", descending=False))
+@arm(
+    "length_matched", "drawn at random, with the lengths of the samples that another arm chose", settings=("reference",)
+)
+def _length_matched(pool: Candidates) -> pl.DataFrame:
+    """For each sample of the reference, from its top, one drawn from the same narrow bin of token lengths, without putting back.
+
+    It may be that sample itself: what is compared is the choice within a length.
+    """
+    lengths = pool.samples["n_tokens"].to_numpy()
+    bins = min(_MOST_BINS, max(1, len(lengths) // _BIN_SAMPLES))
+    edges = np.quantile(lengths, np.arange(1, bins) / bins) if len(lengths) else lengths
+    binned = pool.samples.select("sample_id", bin=pl.Series(np.searchsorted(edges, lengths, side="right")))
+    nth = pl.int_range(pl.len()).over("bin")
+    drawn = _drawn(pool, "length_matched").select("sample_id").join(binned, on="sample_id", maintain_order="left")
+    wanted = rank(pool.settings.reference, pool).select("sample_id").join(binned, on="sample_id", maintain_order="left")
+    matched = wanted.select("bin", nth=nth).join(
+        drawn.with_columns(nth=nth), on=["bin", "nth"], how="left", maintain_order="left"
+    )
+    return matched.select("sample_id", score=pl.lit(None, pl.Float64))
 
 
-def check_arms(arms: tuple[str, ...], controls: tuple[str, ...]) -> None:
+@arm("longest", "longest response, in characters")
+def _longest(pool: Candidates) -> pl.DataFrame:
+    return _ranked(pool, pl.col("n_response_chars"))
+
+
+@arm("rds", "most similar to a probe, the probes in turn", tables=("sample_features", "probe_features"))
+def _rds(pool: Candidates) -> pl.DataFrame:
+    return round_robin(pool.vectors()).join(pool.samples.select("sample_id"), on="sample_id", maintain_order="left")
+
+
+@arm("perplexity", "response of middling perplexity", tables=("sample_features",))
+def _perplexity(pool: Candidates) -> pl.DataFrame:
+    """From the median outwards. The top is what the model can't read: garbage, rare languages, answers of one word; the
+    middle did best of the three in arXiv 2309.04564, and is the stronger variant in arXiv 2410.16208 and 2503.01807.
+    """
+    ranked = _ranked(pool, pl.col("perplexity"))
+    middle = (pl.int_range(pl.len()) - (pl.len() - 1) / 2).abs()
+    return ranked.sort(middle, "sample_id")
+
+
+@arm("ifd", "highest IFD below 1: the prompt helps, but little", tables=("sample_features",))
+def _ifd(pool: Candidates) -> pl.DataFrame:
+    """PPL(response | prompt) / PPL(response), arXiv 2308.12032. From 1 on prompt and response do not belong together: such
+    samples come last, the least wrong ones first.
+    """
+    below, beyond = pool.samples.filter(pl.col("ifd") < 1), pool.samples.filter(pl.col("ifd") >= 1)
+    halves = [(below, True), (beyond, False)]
+    return pl.concat([_ranked(Candidates(half, pool.settings), pl.col("ifd"), first) for half, first in halves])
+
+
+def _by_contribution(control: str, descending: bool = True) -> Order:
+    return lambda pool: _ranked(pool, pl.col(control), descending)
+
+
+arm("icon", "highest contribution against no context", control="none")(_by_contribution("none"))
+arm("rico", "highest contribution against random tokens", control="random_tokens")(_by_contribution("random_tokens"))
+arm("rico_chars", "highest contribution against random characters", control="random_chars")(
+    _by_contribution("random_chars")
+)
+arm("icon_peers", "highest contribution against samples of its length", control=PEERS)(_by_contribution(PEERS))
+arm("lowest", "lowest contribution against no context", control="none")(_by_contribution("none", descending=False))
+
+
+@arm("icon_selector", "highest predicted contribution", tables=("predicted_scores",))
+def _icon_selector(pool: Candidates) -> pl.DataFrame:
+    return _ranked(pool, pl.col("predicted"))
+
+
+@arm("icon_stratified", "highest contribution within its class of lengths", control="none", settings=("length_strata",))
+def _icon_stratified(pool: Candidates) -> pl.DataFrame:
+    """Classes of equal size by token length. A sample's place is its rank within its class, over the size of the class in the
+    pool, so that every beginning of the ranking has the classes in the pool's proportions.
+    """
+    lengths, strata = pool.samples["n_tokens"].to_numpy(), pool.settings.length_strata
+    edges = np.quantile(lengths, np.arange(1, strata) / strata) if len(lengths) else lengths
+    classed = pool.samples.with_columns(stratum=pl.Series(np.searchsorted(edges, lengths, side="right")))
+    classed = classed.with_columns(size=pl.len().over("stratum"))
+    ranked = _ranked(pool, pl.col("none")).join(
+        classed.select("sample_id", "stratum", "size"), on="sample_id", maintain_order="left"
+    )
+    place = (pl.int_range(pl.len()).over("stratum") + 0.5) / pl.col("size")
+    return ranked.with_columns(place=place).sort("place", "sample_id").select("sample_id", "score")
+
+
+def check_arms(settings: SelectionSettings, controls: Collection[str]) -> None:
     """Refuse arms that don't exist, or that rank by a control nobody computes.
 
     Raises:
         IconError: names the arm and the setting to change.
     """
-    for name in arms:
+    named = [("selection.arms", name) for name in settings.arms]
+    if "length_matched" in settings.arms:
+        named.append(("selection.reference", settings.reference))
+        if settings.reference == "length_matched":
+            raise IconError("selection.reference: length_matched copies another arm's lengths; name one, such as icon")
+    for setting, name in named:
         if name not in _ARMS:
-            raise IconError(f"selection.arms: {name!r} is not an arm; known are {', '.join(sorted(_ARMS))}")
-        needs = _ARMS[name][1]
-        if needs is not None and needs not in controls:
-            raise IconError(f"selection.arms: {name!r} ranks by control {needs!r}; add it to controls.kinds")
+            raise IconError(f"{setting}: {name!r} is not an arm; known are {', '.join(sorted(_ARMS))}")
+        control = _ARMS[name].control
+        if control not in (None, PEERS, *controls):
+            raise IconError(f"{setting}: {name!r} ranks by control {control!r}; add it to controls.kinds")
 
 
-def ranks_by_score(name: str) -> bool:
-    """Whether the arm ranks by contributions, so that it owes what scoring cost."""
-    return _ARMS[name][1] is not None
+def _with_reference(name: str, settings: SelectionSettings) -> list[Arm]:
+    """The arm, and the one it follows."""
+    return [_ARMS[name], *([_ARMS[settings.reference]] if "reference" in _ARMS[name].settings else [])]
 
 
-def read_pool(store: Store, score_key: str) -> pl.DataFrame:
-    """The unique samples of the pool, with lengths and one column of contributions per control."""
-    return store.query(sql_text("pool_scores.sql"), {"score_key": score_key})
+def controls_needed(name: str, settings: SelectionSettings) -> set[str]:
+    """The controls whose contributions an arm, or the one it follows, ranks by."""
+    return {each.control for each in _with_reference(name, settings) if each.control}
 
 
-def select(name: str, pool: pl.DataFrame, fraction: float, seed: int) -> Subset:
-    """Choose the arm's samples: `ceil(fraction * samples)` of them, all for `full`.
+def tables_needed(name: str, settings: SelectionSettings) -> set[str]:
+    """What has to be made for an arm besides contributions."""
+    tables = {table for each in _with_reference(name, settings) for table in each.tables}
+    return tables | ({"sample_features"} if settings.diversity and name != "full" else set())
+
+
+def made_with(name: str, settings: SelectionSettings) -> dict[str, Any]:
+    """The settings that an arm's subset depends on."""
+    values = settings.model_dump()
+    common: dict[str, Any] = {"fraction": settings.fraction}
+    if name != "full":
+        common |= {key: values[key] for key in ("budget", "diversity") if values[key] not in ("samples", None)}
+    return common | {key: values[key] for each in _with_reference(name, settings) for key in each.settings}
+
+
+def ranks_by(name: str) -> str | None:
+    """The control whose contributions an arm ranks by, if any."""
+    return _ARMS[name].control
+
+
+def has_score(name: str) -> bool:
+    """Whether every sample that the arm chose has a score."""
+    return bool(_ARMS[name].control or _ARMS[name].tables)
+
+
+def owes_scoring(name: str) -> bool:
+    """Whether the arm ranks by contributions, measured or predicted, so that it owes what scoring cost."""
+    return _ARMS[name].control is not None or "predicted_scores" in _ARMS[name].tables
+
+
+def rank(name: str, pool: Candidates) -> pl.DataFrame:
+    """All that an arm can rank, best first: sample_id and score."""
+    if name not in pool.rankings:
+        pool.rankings[name] = _ARMS[name].order(pool)
+    return pool.rankings[name]
+
+
+def select(name: str, pool: Candidates) -> Subset:
+    """Choose the arm's samples from the top of its ranking: `selection.fraction` of the samples or of the training tokens,
+    all for `full`. With `selection.diversity` those that are nearly the same as a chosen one are passed over.
 
     Raises:
-        IconError: the pool is empty, or fewer samples are scored than the arm must take.
+        IconError: the pool is empty, or the arm can rank less than it must take.
     """
-    size = subset_size(name, pool.height, fraction)
-    function, needs, reason = _ARMS[name]
-    ordered = function(pool, seed).head(size)
-    if not size or ordered.height < size:
-        raise IconError(
-            f"arm {name}: needs {size} samples of {pool.height}, but {ordered.height} have a score under control "
-            f"{needs}; materialize raw_pool and sample_scores for every shard first"
+    parts = list[pl.DataFrame]()
+    for part in _parts(name, pool):
+        parts.append(part)
+        taken = pl.concat(parts)
+        if due := _due(name, taken, pool):
+            rows = taken.head(due).select("sample_id", "score").with_row_index("rank", offset=1)
+            rows = rows.with_columns(pl.col("rank").cast(pl.Int64), reason=pl.lit(_ARMS[name].description))
+            return Subset(name, subset_id(name, rows["sample_id"].to_list()), rows, taken["place"][due - 1] + 1 - due)
+    raise _too_few(name, sum(part.height for part in parts), pool)
+
+
+def _parts(name: str, pool: Candidates) -> Iterator[pl.DataFrame]:
+    """The ranking from its top with the place of each sample, and without those that are passed over."""
+    ranking, limit = rank(name, pool).with_row_index("place"), pool.settings.diversity
+    if TOKENS in pool.samples.columns:
+        ranking = ranking.join(pool.samples.select("sample_id", TOKENS), on="sample_id", maintain_order="left")
+    if limit is None or name == "full":
+        yield ranking
+        return
+    sieve, embeddings = Sieve(limit), pool.vectors()
+    size = max(_SIEVED_AT_ONCE, math.ceil(pool.settings.fraction * pool.samples.height))
+    for start in range(0, ranking.height, size):
+        part = ranking[start : start + size]
+        yield part.filter(pl.Series(sieve.passes(embeddings.of(part["sample_id"].to_list()))))
+
+
+def _due(name: str, ranked: pl.DataFrame, pool: Candidates) -> int | None:
+    """How many to take from the top; None when these are not enough."""
+    if name == "full" or pool.settings.budget == "samples":
+        size = subset_size(name, pool.samples.height, pool.settings.fraction)
+        return size if ranked.height >= size else None
+    budget = token_budget(pool)
+    fit = int((ranked[TOKENS].cum_sum() <= budget).sum())
+    # The next one would exceed the budget; with nothing left to come, it fits whole.
+    return max(1, fit) if fit < ranked.height or fit == pool.samples.height else None
+
+
+def _too_few(name: str, left: int, pool: Candidates) -> IconError:
+    needs, ranked = f"{subset_size(name, pool.samples.height, pool.settings.fraction)} samples", rank(name, pool).height
+    if pool.settings.budget == "tokens" and name != "full":
+        needs = f"{token_budget(pool):,.0f} training tokens"
+    needs = f"arm {name}: needs {needs} of {pool.samples.height}, but"
+    if ranked > left:
+        return IconError(
+            f"{needs} of the {ranked} it ranks {ranked - left} are too near to a better one; raise selection.diversity "
+            "or lower selection.fraction"
         )
-    rows = ordered.with_row_index("rank", offset=1).with_columns(pl.col("rank").cast(pl.Int64), reason=pl.lit(reason))
-    return Subset(name, subset_id(name, rows["sample_id"].to_list()), rows)
+    by = next((each for each in reversed(_with_reference(name, pool.settings)) if each.control or each.tables), None)
+    if by is None:
+        return IconError(f"{needs} {ranked} are there; materialize raw_pool and sample_scores for every shard first")
+    if by.control is None:
+        tables = " and ".join(by.tables)
+        return IconError(f"{needs} {ranked} have a row in {tables}; materialize {tables} for every shard first")
+    return IconError(
+        f"{needs} {ranked} have a score under control {by.control}; materialize raw_pool and sample_scores for every shard "
+        "first; where scoring.direct_share is below 1, raise it or take the arm icon_selector"
+    )
+
+
+def token_budget(pool: Candidates) -> float:
+    """Training tokens that an arm may take: what a random choice of the fraction has on average."""
+    return pool.settings.fraction * float(pool.samples[TOKENS].sum())
 
 
 def subset_size(name: str, pool_samples: int, fraction: float) -> int:
@@ -121,8 +323,3 @@ def subset_size(name: str, pool_samples: int, fraction: float) -> int:
 def subset_id(name: str, sample_ids: Sequence[str]) -> str:
     """The name of a subset: its arm and its samples, best first."""
     return digest([name, list(sample_ids)])
-
-
-def ranks_by(name: str) -> str | None:
-    """The control whose contributions an arm ranks by, if any."""
-    return _ARMS[name][1]

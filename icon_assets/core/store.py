@@ -36,7 +36,9 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
     "pair_scores": ("score_key", "origin"),
     "sample_scores": ("shard", "score_key"),
     "predicted_scores": ("shard",),
+    "sample_features": ("score_key", "origin"),
     "selections": ("arm", "subset_id"),
+    "trust_figures": ("arm",),
     "checkpoints": ("checkpoint_id",),
     "checkpoint_samples": ("checkpoint_id",),
     "loss_curves": ("checkpoint_id",),
@@ -45,6 +47,7 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
 # Of Delta, in the words of schema.sql.
 _SQL_TYPES = {
     "string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ",
+    "array": "FLOAT[]",
 }  # fmt: skip
 # Views carry only plain SQL: an older DuckDB reads the file too.
 _STORAGE_VERSION = "v1.0.0"
@@ -375,5 +378,5 @@ def _literal(value: str) -> str:
 
 
 def _duckdb_type(schema: "pa.Schema", name: str) -> str:
-    names = {"string": "VARCHAR", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN"}
-    return names.get(str(schema.field(name).type), "TIMESTAMPTZ")
+    names = {"string": "VARCHAR", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN", "list": "FLOAT[]"}
+    return names.get(str(schema.field(name).type).split("<")[0], "TIMESTAMPTZ")

@@ -74,11 +74,29 @@ COMMENT ON COLUMN scoring_costs."work" IS 'pairs: candidates; controls: probes w
 COMMENT ON COLUMN scoring_costs.flops IS 'Useful floating-point operations: no padding, nothing elementwise.';
 COMMENT ON COLUMN scoring_costs.peak_flops_per_second IS 'Large matrix products on this device in this dtype, measured in the same process.';
 
+CREATE TABLE sample_features (
+    score_key VARCHAR, origin VARCHAR, sample_id VARCHAR, n_tokens BIGINT, nll_sum DOUBLE, nll_alone DOUBLE, truncated BOOLEAN,
+    embedding FLOAT[]
+);
+COMMENT ON TABLE sample_features IS 'What the model makes of each sample by itself: NLL of its response, and an embedding.';
+
+CREATE TABLE probe_features (score_key VARCHAR, probe_id VARCHAR, embedding FLOAT[]);
+COMMENT ON TABLE probe_features IS 'The same embedding of the probes.';
+
 CREATE TABLE predicted_scores (shard VARCHAR, selector_id VARCHAR, sample_id VARCHAR, score DOUBLE);
 COMMENT ON TABLE predicted_scores IS 'A selector''s score of every sample of the pool. Empty until a selector is trained.';
 
 CREATE TABLE selections (subset_id VARCHAR, arm VARCHAR, sample_id VARCHAR, "rank" BIGINT, score DOUBLE, reason VARCHAR);
 COMMENT ON TABLE selections IS 'The samples each arm chose, best first. Earlier subsets stay, because checkpoints refer to them.';
+
+CREATE TABLE trust_figures (
+    subset_id VARCHAR, arm VARCHAR, figure VARCHAR, against VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, detail VARCHAR
+);
+COMMENT ON TABLE trust_figures IS 'Whether to believe a selection: what else explains it, and how much of it another draw would keep.';
+COMMENT ON COLUMN trust_figures.figure IS 'length_auc length_spearman nestedness probe_overlap control_overlap stratum_share near_duplicates arm_overlap.';
+COMMENT ON COLUMN trust_figures.against IS 'What it is compared with: a length, a fraction, a control, a stratum or another arm.';
+COMMENT ON COLUMN trust_figures.low IS 'Lower end of the interval of 95 %, NULL where the figure is exact; beside a stratum: of what chance gives.';
+COMMENT ON COLUMN trust_figures.detail IS 'What the figure is to be read against, in words.';
 
 CREATE TABLE checkpoints (
     checkpoint_id VARCHAR, arm VARCHAR, seed BIGINT, subset_id VARCHAR, model_digest VARCHAR, path VARCHAR, digest VARCHAR,

@@ -34,6 +34,13 @@ CREATE VIEW scoring_costs AS
 SELECT *, flops / nullif(seconds * peak_flops_per_second, 0) AS peak_share FROM delta.scoring_costs;
 CREATE VIEW predicted_scores AS SELECT * FROM delta.predicted_scores;
 CREATE VIEW selections AS SELECT subset_id, arm, sample_id, "rank", score, reason FROM delta.selections;
+CREATE VIEW sample_features AS SELECT * FROM delta.sample_features;
+CREATE VIEW probe_features AS SELECT * FROM delta.probe_features;
+-- Figures of subsets that were replaced since say nothing about the present ones.
+CREATE VIEW trust_figures AS
+SELECT * FROM delta.trust_figures SEMI JOIN (
+    SELECT "partition" AS arm, max_by(digest, created_at) AS subset_id FROM delta.ledger WHERE asset = 'selected_subset' GROUP BY ALL
+) USING (arm, subset_id);
 CREATE VIEW checkpoints AS
 SELECT *, row_number() OVER (PARTITION BY arm, seed ORDER BY created_at DESC) = 1 AS is_current FROM delta.checkpoints;
 CREATE VIEW checkpoint_samples AS SELECT * FROM delta.checkpoint_samples;

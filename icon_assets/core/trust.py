@@ -1,0 +1,346 @@
+"""Whether to believe a selection: how much of it something simpler explains, and how much of it another draw would keep.
+
+Figures only; what an arm is, and what it chose, is decided elsewhere. Each figure says what it is to be read against.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from icon_assets.core.candidates import Candidates
+from icon_assets.core.contribution import control_seeds, influences, matrix
+from icon_assets.core.encoding import sample_of
+from icon_assets.core.errors import IconError
+from icon_assets.core.peers import PEERS, Draw, draw, peer_influences
+from icon_assets.core.probes import Candidate, near_duplicates
+from icon_assets.core.score_key import ScoreKey
+from icon_assets.core.selection import rank, ranks_by, select, subset_size
+from icon_assets.core.similarity import Sieve
+from icon_assets.core.store import Store
+from icon_assets.settings import Settings
+
+FRACTIONS = (0.01, 0.05, 0.15, 0.3)
+STRATUM_FIELDS = ("stratum", "category", "dataset", "source")
+_PROBE_DRAWS = 200
+_READ_TEXTS, _COMPARED_VECTORS = 2_000, 20_000
+_NEAR_COSINE = 0.95
+_COMPARABLE = 10  # samples on either side; fewer tell nothing from chance
+_MOST_STRATA, _SHOWN_STRATA = 100, 20
+_Z = 1.959964  # of an interval of 95 %
+# From which on a figure is worth a line of warning.
+_FAR_FROM_CHANCE = 3  # standard errors
+_SHAKY, _REPEATED, _SAME, _TWICE = 0.7, 0.05, 0.9, 2
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of one selection; `low` and `high` where it has an interval, `detail` what it is to be read against."""
+
+    figure: str
+    against: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What is looked at: one arm's present subset, best first, and the present subsets of the others by arm."""
+
+    arm: str
+    sample_ids: Sequence[str]
+    others: dict[str, set[str]]
+
+
+def trust_figures(store: Store, key: ScoreKey, settings: Settings, pool: Candidates, chosen: Selected) -> pl.DataFrame:
+    """All figures of one selection, as rows of the table `trust_figures` without subset_id."""
+    figures = [
+        *length_figures(chosen, pool),
+        *nestedness(chosen.arm, pool),
+        *_redrawn(store, key, settings, chosen.arm, pool),
+        *stratum_shares(pool_strata(store), chosen.sample_ids),
+        *_repeats(store, settings, chosen, pool),
+        *arm_overlaps(chosen, pool.samples.height),
+    ]
+    schema = {
+        name: pl.Float64 if name in ("value", "low", "high") else pl.String for name in Figure.__dataclass_fields__
+    }
+    return pl.DataFrame([vars(each) for each in figures], schema=schema).with_columns(arm=pl.lit(chosen.arm))
+
+
+# Length
+
+
+def auc(values: np.ndarray, chosen: np.ndarray) -> float:
+    """How often a chosen sample's value is above that of one not chosen; ties count half."""
+    n_chosen = int(chosen.sum())
+    ranks = pl.Series(values).rank("average").to_numpy()
+    above = ranks[chosen].sum() - n_chosen * (n_chosen + 1) / 2
+    return float(above / (n_chosen * (len(values) - n_chosen)))
+
+
+def auc_error(value: float, n_chosen: int, n_rest: int) -> float:
+    """Standard error of an AUC (Hanley and McNeil 1982)."""
+    both_above, above_both = value / (2 - value), 2 * value**2 / (1 + value)
+    spread = (n_chosen - 1) * (both_above - value**2) + (n_rest - 1) * (above_both - value**2)
+    return math.sqrt(max(0.0, value * (1 - value) + spread) / (n_chosen * n_rest))
+
+
+def length_figures(chosen: Selected, pool: Candidates) -> list[Figure]:
+    """What length alone tells: of chosen against not chosen samples, and of the ranking of the whole pool."""
+    samples = pool.samples
+    inside = samples["sample_id"].is_in(list(chosen.sample_ids)).to_numpy()
+    figures = []
+    if min(inside.sum(), (~inside).sum()) >= _COMPARABLE:
+        for against, column in (("tokens", "n_tokens"), ("response characters", "n_response_chars")):
+            value = auc(samples[column].to_numpy(), inside)
+            error = _Z * auc_error(value, int(inside.sum()), int((~inside).sum()))
+            detail = "chosen samples are longer above 0.5, shorter below it"
+            figures.append(Figure("length_auc", against, value, max(0, value - error), min(1, value + error), detail))
+    return figures + length_correlation(chosen.arm, pool)
+
+
+def length_correlation(arm: str, pool: Candidates) -> list[Figure]:
+    """Spearman of an arm's ranking with token length, positive where longer samples stand first."""
+    ranking = rank(arm, pool).join(pool.samples.select("sample_id", "n_tokens"), on="sample_id", maintain_order="left")
+    value = spearman(-np.arange(ranking.height), ranking["n_tokens"].to_numpy())
+    if arm == "full" or not math.isfinite(value):
+        return []
+    error = _Z * math.sqrt(1.06 / (ranking.height - 3)) if ranking.height > 3 else math.inf
+    low, high = (math.tanh(math.atanh(min(max(value, -0.9999), 0.9999)) + side * error) for side in (-1, 1))
+    return [Figure("length_spearman", "tokens", value, low, high, f"rank correlation over {ranking.height:,} samples")]
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation; NaN where one of them is constant."""
+    frame = pl.DataFrame({"one": one, "other": other})
+    value = frame.select(pl.corr("one", "other", method="spearman")).item()
+    return math.nan if value is None else value
+
+
+# What another draw would keep
+
+
+def nestedness(arm: str, pool: Candidates) -> list[Figure]:
+    """The share of the top of each fraction that is also in that of the next larger one; 1 where one ranking serves all."""
+    if arm == "full":
+        return []
+    tops = {fraction: ids for fraction in FRACTIONS if (ids := _top(arm, pool.at(fraction))) is not None}
+    detail = "1: what is chosen at one size is chosen at every larger one"
+    return [
+        Figure(
+            "nestedness",
+            f"{small:.0%} in {large:.0%}",
+            len(tops[small] & tops[large]) / len(tops[small]),
+            detail=detail,
+        )
+        for small, large in pairwise(tops)
+    ]
+
+
+def _top(arm: str, pool: Candidates) -> set[str] | None:
+    """None where the arm can't rank so much."""
+    try:
+        return set(select(arm, pool).rows["sample_id"])
+    except IconError:
+        return None
+
+
+def _redrawn(store: Store, key: ScoreKey, settings: Settings, arm: str, pool: Candidates) -> list[Figure]:
+    """Overlap over other draws of the probes and of the control's contexts, for arms that rank by contributions."""
+    control = ranks_by(arm)
+    if control is None:
+        return []
+    drawn = draw(store, key, settings.probes.seed)
+    few = Candidates(pool.samples.join(pl.DataFrame({"sample_id": drawn.sample_ids}), on="sample_id"), pool.settings)
+    top = _topper(arm, control, few, drawn)
+    figures = [probe_overlap(top, _influences(store, key, settings, control, drawn), few, settings.probes.seed)]
+    if control in ("random_tokens", "random_chars") and settings.controls.draws > 1:
+        single = [
+            settings.controls.model_copy(update={"seed": seed, "draws": 1}) for seed in control_seeds(settings.controls)
+        ]
+        tables = [
+            _influences(store, key, settings.model_copy(update={"controls": each}), control, drawn) for each in single
+        ]
+        figures.append(_control_overlap([top(table.mean(axis=1)) for table in tables], control))
+    return figures
+
+
+def _influences(store: Store, key: ScoreKey, settings: Settings, control: str, drawn: Draw) -> np.ndarray:
+    """[samples, probes] under one control, in the order of the draw."""
+    if control == PEERS:
+        return peer_influences(drawn)
+    table = influences(store, key, None, settings.controls, drawn.sample_ids).filter(pl.col("control") == control)
+    sample_ids, _, x = matrix(table)
+    place = {sample_id: at for at, sample_id in enumerate(sample_ids)}
+    return x[[place[sample_id] for sample_id in drawn.sample_ids]]
+
+
+Top = Callable[[np.ndarray], set[str]]
+
+
+def _topper(arm: str, control: str, few: Candidates, drawn: Draw) -> Top:
+    """What the arm would choose from the drawn samples if these were their contributions."""
+    ids = pl.Series("sample_id", drawn.sample_ids)
+
+    def top(contributions: np.ndarray) -> set[str]:
+        scores = pl.DataFrame({"sample_id": ids, control: contributions})
+        pool = Candidates(few.samples.drop(control).join(scores, on="sample_id", maintain_order="left"), few.settings)
+        return set(rank(arm, pool)["sample_id"].head(subset_size(arm, ids.len(), few.settings.fraction)))
+
+    return top
+
+
+def probe_overlap(top: Top, x: np.ndarray, few: Candidates, seed: int) -> Figure:
+    """How much of the top is kept when the probes are drawn again, with replacement.
+
+    Args:
+        x: influences, [samples, probes].
+    """
+    n_probes, chosen = x.shape[1], top(x.mean(axis=1))
+    weights = np.random.default_rng(seed).multinomial(n_probes, np.full(n_probes, 1 / n_probes), _PROBE_DRAWS)
+    kept = [len(chosen & top(column)) / len(chosen) for column in (x @ weights.T / n_probes).T]
+    low, high = np.quantile(kept, [0.025, 0.975])
+    detail = f"{_PROBE_DRAWS} draws of {n_probes} probes, {len(x):,} samples; by chance {few.settings.fraction:.2f}"
+    return Figure("probe_overlap", "probes", float(np.mean(kept)), float(low), float(high), detail)
+
+
+def _control_overlap(tops: Sequence[set[str]], control: str) -> Figure:
+    kept = [len(one & other) / len(one) for one, other in combinations(tops, 2)]
+    detail = f"each of {len(tops)} draws alone against each other, lowest and highest"
+    return Figure("control_overlap", control, float(np.mean(kept)), min(kept), max(kept), detail)
+
+
+# What it is made of
+
+
+def pool_strata(store: Store) -> pl.DataFrame:
+    """The kind of task of every unique sample: the first of the fields `stratum`, `category`, `dataset`, `source` that at least
+    half of the rows have, with 2 to 100 different values; the file, where there is no such field.
+    """
+    fields = ", ".join(
+        f"count(metadata->>'{each}') * 2 >= count(*) AND count(DISTINCT metadata->>'{each}') BETWEEN 2 AND {_MOST_STRATA} AS {each}"
+        for each in STRATUM_FIELDS
+    )
+    usable = store.query(f"SELECT {fields} FROM delta.pool").row(0, named=True)  # noqa: S608  (our own text)
+    field = next((f"metadata->>'{name}'" for name, usable in usable.items() if usable), "file")
+    return store.query(f"SELECT sample_id, coalesce(min({field}), '') AS stratum FROM delta.pool GROUP BY sample_id")  # noqa: S608
+
+
+def stratum_shares(strata: pl.DataFrame, sample_ids: Sequence[str]) -> list[Figure]:
+    """The share of each stratum among the chosen, beside what a random choice of as many would have."""
+    counts = strata.group_by("stratum").agg(n=pl.len()).sort("n", "stratum", descending=[True, False])
+    shown = counts["stratum"].head(_SHOWN_STRATA)
+    named = strata.with_columns(
+        stratum=pl.when(pl.col("stratum").is_in(shown.to_list())).then("stratum").otherwise(pl.lit("(others)"))
+    )
+    inside = pl.col("sample_id").is_in(list(sample_ids))
+    groups = named.group_by("stratum").agg(n=pl.len(), k=inside.sum()).sort("n", "stratum", descending=[True, False])
+    total, taken = strata.height, max(1, len(sample_ids))
+    figures = []
+    for stratum, n, k in groups.iter_rows():
+        share = n / total
+        error = _Z * math.sqrt(share * (1 - share) / taken * max(0, total - taken) / max(1, total - 1))
+        figures.append(
+            Figure(
+                "stratum_share", stratum, k / taken, max(0, share - error), share + error, f"{share:.3f} of the pool"
+            )
+        )
+    return figures
+
+
+def _repeats(store: Store, settings: Settings, chosen: Selected, pool: Candidates) -> list[Figure]:
+    """The share of the chosen that nearly repeats a better one: by their words, and by embeddings where there are any."""
+    read, limit = list(chosen.sample_ids[:_READ_TEXTS]), settings.probes.near_duplicate
+    rows = {row["sample_id"]: row for row in _texts(store, read)}
+    texts = [Candidate(sample_of(rows[each]), "", rows[each]["file"], rows[each]["row"]) for each in read]
+    detail = f"of the first {len(read):,}; {limit:.0%} of their word triples in common"
+    figures = [Figure("near_duplicates", "words", len(near_duplicates(texts, limit)) / len(read), detail=detail)]
+    compared = list(chosen.sample_ids[:_COMPARED_VECTORS])
+    if pool.embeddings is not None and pool.embeddings.has(compared):
+        nearest = settings.selection.diversity or _NEAR_COSINE
+        passes = Sieve(nearest).passes(pool.embeddings.of(compared))
+        detail = f"of the first {len(compared):,}; cosine of embeddings above {nearest}"
+        figures.append(Figure("near_duplicates", "embeddings", float(1 - passes.mean()), detail=detail))
+    return figures
+
+
+def _texts(store: Store, sample_ids: Sequence[str]) -> Iterable[dict[str, Any]]:
+    sql = "SELECT DISTINCT ON (sample_id) * FROM delta.pool WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))"
+    return store.query(sql, {"ids": list(sample_ids)}).iter_rows(named=True)
+
+
+def arm_overlaps(chosen: Selected, pool_samples: int) -> list[Figure]:
+    """The share of this selection that each other arm has chosen too."""
+    own = set(chosen.sample_ids)
+    return [
+        Figure("arm_overlap", arm, len(own & other) / len(own), detail=f"by chance {len(other) / pool_samples:.3f}")
+        for arm, other in sorted(chosen.others.items())
+    ]
+
+
+# In words
+
+
+def summary(figures: pl.DataFrame) -> pl.DataFrame:
+    """One row per arm: of each figure the value that speaks most against it."""
+    worst = {
+        "length AUC": _where("length_auc", "tokens"), "response AUC": _where("length_auc", "response characters"),
+        "rank ~ length": _where("length_spearman"), "nested": _where("nestedness").min(),
+        "kept by other probes": _where("probe_overlap"), "kept by other contexts": _where("control_overlap"),
+        "near-duplicates": _where("near_duplicates").max(), "in random": _where("arm_overlap", "random"),
+    }  # fmt: skip
+    return figures.group_by("arm").agg(**{name: value.max() for name, value in worst.items()}).sort("arm")
+
+
+def _where(figure: str, against: str | None = None) -> pl.Expr:
+    of_figure = pl.col("figure") == figure
+    return pl.col("value").filter(of_figure if against is None else of_figure & (pl.col("against") == against))
+
+
+def warnings(figures: pl.DataFrame, length_limit: float) -> list[str]:
+    """What a reader of these figures should be told, a line each.
+
+    Args:
+        figures: rows of the view `trust_figures`, of any arms.
+    """
+    lines = [_warning(row, length_limit) for row in figures.iter_rows(named=True)]
+    return [line for line in lines if line]
+
+
+def _warning(row: dict[str, Any], length_limit: float) -> str:
+    arm, against, value = row["arm"], row["against"], row["value"]
+    if row["figure"] == "length_auc" and explained_by_length(value, length_limit):
+        longer = "longer" if value > 0.5 else "shorter"
+        return f"{arm}: chosen samples are {longer} ({against}): length alone tells them from the rest with AUC {max(value, 1 - value):.2f}"
+    if row["figure"] == "nestedness" and value < 1:
+        return f"{arm}: only {value:.0%} of what it chooses at one size is chosen at the next larger one ({against})"
+    if row["figure"] == "probe_overlap" and value < _SHAKY:
+        return f"{arm}: with other probes of the same kind {1 - value:.0%} of it would be other samples; raise probes.count"
+    if row["figure"] == "control_overlap" and value < _SHAKY:
+        return f"{arm}: with other random contexts {1 - value:.0%} of it would be other samples; raise controls.draws"
+    if row["figure"] == "near_duplicates" and value > _REPEATED:
+        return f"{arm}: {value:.0%} of it nearly repeats a better sample ({against}); see selection.diversity"
+    if row["figure"] == "arm_overlap" and value > _SAME and against != "full" and arm != "full":
+        return f"{arm}: {value:.0%} of it is also in {against}: a comparison of the two says little"
+    if row["figure"] == "stratum_share" and _is_apart(row):
+        return f"{arm}: {value:.0%} of it is {against}, where the pool has {row['detail'].split()[0]}"
+    return ""
+
+
+def explained_by_length(value: float, limit: float) -> bool:
+    """Whether an AUC of length is beyond the limit, on either side."""
+    return abs(value - 0.5) > limit - 0.5
+
+
+def _is_apart(row: dict[str, Any]) -> bool:
+    """Whether a stratum has more than twice its share or less than half, and not by chance."""
+    share = float(row["detail"].split()[0])
+    far = abs(row["value"] - share) > _FAR_FROM_CHANCE / _Z * (row["high"] - share)
+    return far and not share / _TWICE <= row["value"] <= share * _TWICE
