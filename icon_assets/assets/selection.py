@@ -1,5 +1,7 @@
 """Group `selection`: each arm's choice of training samples."""
 
+from typing import Any
+
 import dagster as dg
 import polars as pl
 
@@ -68,10 +70,11 @@ def _scored_shards(store: Store) -> list[ledger.Event]:
     return scored
 
 
-def _scoring_cost(store: Store, key: str, arm: str) -> dict[str, int | float]:
-    """What scoring the pool has cost so far; arms that need no score owe nothing."""
+def _scoring_cost(store: Store, key: str, arm: str) -> dict[str, Any]:
+    """What scoring the pool has cost so far, and which kinds of `scoring_costs` the arm owes; those without score owe nothing."""
     tokens, seconds = total_cost(store, key) if ranks_by_score(arm) else (0, 0.0)
-    return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1)}
+    owes = ["pairs", "controls"] if ranks_by_score(arm) else []
+    return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1), "owes": owes}
 
 
 def _pictures(subset: Subset, pool: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
