@@ -15,8 +15,10 @@ from icon_assets.jobs import NIGHTLY
 from icon_assets.runner import UNFINISHED
 from icon_assets.settings import Settings, Workspace
 
-_TRAINING = {"checkpoint", "base_eval", "eval_results", "leaderboard"}
+_TRAINING = {"checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard"}
 _LOAD_ONLY = {"commit_seconds", "tokens_per_forward"}  # they change how fast, not what
+
+_COMPARISON = {"bootstrap_draws", "confidence", "pairwise"}  # they change what is made of results, not the results
 
 # What of the settings each asset is made with. It becomes part of the code version, so that a changed setting shows in
 # the UI and starts what is stale.
@@ -32,9 +34,17 @@ _MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
     "selected_subset": lambda s: s.selection.model_dump(exclude={"arms", "length_warning"}),
     "selection_trust": lambda s: [s.selection.model_dump(exclude={"length_warning"}), s.controls.model_dump(), s.probes.near_duplicate],
     "checkpoint": lambda s: s.training.model_dump(exclude={"seeds", "save_every_steps"}),
-    "eval_results": lambda s: s.evaluation.model_dump(),
-    "base_eval": lambda s: s.evaluation.model_dump(),
+    "eval_results": lambda s: s.evaluation.model_dump(exclude=_COMPARISON),
+    "base_eval": lambda s: s.evaluation.model_dump(exclude=_COMPARISON),
+    "answers": lambda s: [_pairwise(s, "prompts", "max_new_tokens", "limit"), s.training.template],
+    "pairwise_results": lambda s: [_pairwise(s, "against", "judge"), s.evaluation.confidence],
+    "leaderboard": lambda s: [s.evaluation.bootstrap_draws, s.evaluation.confidence],
 }  # fmt: skip
+
+
+def _pairwise(settings: Settings, *keys: str) -> Any:
+    pairwise = settings.evaluation.pairwise
+    return pairwise.model_dump(mode="json", include=set(keys)) if pairwise else None
 
 
 def automated(assets: list[dg.AssetsDefinition], settings: Settings) -> list[dg.AssetsDefinition]:

@@ -4,6 +4,7 @@ import dagster as dg
 
 from icon_assets.assets.evaluation import evaluation_assets
 from icon_assets.assets.model import base_model
+from icon_assets.assets.pairwise import pairwise_assets
 from icon_assets.assets.pool import pool_files, raw_pool
 from icon_assets.assets.probes import probe_files, probe_set
 from icon_assets.assets.scoring import probe_baseline, sample_scores
@@ -11,6 +12,7 @@ from icon_assets.assets.selection import selection_assets
 from icon_assets.assets.training import training_assets
 from icon_assets.automation import automated, build_automation
 from icon_assets.checks import build_checks, build_freshness_check
+from icon_assets.core.pairwise import check_pairwise
 from icon_assets.core.selection import check_arms
 from icon_assets.jobs import build_jobs
 from icon_assets.resources import WorkspaceResource
@@ -45,9 +47,10 @@ def build_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
         IconError: an arm of the settings that does not exist, or whose control is not computed.
     """
     check_arms(workspace.settings.selection, workspace.settings.controls.kinds)
+    check_pairwise(workspace.settings)
     selection = selection_assets(workspace)
     training = training_assets(workspace, selection[0])
-    evaluation = evaluation_assets(workspace, training[0])
+    evaluation = [*evaluation_assets(workspace, training[0]), *pairwise_assets(workspace, training[0])]
     graph = [raw_pool, probe_set, base_model, probe_baseline, sample_scores, *selection, *training, *evaluation]
     return automated(graph, workspace.settings)
 

@@ -12,6 +12,7 @@ from icon_assets.core.store import schemas
 
 OWNERS = ["team:data"]
 _BLUE, _GREY = "#3b6fb6", "#8a8f98"
+_VERDICTS = {"better": _BLUE, "worse": "#b6433b"}
 
 
 def column_schema(table: str) -> dict[str, Any]:
@@ -59,6 +60,32 @@ def bars(values: Mapping[str, tuple[float, float]], title: str, label: str) -> d
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", color="#e6e8eb")
+    return _picture(figure, title)
+
+
+def intervals(
+    values: Mapping[str, tuple[float, float, float, str]], title: str, label: str
+) -> dg.MarkdownMetadataValue:
+    """One horizontal interval per name: (middle, low, high, verdict), around a line at zero; coloured where there is a verdict."""
+    figure, axes = _axes(title, label, "")
+    names = list(values)[::-1]
+    for place, name in enumerate(names):
+        middle, low, high, verdict = values[name]
+        color = _VERDICTS.get(verdict, _GREY)
+        axes.errorbar([middle], [place], xerr=[[middle - low], [high - middle]], fmt="o", color=color, capsize=3)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.grid(axis="x", color="#e6e8eb")
+    axes.text(
+        1,
+        1,
+        "blue: better, red: worse, grey: not distinguishable",
+        transform=axes.transAxes,
+        fontsize=7,
+        ha="right",
+        va="bottom",
+    )
     return _picture(figure, title)
 
 

@@ -28,6 +28,17 @@ def run_partitions(workspace: Workspace) -> dg.MultiPartitionsDefinition:
     )
 
 
+def pairwise_partitions(workspace: Workspace) -> dg.MultiPartitionsDefinition:
+    """The fine-tuning runs whose answers are compared with those of `evaluation.pairwise.against`, same seed."""
+    settings = workspace.settings
+    against = settings.evaluation.pairwise.against if settings.evaluation.pairwise else ""
+    arms = [arm for arm in settings.selection.arms if arm != against]
+    seeds = [str(seed) for seed in settings.training.seeds]
+    return dg.MultiPartitionsDefinition(
+        {"arm": dg.StaticPartitionsDefinition(arms), "seed": dg.StaticPartitionsDefinition(seeds)}
+    )
+
+
 def source_files(workspace: Workspace) -> list[SourceFile]:
     """The pool's source files as they are on disk now."""
     return discover(workspace.input_path(workspace.settings.pool.path))

@@ -21,7 +21,7 @@ from icon_assets.checks import build_checks
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Event
 from icon_assets.interrupts import heard_interrupts
-from icon_assets.partitions import arm_partitions, named_shards, run_partitions, sync_shards
+from icon_assets.partitions import arm_partitions, named_shards, pairwise_partitions, run_partitions, sync_shards
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
@@ -29,7 +29,7 @@ PARENT_TAG = "icon/parent_run"
 PROCESS_TAG = "icon/process"
 STAGES = (
     "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores", "selected_subset",
-    "selection_trust", "checkpoint", "base_eval", "eval_results", "leaderboard",
+    "selection_trust", "checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard",
 )  # fmt: skip
 SCORING_STAGES = STAGES[: STAGES.index("selected_subset")]
 UNFINISHED = [
@@ -193,7 +193,17 @@ def _partitions(asset: str, workspace: Workspace, shards: Sequence[str]) -> Sequ
         return arm_partitions(workspace).get_partition_keys()
     if asset in {"checkpoint", "eval_results"}:
         return run_partitions(workspace).get_partition_keys()
+    if asset in {"answers", "pairwise_results"}:
+        return _pairwise_partitions(asset, workspace)
     return [""]
+
+
+def _pairwise_partitions(asset: str, workspace: Workspace) -> Sequence[str]:
+    """None where the settings ask for no such comparison: then the graph has no such asset."""
+    if workspace.settings.evaluation.pairwise is None:
+        return []
+    of_asset = run_partitions if asset == "answers" else pairwise_partitions
+    return of_asset(workspace).get_partition_keys()
 
 
 def _outcome(asset: str, partition: str, result: dg.ExecuteInProcessResult) -> Outcome:

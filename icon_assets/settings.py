@@ -6,7 +6,7 @@ What is derived from a choice (paths of produced things, digests) does not belon
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
 import yaml
@@ -181,6 +181,52 @@ class LocalTask(Section):
     path: str = Field(description="JSON Lines file with `query`, `choices`, `gold`, inside the workspace.")
     name: str = Field(description="Task name in the results.", pattern=r"^[a-z0-9][a-z0-9_]*$")
 
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name in {"held_out", "mean"}:
+            raise ValueError("is a name of the leaderboard's own; choose another")
+        return name
+
+
+class PromptSet(Section):
+    path: str = Field(
+        description="File of prompts, inside the workspace, in any format of the pool; responses are not needed."
+    )
+    name: str = Field(description="Its name in the results.", pattern=r"^[a-z0-9][a-z0-9_]*$")
+
+
+class JudgeSettings(Section):
+    url: str = Field(
+        description="Base address of an OpenAI-compatible service, before `/chat/completions`.",
+        pattern=r"^https?://[^\s@?#]+$",
+    )
+    model: str = Field(description="The judge's name there.", min_length=1)
+    api_key_variable: str | None = Field(
+        default=None, description="Environment variable that holds the key; null: the service wants none.",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+    )  # fmt: skip
+    options: dict[str, Any] = Field(default={"temperature": 0}, description="Further fields of each request.")
+    requests_at_once: int = Field(default=4, ge=1, le=64)
+
+
+class PairwiseSettings(Section):
+    prompts: tuple[PromptSet, ...] = Field(min_length=1)
+    judge: JudgeSettings
+    against: str = Field(
+        default="random", description="The arm whose answers those of every other arm are compared with."
+    )
+    max_new_tokens: int = Field(default=512, ge=1, description="An answer is cut there.")
+    limit: int | None = Field(default=None, ge=1, description="Prompts per set, from the start; null: all.")
+    timeout_seconds: float = Field(default=60, gt=0, description="Per request to the judge.")
+
+    @field_validator("prompts")
+    @classmethod
+    def _names_differ(cls, prompts: tuple[PromptSet, ...]) -> tuple[PromptSet, ...]:
+        if len({each.name for each in prompts}) < len(prompts):
+            raise ValueError("two sets have the same name; rename one")
+        return prompts
+
 
 class EvaluationSettings(Section):
     multiple_choice: tuple[LocalTask, ...] = ()
@@ -192,6 +238,12 @@ class EvaluationSettings(Section):
     )
     limit: int | None = Field(default=None, ge=1, description="Items per task; null: all.")
     batch_size: int = Field(default=16, ge=1)
+    bootstrap_draws: int = Field(default=10_000, ge=100, description="Resamples behind each interval of a difference.")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of intervals and verdicts.")
+    pairwise: PairwiseSettings | None = Field(
+        default=None,
+        description="Answers to prompts, compared between arms by a language model as judge; null: not done.",
+    )
 
 
 class AutomationSettings(Section):

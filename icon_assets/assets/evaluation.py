@@ -1,6 +1,6 @@
 """Group `evaluation`: metrics of the base model and of every checkpoint, and the arms compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -9,24 +9,26 @@ import polars as pl
 from icon_assets.assets.model import base_model
 from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
 from icon_assets.assets.training import arm_and_seed, encode_samples
-from icon_assets.core import ledger
-from icon_assets.core.digests import file_digest, frame_digest
-from icon_assets.core.evaluation import Metric, choice_metrics, held_out_metrics, read_choice_items
+from icon_assets.core import comparison, ledger
+from icon_assets.core.digests import digest, file_digest, frame_digest
+from icon_assets.core.evaluation import HELD_OUT, PERPLEXITY, Metric
 from icon_assets.core.finetuning import load_fine_tuned
+from icon_assets.core.held_out import HeldOutSample, held_out_metrics
 from icon_assets.core.ingest import SourceFile, ingest, sample_frame
 from icon_assets.core.language_model import load
 from icon_assets.core.ledger import Input, Recipe
 from icon_assets.core.quality import files_are_as_recorded, refuse
 from icon_assets.core.recipes import evaluation_files
 from icon_assets.core.store import Store
-from icon_assets.core.tokens import Encoded
-from icon_assets.metadata import OWNERS, bars, column_schema, markdown_table
+from icon_assets.core.tasks import choice_metrics, read_choice_items
+from icon_assets.metadata import OWNERS, bars, column_schema, intervals, markdown_table
 from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "2"
-BASE_ARM = "base"
+CODE_VERSION = "3"
+# What of the settings changes how results are compared, not the results.
+_NOT_MEASURED = {"batch_size", "bootstrap_draws", "confidence", "pairwise"}
 
 
 @dg.asset(
@@ -46,7 +48,7 @@ def base_eval(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     record, dtype = icon.base_model()
     loaded = load(record.directory, dtype, icon.device())
     metrics = _evaluate(icon, loaded.model, loaded.tokenizer)
-    return _report(context, store, recipe, metrics, f"base-{record.digest}", BASE_ARM, 0)
+    return _report(context, store, recipe, metrics, f"base-{record.digest}", comparison.BASE, 0)
 
 
 def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> list[dg.AssetsDefinition]:
@@ -77,20 +79,33 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
 
     @dg.asset(
         deps=[eval_results, base_eval], group_name="evaluation", kinds={"duckdb", "polars"}, owners=OWNERS,
-        code_version=CODE_VERSION,
+        code_version=CODE_VERSION, metadata=column_schema("leaderboard_differences"),
     )  # fmt: skip
     @mendable
     def leaderboard(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """Arms compared: mean and spread over seeds of every metric, and what each arm cost. The SQL view `leaderboard`."""
-        store = icon.store
+        """Arms compared: mean and spread over seeds of every metric, differences with their intervals, a verdict per arm, and
+        what each arm cost. The SQL views `leaderboard` and `leaderboard_differences`.
+        """
+        store, settings = icon.store, icon.settings.evaluation
         upstream = [
             *ledger.latest(store, "eval_results").values(),
             *ledger.latest(store, "base_eval").values(),
         ]
-        recipe = Recipe("leaderboard", "", tuple(e.as_input() for e in upstream), code_version=CODE_VERSION)
-        board = store.query("FROM leaderboard ORDER BY task, metric, arm")
-        summary = {"arms": board["arm"].n_unique(), "metrics": board.select("task", "metric").n_unique()}
-        return finish(context, store, recipe, frame_digest(board), summary, board_metadata(board))
+        choices = {"bootstrap_draws": settings.bootstrap_draws, "confidence": settings.confidence}
+        recipe = Recipe("leaderboard", "", tuple(e.as_input() for e in upstream), choices, code_version=CODE_VERSION)
+        found = comparison.compare(
+            comparison.current_items(store), draws=settings.bootstrap_draws, confidence=settings.confidence
+        )
+        differences = comparison.as_frame(found)
+        store.replace("leaderboard_differences", differences)
+        board, verdicts = store.query("FROM leaderboard ORDER BY task, metric, arm"), comparison.verdicts(differences)
+        summary = {
+            "arms": board["arm"].n_unique(), "metrics": board.select("task", "metric").n_unique(),
+            "comparisons": differences.height, "verdicts": verdicts,
+        }  # fmt: skip
+        product = digest([frame_digest(board.drop(*COSTS)), frame_digest(differences)])
+        pictures = {**board_metadata(board), **difference_metadata(differences, settings.confidence)}
+        return finish(context, store, recipe, product, summary, {**pictures, "verdicts": _verdict_list(verdicts)})
 
     return [base_eval, eval_results, leaderboard]
 
@@ -107,8 +122,27 @@ def board_metadata(board: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
     return pictures
 
 
+def difference_metadata(differences: pl.DataFrame, confidence: float) -> dict[str, dg.MarkdownMetadataValue]:
+    """The differences to each arm that is there, in the headline metrics: a table, and a plot with intervals."""
+    pictures = {}
+    for (against,), rows in comparison.headline(differences).group_by("against", maintain_order=True):
+        pictures[f"differences_to_{against}"] = markdown_table(wide_differences(rows, str(against)))
+        for (task, metric), ones in rows.group_by("task", "metric", maintain_order=True):
+            good = "less" if metric in comparison.LESS_IS_BETTER else "more"
+            title = f"{task} {metric}: difference to {against}, {confidence:.0%} interval"
+            pictures[f"plot_{task}_{metric}_to_{against}"] = intervals(
+                {row["arm"]: (row["difference"], row["low"], row["high"], row["verdict"]) for row in ones.to_dicts()},
+                title, f"{metric} of the arm minus that of {against} ({good} is better)",
+            )  # fmt: skip
+    return pictures
+
+
+def _verdict_list(verdicts: Mapping[str, str]) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md("\n".join(f"- **{arm}**: {sentence}" for arm, sentence in verdicts.items()))
+
+
 _HEADLINE = ((pl.col("metric") == "acc") & ~pl.col("task").str.contains("/")) | (
-    (pl.col("task") == "held_out") & (pl.col("metric") == "perplexity")
+    (pl.col("task") == HELD_OUT) & (pl.col("metric") == PERPLEXITY)
 )
 
 
@@ -119,17 +153,33 @@ def wide_board(board: pl.DataFrame) -> pl.DataFrame:
     table = (
         board.filter(_HEADLINE)
         .with_columns(name=pl.format("{} {}", "task", "metric"), cell=cell)
-        .pivot("name", index=["arm", "n_seeds", *COSTS], values="cell", sort_columns=True)
+        .pivot("name", index=["arm", "n_seeds", *_SHOWN_COSTS], values="cell", sort_columns=True)
     )
-    return table.select("arm", "n_seeds", pl.exclude("arm", "n_seeds", *COSTS), *COSTS).sort("arm")
+    return table.select("arm", "n_seeds", pl.exclude("arm", "n_seeds", *_SHOWN_COSTS), *_SHOWN_COSTS).sort("arm")
 
 
-COSTS = ("n_samples", "training_tokens", "training_seconds", "scoring_tokens", "scoring_seconds")
+def wide_differences(differences: pl.DataFrame, against: str) -> pl.DataFrame:
+    """One row per arm: each headline metric's difference to `against` with its interval, and the verdict where there is one."""
+    told = pl.when(pl.col("verdict") == comparison.OPEN).then(pl.lit("")).otherwise(pl.format(" ({})", "verdict"))
+    rows = comparison.headline(differences).filter(pl.col("against") == against)
+    cells = pl.Series([comparison.interval(row) for row in rows.to_dicts()], dtype=pl.String)
+    return (
+        rows.with_columns(name=pl.format("{} {}", "task", "metric"), cell=cells + rows.select(told).to_series())
+        .pivot("name", index="arm", values="cell", sort_columns=True)
+        .sort("arm")
+    )
+
+
+COSTS = (
+    "n_samples", "training_tokens", "training_seconds", "scoring_tokens", "scoring_seconds", "scoring_flops", "training_flops",
+    "total_flops",
+)  # fmt: skip
+_SHOWN_COSTS = ("n_samples", "training_tokens", "scoring_flops", "training_flops", "total_flops")
 
 
 def _settings(workspace: Workspace) -> dict[str, Any]:
     training = workspace.settings.training
-    shown = workspace.settings.evaluation.model_dump(exclude={"batch_size"}, mode="json")
+    shown = workspace.settings.evaluation.model_dump(exclude=_NOT_MEASURED, mode="json")
     return {**shown, "template": training.template, "max_tokens": training.max_tokens}
 
 
@@ -151,17 +201,17 @@ def _evaluate(icon: WorkspaceResource, model: Any, tokenizer: Any) -> list[Metri
     return metrics
 
 
-def _held_out(icon: WorkspaceResource, name: str) -> dict[str, list[Encoded]]:
-    """Held-out samples by stratum, under the fine-tuning template."""
+def _held_out(icon: WorkspaceResource, name: str) -> list[HeldOutSample]:
+    """Held-out samples under the fine-tuning template."""
     workspace = icon.workspace
     source = SourceFile(name, name, workspace.input_path(name))
     ingested = ingest(source, workspace.settings.pool.max_chars)
     record, _ = icon.base_model()
     encoded = encode_samples(record, sample_frame(source, ingested), workspace.settings.training)
-    strata: dict[str, list[Encoded]] = {}
-    for located, sample in zip(ingested.samples, encoded, strict=True):
-        strata.setdefault(str(located.fields.get("stratum", "all")), []).append(sample)
-    return strata
+    return [
+        HeldOutSample(located.row, str(located.fields.get("stratum", "all")), sample)
+        for located, sample in zip(ingested.samples, encoded, strict=True)
+    ]
 
 
 def _report(
@@ -169,9 +219,21 @@ def _report(
     arm: str, seed: int,
 ) -> dg.MaterializeResult:  # fmt: skip
     rows = [{"checkpoint_id": checkpoint_id, "arm": arm, "seed": seed, **vars(metric)} for metric in metrics]
-    frame = pl.DataFrame(rows, schema_overrides={"stderr": pl.Float64, "value": pl.Float64})
+    shape = {"stderr": pl.Float64, "value": pl.Float64}
+    frame = pl.DataFrame(rows, schema_overrides=shape).drop("items")
+    store.replace("eval_items", _items(metrics, checkpoint_id), checkpoint_id=checkpoint_id)
     store.replace("eval_results", frame, checkpoint_id=checkpoint_id)
     return finish(context, store, recipe, frame_digest(frame), {"checkpoint_id": checkpoint_id, "metrics": len(rows)}, {
         "results": markdown_table(frame.select("task", "metric", "value", "stderr")),
         "dagster/row_count": frame.height,
     })  # fmt: skip
+
+
+def _items(metrics: Sequence[Metric], checkpoint_id: str) -> pl.DataFrame:
+    rows = [
+        (checkpoint_id, metric.task, metric.metric, item.item, item.value, item.weight)
+        for metric in metrics for item in metric.items
+    ]  # fmt: skip
+    columns = ["checkpoint_id", "task", "metric", "item", "value", "weight"]
+    kinds = [pl.String, pl.String, pl.String, pl.Int64, pl.Float64, pl.Float64]
+    return pl.DataFrame(rows, dict(zip(columns, kinds, strict=True)), orient="row")

@@ -1,6 +1,5 @@
 """Group `selection`: each arm's choice of training samples, and whether to believe it."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -22,10 +21,10 @@ from icon_assets.core.selection import (
     Subset,
     controls_needed,
     made_with,
-    owes_scoring,
     select,
     tables_needed,
     token_budget,
+    work_owed,
 )
 from icon_assets.core.store import Store
 from icon_assets.core.trust import Selected, trust_figures, warnings
@@ -197,10 +196,10 @@ def _chosen(store: Store, arm: str, subset_id: str) -> list[str]:
     return rows["sample_id"].to_list()
 
 
-def _scoring_cost(store: Store, key: str, arm: str) -> Mapping[str, int | float]:
-    """What scoring the pool has cost so far; arms that need no score owe nothing."""
-    tokens, seconds = total_cost(store, key) if owes_scoring(arm) else (0, 0.0)
-    return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1)}
+def _scoring_cost(store: Store, key: str, arm: str) -> dict[str, Any]:
+    """What scoring the pool has cost so far, and which kinds of `scoring_costs` the arm owes; those without score owe nothing."""
+    tokens, seconds = total_cost(store, key) if (owes := work_owed(arm)) else (0, 0.0)
+    return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1), "owes": owes}
 
 
 def _pictures(subset: Subset, pool: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:

@@ -180,7 +180,7 @@ def _store(store: Store, run: _Run, recipe: Recipe) -> None:
         "checkpoint_id": run.checkpoint_id, "arm": run.arm, "seed": run.seed, "subset_id": run.subset_id,
         "model_digest": run.model_digest, "path": run.path, "digest": run.digest, "n_samples": result.n_samples,
         "n_tokens": result.n_tokens, "n_response_tokens": result.n_response_tokens, "n_steps": result.n_steps,
-        "seconds": result.seconds, "final_loss": run.final_loss, "settings": canonical_json(dict(recipe.settings)),
+        "seconds": result.seconds, "final_loss": run.final_loss, "flops": None, "settings": canonical_json(dict(recipe.settings)),
         "created_at": datetime.now(UTC),
     }  # fmt: skip
     named = pl.lit(run.checkpoint_id).alias("checkpoint_id")

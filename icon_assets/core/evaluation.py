@@ -1,375 +1,49 @@
-"""How good a model is: multiple-choice tasks through lm-evaluation-harness, and the loss on held-out samples.
-
-The harness keeps what makes its figures comparable: tasks, few-shot rules, tokenization, metrics. Its
-forwards go through `_last_logits`, as those of the held-out loss do: vocabulary logits at scored
-positions only.
+"""What every measurement of a model shares: figures with the items they are made of, and forwards whose vocabulary logits
+are computed at the wanted positions only.
 """
 
-import copy
-import io
-import logging
-import math
-import os
-import random
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from icon_assets.core.errors import IconError
-from icon_assets.core.rows import decode_json
-from icon_assets.core.samples import Rejected, clean
-from icon_assets.core.tokens import Encoded
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 HELD_OUT = "held_out"
-_SEED = 1234  # the harness's own default
-_BOOTSTRAP_DRAWS = 100  # only for metrics without a closed formula; accuracies have one
+NLL, PERPLEXITY = "nll_per_token", "perplexity"
 _LOGIT_ROWS = 256  # rows of float32 logits at a time: bounds memory
-_NOISY_LOGGERS = ("lm_eval", "datasets", "huggingface_hub")
 
 
 @dataclass(frozen=True)
-class ChoiceItem:
-    """One multiple-choice item; `gold` is the index of the right choice, from 0."""
+class Item:
+    """One item's part in a metric: `item` is its place in the data."""
 
-    query: str
-    choices: tuple[str, ...]
-    gold: int
-
-    @property
-    def prompt(self) -> str:
-        """The text before a choice: questions get `Question:` and `Answer:`, other texts stay as they are."""
-        marked = self.query.startswith("Question:")
-        if not marked and not self.query.endswith("?"):
-            return self.query
-        end = "" if self.query.endswith("Answer:") else "\nAnswer:"
-        return ("" if marked else "Question: ") + self.query + end
+    item: int
+    value: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure. `stderr` is None where there is none, such as for a single item."""
+    """One figure. `stderr` is None where there is none, such as for a single item.
+
+    `items`: where the figure is sum(value) / sum(weight) of them; empty where it is no such mean.
+    """
 
     task: str
     metric: str
     value: float
     stderr: float | None
+    items: tuple[Item, ...] = ()
 
 
-def read_choice_items(path: Path) -> list[ChoiceItem]:
-    """Read a JSON Lines file with `query`, `choices`, `gold`; empty lines and other fields are passed over.
-
-    Raises:
-        IconError: no such file, not UTF-8, no items, or a row that is not an item; it names file and row.
-    """
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except FileNotFoundError as error:
-        raise IconError(f"{path}: no such file; mend evaluation.multiple_choice") from error
-    except UnicodeDecodeError as error:
-        raise IconError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    items = [_choice_item(line, f"{path}, row {row}") for row, line in enumerate(lines, 1) if line.strip()]
-    if not items:
-        raise IconError(f"{path}: holds no items; add rows with `query`, `choices`, `gold`, or remove the task")
-    return items
-
-
-def _choice_item(line: str, where: str) -> ChoiceItem:
-    row = _choice_row(line, where)
-    choices, gold = row["choices"], row["gold"]
-    if not isinstance(choices, list) or len(choices) < 2:
-        raise IconError(f"{where}: `choices` must be a list of at least 2 texts; got {str(choices)[:80]!r}")
-    last = len(choices) - 1
-    if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold <= last:
-        raise IconError(f"{where}: `gold` must be the right choice's index, 0 to {last}; got {str(gold)[:80]!r}")
-    texts = tuple(_choice_text(choice, "choices", where) for choice in choices)
-    return ChoiceItem(_choice_text(row["query"], "query", where), texts, gold)
-
-
-def _choice_row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = decode_json(line)
-    except Rejected as error:
-        raise IconError(f"{where}: not valid JSON ({error}); write one object per line") from error
-    if not isinstance(row, dict):
-        raise IconError(f"{where}: must be an object with `query`, `choices`, `gold`, not {type(row).__name__}")
-    if missing := [key for key in ("query", "choices", "gold") if row.get(key) is None]:
-        raise IconError(f"{where}: `{missing[0]}` is missing; a row needs `query`, `choices` and `gold`")
-    return row
-
-
-def _choice_text(value: Any, key: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise IconError(f"{where}: `{key}` must hold text, not {type(value).__name__}; put it in quotes")
-    try:
-        text = clean(value)
-    except Rejected as error:
-        raise IconError(f"{where}: `{key}`: {error}; mend the text") from error
-    if not text:
-        raise IconError(f"{where}: `{key}` holds an empty text; fill it in or remove the row")
-    return text
-
-
-def choice_metrics(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    tasks: Mapping[str, Sequence[ChoiceItem]],
-    *,
-    names: Sequence[str] = (),
-    limit: int | None,
-    batch_size: int,
-    device: str,
-) -> list[Metric]:
-    """Run tasks of lm-evaluation-harness on a model in memory. The model is moved to `device`, in eval mode.
-
-    Args:
-        tasks: local items by task name; each gives `acc` (the likeliest choice is right) and `acc_norm` (the
-            same per character). Standard errors are those of a mean over items.
-        names: the harness's own tasks or groups, which it downloads; finding them takes seconds. Each gives
-            all its numeric metrics, called `metric` or `metric,filter`.
-        limit: items per task, from the start; None for all.
-        batch_size: sequences per forward.
-
-    Returns:
-        Sorted by task and metric.
-
-    Raises:
-        IconError: a name unknown to the harness, without network or package, or taken by a local task.
-    """
-    if not tasks and not names:
-        return []
-    with _quiet(), _seeded(), _bootstrap_in_process() if names else nullcontext():
-        from lm_eval.evaluator import evaluate
-        from lm_eval.tasks import TaskManager
-
-        # Listing the harness's own tasks reads thousands of files: only where they are wanted.
-        loaded = _load_tasks(TaskManager(include_defaults=bool(names)), tasks, names)
-        harness_model = _harness_model(_placed(model, device), tokenizer, batch_size)
-        # Not `simple_evaluate`: after each evaluation that one describes the environment (`pip list`, git).
-        results: Any = evaluate(harness_model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP_DRAWS, log_samples=False)
-    return sorted(_read_results(results["results"]), key=lambda metric: (metric.task, metric.metric))
-
-
-def _load_tasks(manager: Any, local: Mapping[str, Sequence[ChoiceItem]], names: Sequence[str]) -> Any:
-    loaded = manager.load([_task_config(name, items) for name, items in local.items()])
-    for name in names:
-        more = _load_harness_task(manager, name)
-        if taken := sorted(local.keys() & {*more["tasks"], *more["groups"]}):
-            fault = f"{taken[0]!r} is a task of {name!r} too"
-            raise IconError(f"evaluation.multiple_choice: {fault}; rename the local one")
-        for part in ("tasks", "groups", "group_map"):
-            loaded[part].update(more[part])
-    for task in loaded["tasks"].values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=_SEED)
-    return loaded
-
-
-def _task_config(name: str, items: Sequence[ChoiceItem]) -> dict[str, Any]:
-    """A task of the harness over items in memory: its own reader of files caches them and misses changes."""
-
-    def dataset(**_: Any) -> "dict[str, Dataset]":
-        from datasets import Dataset
-
-        rows = [{"prompt": item.prompt, "choices": list(item.choices), "gold": item.gold} for item in items]
-        return {"test": Dataset.from_list(rows)}
-
-    mean = {"aggregation": "mean", "higher_is_better": True}
-    return {
-        "task": name,
-        "custom_dataset": dataset,
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        # Functions, not column names or templates: the harness evaluates some texts as Python literals.
-        "doc_to_text": lambda row: row["prompt"],
-        "doc_to_choice": lambda row: row["choices"],
-        "doc_to_target": lambda row: row["gold"],
-        "target_delimiter": " ",
-        "num_fewshot": 0,
-        "metric_list": [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}],
-    }
-
-
-def _load_harness_task(manager: Any, name: str) -> Any:
-    # Looked up here, because the harness would also take a path to a file, with Python in it.
-    if name not in manager.task_index:
-        raise IconError(f"evaluation.tasks: {name!r} is no task of lm-eval; `lm-eval ls tasks` lists them")
-    try:
-        loaded = manager.load([name])
-    except OSError as error:
-        fault = f"{name!r} could not be downloaded ({' '.join(str(error).split())})"
-        raise IconError(f"evaluation.tasks: {fault}; connect to a network or remove the task") from error
-    except ImportError as error:
-        fault = f"{name!r} needs a package that is absent ({' '.join(str(error).split())})"
-        raise IconError(f"evaluation.tasks: {fault}; install it or remove the task") from error
-    if any(getattr(task, "UNSAFE_CODE", False) for task in loaded["tasks"].values()):
-        raise IconError(f"evaluation.tasks: {name!r} runs code that the model writes; remove the task")
-    return loaded
-
-
-def _harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> Any:
-    from lm_eval.models import huggingface
-
-    base: Any = huggingface.HFLM
-
-    class ScoredPositions(base):
-        """HFLM takes logits at every position and normalizes in the model's dtype: slow, coarse in bf16."""
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            """HFLM's own drops the BOS before a text that begins like one, although special tokens in data are text."""
-            return own(string, add_special_tokens=add_special_tokens is not False).input_ids
-
-        def _loglikelihood_tokens(
-            self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
-        ) -> list[tuple[float, bool]]:
-            pairs = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
-            return _log_likelihoods(model, pairs, override_bs or batch_size, self.max_length)
-
-    # Not the caller's tokenizer: the harness adds a padding token where there is none, and data must not speak in
-    # special tokens in what it generates from either.
-    own: Any = copy.deepcopy(tokenizer)
-    own.split_special_tokens = True
-    return ScoredPositions(pretrained=model, tokenizer=own, batch_size=batch_size)
-
-
-def _log_likelihoods(
-    model: "PreTrainedModel",
-    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
-    batch_size: int,
-    max_length: int,
-) -> list[tuple[float, bool]]:
-    """Per (context, continuation): the continuation's log-likelihood in nats, and whether it is greedy.
-
-    Continuations that differ in their last token only share one row, as in the harness, so that letters as
-    choices cost one. What is longer than `max_length` loses its start.
-
-    Raises:
-        IconError: a continuation alone is longer.
-    """
-    if (longest := max((len(continuation) for _, continuation in pairs), default=0)) > max_length:
-        fault = f"an answer of {longest} tokens; the model has {max_length} positions"
-        raise IconError(f"evaluation: {fault}; shorten the choice, or remove the item or task")
-    sharing: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, (context, continuation) in enumerate(pairs):
-        sharing[(context + continuation)[-(max_length + 1) : -1]].append(index)
-    answers = [(0.0, False)] * len(pairs)
-    order = sorted(sharing, key=lambda ids: (-len(ids), ids))
-    for start in range(0, len(order), batch_size):
-        keys = order[start : start + batch_size]
-        rows = [(ids, max(len(pairs[index][1]) for index in sharing[ids])) for ids in keys]
-        for ids, logits in zip(keys, _last_logits(model, rows), strict=True):
-            for index in sharing[ids]:
-                answers[index] = _likelihood(logits, pairs[index][1])
-    return answers
-
-
-def _likelihood(logits: "torch.Tensor", continuation: tuple[int, ...]) -> tuple[float, bool]:
-    own = logits[-len(continuation) :]
-    return -_nll(own, continuation), own.argmax(-1).tolist() == list(continuation)
-
-
-def _read_results(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    """The harness's keys are like `acc,none` and `acc_stderr,none`: metric, then filter of the answers."""
-    for task, values in results.items():
-        for key, value in values.items():
-            metric, comma, rule = key.partition(",")
-            if comma and not metric.endswith("_stderr") and isinstance(value, Real):
-                stderr = values.get(f"{metric}_stderr,{rule}")
-                yield Metric(
-                    task,
-                    metric if rule == "none" else key,
-                    float(value),
-                    float(stderr) if isinstance(stderr, Real) else None,
-                )
-
-
-def held_out_metrics(
-    model: "PreTrainedModel",
-    samples: Mapping[str, Sequence[Encoded]],
-    *,
-    device: str,
-    tokens_per_batch: int = 4096,
-) -> list[Metric]:
-    """Loss on held-out samples, over all and by stratum. The model is moved to `device`, in eval mode.
-
-    Over all (`held_out`) `nll_per_token` and `perplexity`, per stratum (`held_out/<name>`) `nll_per_token`,
-    in nats: R = sum(y) / sum(x) over samples with summed NLL y and x response tokens. Standard error of this
-    ratio over the n samples: sqrt(n / (n - 1) * sum((y - R x)^2)) / sum(x); of the perplexity exp(R), by the
-    delta method: exp(R) times that.
-
-    Args:
-        samples: by stratum. All response tokens count; where the prompt is empty, all but the first, which
-            nothing predicts. Strata without a token to predict are left out.
-        tokens_per_batch: padded tokens per forward; a longer sample goes alone.
-
-    Returns:
-        Sorted by task and metric.
-    """
-    flat = [(name, sample) for name, group in samples.items() for sample in group]
-    sums = _summed_nll(_placed(model, device), [sample for _, sample in flat], tokens_per_batch)
-    scored: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
-    for (name, _), (nll, n_tokens) in zip(flat, sums, strict=True):
-        if n_tokens:
-            scored[HELD_OUT].append((nll, n_tokens))
-            scored[f"{HELD_OUT}/{name}"].append((nll, n_tokens))
-    metrics = [Metric(task, "nll_per_token", *_ratio(pairs)) for task, pairs in sorted(scored.items())]
-    return [*metrics[:1], *map(_perplexity, metrics[:1]), *metrics[1:]]
-
-
-def _perplexity(loss: Metric) -> Metric:
-    value = math.exp(loss.value)
-    return Metric(loss.task, "perplexity", value, None if loss.stderr is None else value * loss.stderr)
-
-
-def _ratio(pairs: Sequence[tuple[float, int]]) -> tuple[float, float | None]:
-    """sum(y) / sum(x) and its standard error; see `held_out_metrics`."""
-    n, tokens = len(pairs), sum(x for _, x in pairs)
-    ratio = sum(y for y, _ in pairs) / tokens
-    if n < 2:
-        return ratio, None
-    squares = sum((y - ratio * x) ** 2 for y, x in pairs)
-    return ratio, math.sqrt(n / (n - 1) * squares) / tokens
-
-
-def _summed_nll(model: "PreTrainedModel", samples: Sequence[Encoded], tokens_per_batch: int) -> list[tuple[float, int]]:
-    """Per sample: NLL in nats summed over its response tokens, and how many they are."""
-    inputs = [(sample.prompt_ids + sample.response_ids)[:-1] for sample in samples]
-    targets = [sample.response_ids if sample.prompt_ids else sample.response_ids[1:] for sample in samples]
-    answers = [(0.0, len(wanted)) for wanted in targets]
-    lengths = [len(ids) if wanted else 0 for ids, wanted in zip(inputs, targets, strict=True)]
-    for batch in _batches(lengths, tokens_per_batch):
-        rows = [(inputs[index], len(targets[index])) for index in batch]
-        for index, logits in zip(batch, _last_logits(model, rows), strict=True):
-            answers[index] = (_nll(logits, targets[index]), len(targets[index]))
-    return answers
-
-
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of the positive lengths, longest first, up to `budget` padded tokens (or one) at a time."""
-    kept = [index for index, length in enumerate(lengths) if length]
-    order = sorted(kept, key=lambda index: -lengths[index])
-    start = 0
-    while start < len(order):
-        stop = start + max(1, budget // lengths[order[start]])
-        yield order[start:stop]
-        start = stop
-
-
-def _placed(model: "PreTrainedModel", device: str) -> "PreTrainedModel":
+def placed(model: "PreTrainedModel", device: str) -> "PreTrainedModel":
     any_model: Any = model
     return any_model.to(device).eval()
 
 
-def _last_logits(model: "PreTrainedModel", rows: Sequence[tuple[tuple[int, ...], int]]) -> "tuple[torch.Tensor, ...]":
+def last_logits(model: "PreTrainedModel", rows: Sequence[tuple[tuple[int, ...], int]]) -> "tuple[torch.Tensor, ...]":
     """One forward over token ids, padded right.
 
     Args:
@@ -398,7 +72,7 @@ def _last_logits(model: "PreTrainedModel", rows: Sequence[tuple[tuple[int, ...],
     return logits.split([n for _, n in rows])
 
 
-def _nll(logits: "torch.Tensor", targets: tuple[int, ...]) -> float:
+def nll(logits: "torch.Tensor", targets: tuple[int, ...]) -> float:
     """NLL in nats summed over `targets`, from their logits [targets, vocabulary] of any dtype, in float32."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -407,58 +81,3 @@ def _nll(logits: "torch.Tensor", targets: tuple[int, ...]) -> float:
     parts = zip(logits.split(_LOGIT_ROWS), wanted.split(_LOGIT_ROWS), strict=True)
     losses = [cross_entropy(rows.float(), ids, reduction="none") for rows, ids in parts]
     return torch.cat(losses).double().sum().item()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the log lines and progress bars of the harness and of what it downloads with."""
-    from tqdm import tqdm
-
-    original = tqdm.__init__
-
-    def without_bar(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **{**kwargs, "disable": True})
-
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        tqdm.__init__ = without_bar
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        tqdm.__init__ = original
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _bootstrap_in_process() -> Iterator[None]:
-    """Let the harness bootstrap neither in forks of this process, nor with a line on stdout per metric."""
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        del os.environ["DISABLE_MULTIPROC"]
-        if before is not None:
-            os.environ["DISABLE_MULTIPROC"] = before
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Fixed seeds for what tasks draw; afterwards the caller's generators stand where they stood."""
-    import numpy as np
-    import torch
-
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        random.seed(_SEED)
-        np.random.seed(_SEED)
-        torch.manual_seed(_SEED)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])

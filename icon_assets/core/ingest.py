@@ -195,22 +195,26 @@ def source_digest(source: SourceFile) -> str:
         return digest([error.reason])
 
 
-def ingest(source: SourceFile, max_chars: int) -> Ingested:
-    """Read one source file. A bad row never stops the rest; an unreadable file becomes one quarantined row 0."""
+def ingest(source: SourceFile, max_chars: int, *, unanswered: bool = False) -> Ingested:
+    """Read one source file. A bad row never stops the rest; an unreadable file becomes one quarantined row 0.
+
+    `unanswered`: rows need no response, see `parse_row`.
+    """
     try:
         with _opened(source) as handle:
             status, content = os.fstat(handle.fileno()), stream_digest(handle)
             handle.seek(0)
-            return _ingested(Ingested(content, status.st_size, status.st_mtime_ns), source, handle, max_chars)
+            result = Ingested(content, status.st_size, status.st_mtime_ns)
+            return _ingested(result, source, handle, max_chars, unanswered)
     except Rejected as error:
         return Ingested(digest([error.reason]), quarantine=[_quarantined(Row(0, error), error)])
 
 
-def _ingested(result: Ingested, source: SourceFile, handle: BinaryIO, max_chars: int) -> Ingested:
+def _ingested(result: Ingested, source: SourceFile, handle: BinaryIO, max_chars: int, unanswered: bool) -> Ingested:
     limit = row_limit(max_chars)
     try:
         for row in read_rows(handle, PurePath(source.file).suffix.lower(), limit):
-            _take(result, row, max_chars, limit)
+            _take(result, row, max_chars, limit, unanswered)
     except Rejected as error:
         result.quarantine.append(_quarantined(Row(0, error), error))
     if not result.samples and not result.quarantine:
@@ -218,11 +222,11 @@ def _ingested(result: Ingested, source: SourceFile, handle: BinaryIO, max_chars:
     return result
 
 
-def _take(result: Ingested, row: Row, max_chars: int, limit: int) -> None:
+def _take(result: Ingested, row: Row, max_chars: int, limit: int, unanswered: bool) -> None:
     try:
         if isinstance(row.value, Rejected):
             raise row.value
-        sample, fields = parse_row(row.value, max_chars)
+        sample, fields = parse_row(row.value, max_chars, unanswered=unanswered)
         result.samples.append(Located(row.number, sample, _metadata(fields, limit) if fields else None))
     except Rejected as error:
         result.quarantine.append(_quarantined(row, error))

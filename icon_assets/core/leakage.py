@@ -9,11 +9,11 @@ from typing import Any
 
 from icon_assets.core.digests import file_digest
 from icon_assets.core.encoding import sample_of
-from icon_assets.core.evaluation import read_choice_items
 from icon_assets.core.ingest import SourceFile, ingest
 from icon_assets.core.probes import Candidate, Index, Reference
 from icon_assets.core.recipes import evaluation_files
 from icon_assets.core.samples import Sample
+from icon_assets.core.tasks import read_choice_items
 from icon_assets.settings import Workspace
 
 

@@ -21,7 +21,7 @@ import polars as pl
 
 from icon_assets.core.digests import directory_digest, lines_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.evaluation import HELD_OUT
+from icon_assets.core.evaluation import HELD_OUT, NLL, PERPLEXITY
 from icon_assets.core.finetuning import load_fine_tuned
 from icon_assets.core.language_model import files_unchanged, read_record
 from icon_assets.core.leakage import evaluation_index, evaluation_references, pool_references, probe_index
@@ -208,9 +208,11 @@ _TABLES = {
     "selected_subset": ("selections",),
     "selection_trust": ("trust_figures",),
     "checkpoint": ("checkpoints", "checkpoint_samples", "loss_curves"),
-    "base_eval": ("eval_results",),
-    "eval_results": ("eval_results",),
-    "leaderboard": ("ledger",),
+    "base_eval": ("eval_results", "eval_items"),
+    "eval_results": ("eval_results", "eval_items"),
+    "answers": ("answers",),
+    "pairwise_results": ("judgements", "pairwise_results"),
+    "leaderboard": ("leaderboard_differences", "ledger"),
 }  # fmt: skip
 
 
@@ -684,6 +686,102 @@ def every_task_is_measured(subject: Subject) -> Finding:
         FROM (SELECT unnest($tasks::VARCHAR[]) AS task)
         """,
         "tasks have no result", tasks=tasks, **_measured(subject),
+    )  # fmt: skip
+
+
+@rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
+def metrics_are_made_of_their_items(subject: Subject) -> Finding:
+    """Accuracies of local tasks and the held-out loss are the mean of stored items, each there once; so is every other metric
+    that has items. Differences between arms are judged by these items: with others, verdict and leaderboard would not agree.
+    """
+    tasks = [task.name for task in subject.workspace.settings.evaluation.multiple_choice]
+    return subject.find(
+        """
+        WITH made AS (
+            SELECT task, metric, sum(value) / sum(weight) AS mean, count(*) = count(DISTINCT item) AS once
+            FROM delta.eval_items WHERE checkpoint_id = $checkpoint GROUP BY task, metric
+        ), due AS (
+            SELECT task, metric, value, metric = $nll OR list_contains($tasks::VARCHAR[], task) AS has_items
+            FROM delta.eval_results WHERE checkpoint_id = $checkpoint AND metric <> $perplexity
+        )
+        SELECT task || ' ' || metric AS id, NOT (once AND abs(mean - value) <= 1e-9 * greatest(1, abs(value))) AS wrong
+        FROM made FULL JOIN due USING (task, metric) WHERE has_items OR once IS NOT NULL
+        """,
+        "metrics are not the mean of their items", nll=NLL, perplexity=PERPLEXITY, tasks=tasks, **_measured(subject),
+    )  # fmt: skip
+
+
+@rule("answers", blocking=True, mend=REMAKE)
+def answers_stand_once(subject: Subject) -> Finding:
+    """A checkpoint has one answer per prompt. A doubled one would be judged twice and weigh twice in the win rate."""
+    return subject.doubled("answers", "prompt_set, prompt_id", "checkpoint_id = $checkpoint", **_measured(subject))
+
+
+@rule("answers", blocking=True, mend=REMAKE)
+def every_prompt_is_answered(subject: Subject) -> Finding:
+    """There are as many answers as the record says, all under the settings of the record. A half-answered set would be compared
+    on the prompts that came first.
+    """
+    return subject.find(
+        """
+        SELECT $checkpoint AS id, count(*) <> $due OR count(*) FILTER (answer IS NULL OR answer_key IS DISTINCT FROM $key) > 0 AS wrong
+        FROM delta.answers WHERE checkpoint_id = $checkpoint
+        """,
+        "checkpoints lack answers, or have some under other settings",
+        due=subject.made.summary["answers"], key=subject.made.summary["answer_key"], **_measured(subject),
+    )  # fmt: skip
+
+
+@rule(
+    "pairwise_results", blocking=True, mend="rows are added one by one, so something else wrote them: restore the store"
+)
+def judgements_stand_once(subject: Subject) -> Finding:
+    """The judge was asked once about two answers in one order. A doubled judgement would decide whether both orders agree."""
+    keys = "other_id, prompt_set, prompt_id, swapped, question"
+    return subject.doubled("judgements", keys, "checkpoint_id = $checkpoint", **_measured(subject))
+
+
+@rule("pairwise_results", blocking=True, mend=REMAKE)
+def win_rates_add_up(subject: Subject) -> Finding:
+    """Every prompt set has one row, in which each pair of answers is a win, a tie, a loss or unreadable, and the win rate is a
+    finite number inside its interval.
+    """
+    return subject.find(
+        """
+        SELECT prompt_set AS id, count(*) OVER (PARTITION BY prompt_set) > 1 OR n <> wins + ties + losses
+            OR n + unreadable <> pairs OR n > 0 AND NOT (low BETWEEN 0 AND win_rate AND high BETWEEN win_rate AND 1) AS wrong
+        FROM (SELECT unnest($sets::STRUCT(prompt_set VARCHAR, pairs BIGINT)[], recursive := true))
+        LEFT JOIN (FROM delta.pairwise_results WHERE checkpoint_id = $checkpoint) USING (prompt_set)
+        """,
+        "prompt sets lack a sound result", sets=subject.made.summary["sets"], **_measured(subject),
+    )  # fmt: skip
+
+
+@rule("leaderboard", blocking=True, mend=REMAKE)
+def differences_stand_once(subject: Subject) -> Finding:
+    """Two arms have one difference per task and metric, and as many as the record says. A doubled one would be told twice, and
+    perhaps differently.
+    """
+    keys = "arm, against, task, metric"
+    finding = subject.doubled("leaderboard_differences", keys, "true")
+    missing = abs(subject.made.summary["comparisons"] - finding.looked_at)
+    return (
+        finding
+        if finding.wrong or not missing
+        else _finding(finding.looked_at, missing, "rows too few or too many", ())
+    )
+
+
+@rule("leaderboard", blocking=True, mend="look at eval_items of these arms for what is not finite")
+def differences_are_finite(subject: Subject) -> Finding:
+    """Every difference lies inside its interval, and all three are finite numbers. NaN would read as no difference."""
+    return subject.find(
+        """
+        SELECT concat_ws(' ', arm, against, task, metric) AS id,
+            NOT (isfinite(low) AND isfinite(high) AND difference BETWEEN low AND high) AS wrong
+        FROM delta.leaderboard_differences
+        """,
+        "differences are not finite or outside of their interval",
     )  # fmt: skip
 
 

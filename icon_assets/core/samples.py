@@ -72,14 +72,19 @@ class Sample:
         return canonical_json([[turn.role, turn.content] for turn in self.turns]) if self.turns else None
 
 
-def parse_row(row: Any, max_chars: int) -> tuple[Sample, dict[str, Any]]:
+def parse_row(row: Any, max_chars: int, *, unanswered: bool = False) -> tuple[Sample, dict[str, Any]]:
     """Turn one decoded row into a sample and the fields that were not part of it.
+
+    Args:
+        unanswered: only the prompt is wanted; where the row has no response, a dash stands for it.
 
     Raises:
         Rejected: reasons `wrong_type`, `missing_field`, `empty_prompt`, `empty_response`, `over_limit`, and those of `clean`.
     """
     if not isinstance(row, Mapping):
         raise Rejected("wrong_type", f"a row must be an object with fields, not {type(row).__name__}")
+    if unanswered:
+        row = _with_response(row)
     if row.get("messages") is not None:
         sample, used = _from_messages(row["messages"]), {"messages"}
     elif row.get("instruction") is not None:
@@ -93,6 +98,15 @@ def parse_row(row: Any, max_chars: int) -> tuple[Sample, dict[str, Any]]:
     if sample.n_chars > max_chars:
         raise Rejected("over_limit", f"{sample.n_chars} characters; pool.max_chars is {max_chars}")
     return sample, {key: value for key, value in row.items() if key not in used and value is not None}
+
+
+def _with_response(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    messages = row.get("messages")
+    if isinstance(messages, list) and messages and isinstance(messages[-1], Mapping):
+        is_open = messages[-1].get("role") != "assistant"
+        return {**row, "messages": [*messages, {"role": "assistant", "content": "-"}]} if is_open else row
+    keys = RESPONSE_KEYS if row.get("instruction") is None else ALPACA_RESPONSE_KEYS
+    return row if any(row.get(key) for key in keys) else {**row, keys[0]: "-"}
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> tuple[Sample, set[str]]:

@@ -232,9 +232,11 @@ def has_score(name: str) -> bool:
     return bool(_ARMS[name].control or _ARMS[name].tables)
 
 
-def owes_scoring(name: str) -> bool:
-    """Whether the arm ranks by contributions, measured or predicted, so that it owes what scoring cost."""
-    return _ARMS[name].control is not None or "predicted_scores" in _ARMS[name].tables
+def work_owed(name: str) -> list[str]:
+    """The kinds of work in `scoring_costs` that the arm ranks by, and so owes; measured or predicted, contributions cost scoring."""
+    owner = _ARMS[name]
+    scored = owner.control is not None or "predicted_scores" in owner.tables
+    return [*(["pairs", "controls"] if scored else []), *(["features"] if owner.tables else [])]
 
 
 def rank(name: str, pool: Candidates) -> pl.DataFrame:

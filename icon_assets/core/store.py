@@ -43,6 +43,9 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
     "checkpoint_samples": ("checkpoint_id",),
     "loss_curves": ("checkpoint_id",),
     "eval_results": ("checkpoint_id",),
+    "eval_items": ("checkpoint_id",),
+    "answers": ("checkpoint_id",),
+    "pairwise_results": ("checkpoint_id",),
 }
 # Of Delta, in the words of schema.sql.
 _SQL_TYPES = {

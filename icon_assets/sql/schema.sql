@@ -100,7 +100,7 @@ COMMENT ON COLUMN trust_figures.detail IS 'What the figure is to be read against
 
 CREATE TABLE checkpoints (
     checkpoint_id VARCHAR, arm VARCHAR, seed BIGINT, subset_id VARCHAR, model_digest VARCHAR, path VARCHAR, digest VARCHAR,
-    n_samples BIGINT, n_tokens BIGINT, n_response_tokens BIGINT, n_steps BIGINT, seconds DOUBLE, final_loss DOUBLE,
+    n_samples BIGINT, n_tokens BIGINT, n_response_tokens BIGINT, n_steps BIGINT, seconds DOUBLE, final_loss DOUBLE, flops BIGINT,
     settings VARCHAR, created_at TIMESTAMPTZ
 );
 COMMENT ON TABLE checkpoints IS 'Fine-tuned checkpoints; path is relative to the workspace. Tokens count every epoch.';
@@ -117,6 +117,50 @@ CREATE TABLE eval_results (
     checkpoint_id VARCHAR, arm VARCHAR, seed BIGINT, task VARCHAR, metric VARCHAR, value DOUBLE, stderr DOUBLE
 );
 COMMENT ON TABLE eval_results IS 'One metric of one task for one checkpoint; arm base is the model before fine-tuning.';
+
+CREATE TABLE eval_items (checkpoint_id VARCHAR, task VARCHAR, metric VARCHAR, item BIGINT, value DOUBLE, weight DOUBLE);
+COMMENT ON TABLE eval_items IS 'What a metric of a checkpoint is made of: it is sum(value) / sum(weight) over these items.';
+COMMENT ON COLUMN eval_items.item IS 'Row of the held-out file, from 1; of a task its item''s number, from 0.';
+COMMENT ON COLUMN eval_items.value IS 'acc, acc_norm: 0 or 1. nll_per_token: NLL in nats, summed over weight response tokens.';
+
+CREATE TABLE leaderboard_differences (
+    arm VARCHAR, against VARCHAR, task VARCHAR, metric VARCHAR, difference DOUBLE, low DOUBLE, high DOUBLE, n_seeds BIGINT, verdict VARCHAR,
+    n_items BIGINT, p_value DOUBLE, n_comparisons BIGINT
+);
+COMMENT ON TABLE leaderboard_differences IS 'Each arm against the arms that it must beat: difference of the means over seeds, with a bootstrap interval over items and seeds.';
+COMMENT ON COLUMN leaderboard_differences.task IS 'mean: the mean over all tasks that have this metric by item, each weighing the same.';
+COMMENT ON COLUMN leaderboard_differences.difference IS 'arm minus against, in the unit of the metric. Of nll_per_token and perplexity less is better.';
+COMMENT ON COLUMN leaderboard_differences.low IS 'Lower end of the interval of this comparison alone, at evaluation.confidence.';
+COMMENT ON COLUMN leaderboard_differences.n_seeds IS 'Seeds that both arms have. With one the interval knows nothing of how much another seed would change.';
+COMMENT ON COLUMN leaderboard_differences.verdict IS 'better, worse, not distinguishable: by p_value after Holm''s correction for n_comparisons.';
+COMMENT ON COLUMN leaderboard_differences.n_comparisons IS 'Comparisons with the same against and metric, over arms and tasks, that the verdict is corrected for.';
+
+CREATE TABLE answers (
+    checkpoint_id VARCHAR, arm VARCHAR, seed BIGINT, prompt_set VARCHAR, prompt_id VARCHAR, prompt VARCHAR, answer VARCHAR, n_tokens BIGINT,
+    finished BOOLEAN, answer_key VARCHAR
+);
+COMMENT ON TABLE answers IS 'What a checkpoint answers to the prompts of evaluation.pairwise: greedy, so always the same.';
+COMMENT ON COLUMN answers.prompt_id IS 'Digest of the prompt, as sample_id is of a sample.';
+COMMENT ON COLUMN answers.finished IS 'Whether the model ended the answer itself, before max_new_tokens.';
+COMMENT ON COLUMN answers.answer_key IS 'Digest of the settings it was generated under.';
+
+CREATE TABLE judgements (
+    checkpoint_id VARCHAR, other_id VARCHAR, prompt_set VARCHAR, prompt_id VARCHAR, swapped BOOLEAN, verdict VARCHAR, judge VARCHAR,
+    detail VARCHAR, created_at TIMESTAMPTZ, question VARCHAR
+);
+COMMENT ON TABLE judgements IS 'What the judge said of two answers to one prompt, once in each order. Appended one by one: nothing is asked twice.';
+COMMENT ON COLUMN judgements.swapped IS 'false: the answer of checkpoint_id was shown first, as A; true: that of other_id.';
+COMMENT ON COLUMN judgements.verdict IS 'A, B, tie; unreadable: the judge never answered in the form it was asked for.';
+COMMENT ON COLUMN judgements.detail IS 'The end of the judge''s reply.';
+COMMENT ON COLUMN judgements.question IS 'Digest of all that the judge was shown, and of who it is.';
+
+CREATE TABLE pairwise_results (
+    checkpoint_id VARCHAR, other_id VARCHAR, arm VARCHAR, against VARCHAR, seed BIGINT, prompt_set VARCHAR, n BIGINT, wins BIGINT, ties BIGINT,
+    losses BIGINT, win_rate DOUBLE, low DOUBLE, high DOUBLE, unreadable BIGINT, judge VARCHAR
+);
+COMMENT ON TABLE pairwise_results IS 'Answers of an arm against those of another arm, same seed, by a judge: a win or a loss only where both orders agree, else a tie.';
+COMMENT ON COLUMN pairwise_results.win_rate IS '(wins + ties / 2) / n, with Wilson''s interval at evaluation.confidence.';
+COMMENT ON COLUMN pairwise_results.unreadable IS 'Pairs, not among n, of which the judge gave no readable verdict.';
 
 CREATE TABLE ledger (
     event_id VARCHAR, created_at TIMESTAMPTZ, asset VARCHAR, "partition" VARCHAR, digest VARCHAR, fingerprint VARCHAR,

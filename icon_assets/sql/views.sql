@@ -46,6 +46,14 @@ SELECT *, row_number() OVER (PARTITION BY arm, seed ORDER BY created_at DESC) = 
 CREATE VIEW checkpoint_samples AS SELECT * FROM delta.checkpoint_samples;
 CREATE VIEW loss_curves AS SELECT * FROM delta.loss_curves;
 CREATE VIEW eval_results AS SELECT checkpoint_id, arm, seed, task, metric, value, stderr FROM delta.eval_results;
+CREATE VIEW eval_items AS SELECT * FROM delta.eval_items;
+CREATE VIEW leaderboard_differences AS SELECT * FROM delta.leaderboard_differences;
+CREATE VIEW answers AS SELECT * FROM delta.answers;
+CREATE VIEW judgements AS SELECT * FROM delta.judgements;
+CREATE VIEW pairwise_results AS
+SELECT * FROM delta.pairwise_results
+WHERE checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
+    AND other_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current);
 CREATE VIEW ledger AS SELECT * FROM delta.ledger;
 
 CREATE VIEW current_scores AS
@@ -56,22 +64,41 @@ FROM sample_scores c
 JOIN score_keys k ON k.score_key = c.score_key AND k.is_current
 JOIN samples s ON s.sample_id = c.sample_id AND NOT s.is_duplicate;
 
-CREATE VIEW leaderboard AS
-WITH scoring AS (
-    SELECT "partition" AS arm, (summary->>'scoring_tokens')::BIGINT AS scoring_tokens,
-        (summary->>'scoring_seconds')::DOUBLE AS scoring_seconds
+-- Which metrics count: of the newest checkpoint of each arm and seed, and of the base model as it is now.
+CREATE VIEW current_results AS
+SELECT * FROM eval_results
+WHERE checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
+    OR checkpoint_id = 'base-' || (SELECT max_by(model_digest, prepared_at) FROM delta.models);
+
+-- Which work of scoring an arm owes is in the record of its subset; what that work has cost grows with every run.
+CREATE VIEW arm_scoring_costs AS
+WITH owed AS (
+    SELECT "partition" AS arm, coalesce((summary->'owes')::VARCHAR[],
+        CASE WHEN (summary->>'scoring_tokens')::BIGINT > 0 THEN ['pairs', 'controls'] ELSE [] END) AS kinds
     FROM delta.ledger WHERE asset = 'selected_subset'
     QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC) = 1
+), spent AS (
+    SELECT "work", sum(tokens) AS tokens, sum(flops) AS flops, sum(seconds) AS seconds
+    FROM delta.scoring_costs SEMI JOIN (FROM score_keys WHERE is_current) USING (score_key) GROUP BY "work"
+)
+SELECT arm, coalesce(sum(tokens), 0)::BIGINT AS scoring_tokens, coalesce(sum(seconds), 0.0) AS scoring_seconds,
+    coalesce(sum(flops), 0)::DOUBLE AS scoring_flops
+FROM owed LEFT JOIN spent ON list_contains(kinds, "work") GROUP BY arm;
+
+CREATE VIEW leaderboard AS
+WITH training AS (
+    SELECT checkpoint_id, n_samples, n_tokens, seconds, coalesce(c.flops, 6.0 * m.n_parameters * n_tokens) AS flops
+    FROM checkpoints c
+    LEFT JOIN (SELECT model_digest, max(n_parameters) AS n_parameters FROM delta.models GROUP BY model_digest) m USING (model_digest)
 )
 SELECT r.arm, r.task, r.metric, avg(r.value) AS mean, stddev_samp(r.value) AS sd_over_seeds, count(*) AS n_seeds,
-    avg(r.stderr) AS mean_stderr, max(c.n_samples) AS n_samples, avg(c.n_tokens)::BIGINT AS training_tokens,
-    round(avg(c.seconds), 1) AS training_seconds, max(s.scoring_tokens) AS scoring_tokens,
-    max(s.scoring_seconds) AS scoring_seconds
-FROM eval_results r
-LEFT JOIN checkpoints c USING (checkpoint_id)
-LEFT JOIN scoring s ON s.arm = r.arm
-WHERE c.is_current
-    OR r.checkpoint_id = 'base-' || (SELECT max_by(model_digest, prepared_at) FROM delta.models)
+    avg(r.stderr) AS mean_stderr, max(t.n_samples) AS n_samples, avg(t.n_tokens)::BIGINT AS training_tokens,
+    round(avg(t.seconds), 1) AS training_seconds, max(s.scoring_tokens) AS scoring_tokens,
+    round(max(s.scoring_seconds), 1) AS scoring_seconds, max(s.scoring_flops) AS scoring_flops,
+    avg(t.flops) AS training_flops, coalesce(max(s.scoring_flops), 0) + coalesce(avg(t.flops), 0) AS total_flops
+FROM current_results r
+LEFT JOIN training t USING (checkpoint_id)
+LEFT JOIN arm_scoring_costs s ON s.arm = r.arm
 GROUP BY r.arm, r.task, r.metric;
 
 -- From a checkpoint to the source lines it was trained on, and back; also when the source file is gone from the pool.
@@ -86,5 +113,10 @@ COMMENT ON VIEW removed_shards IS 'Source files that were deleted from the pool.
 COMMENT ON VIEW removed_samples IS 'The samples of source files that were deleted from the pool, kept for audits.';
 COMMENT ON VIEW probes IS 'The current probe set: one row per selected probe.';
 COMMENT ON VIEW current_scores IS 'Scores under the newest score_key with rank, source line and text of each sample.';
-COMMENT ON VIEW leaderboard IS 'Arms compared: mean over seeds of each metric, its spread, and what training the arm cost.';
+COMMENT ON VIEW leaderboard IS 'Arms compared: mean over seeds of each metric, its spread, and what the arm cost: scoring, and training one seed.';
+COMMENT ON COLUMN leaderboard.scoring_flops IS 'Of all the scoring that the arm had to wait for, under the current score_key; 0 for arms that need none.';
+COMMENT ON COLUMN leaderboard.training_flops IS 'Mean over seeds; where training did not count them, 6 per parameter and token.';
+COMMENT ON COLUMN leaderboard.total_flops IS 'Scoring and training of one seed.';
+COMMENT ON VIEW current_results IS 'The metrics that count on the leaderboard: of the newest checkpoints, and of the base model as it is now.';
+COMMENT ON VIEW arm_scoring_costs IS 'What scoring has cost the arms that need it, under the current score_key.';
 COMMENT ON VIEW training_lineage IS 'Every source line each checkpoint was trained on, with its rank and score.';

@@ -18,10 +18,10 @@ from icon_assets.core.selection import (
     check_arms,
     controls_needed,
     made_with,
-    owes_scoring,
     rank,
     select,
     tables_needed,
+    work_owed,
 )
 from icon_assets.core.similarity import Embeddings
 from icon_assets.core.store import Store
@@ -293,6 +293,6 @@ def test_an_arm_says_what_it_needs_and_what_it_is_made_with() -> None:
     assert made_with("icon", of("icon", length_strata=9)) == {"fraction": 0.15}, "what it does not use does not count"
     assert made_with("icon_stratified", settings) == {"fraction": 0.15, "diversity": 0.9, "length_strata": 7}
     assert made_with("length_matched", settings)["reference"] == "icon_peers"
-    assert {arm for arm in RANKING if owes_scoring(arm)} == {
-        "icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest",
-    }  # fmt: skip
+    scored = {"icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest"}
+    assert {arm for arm in RANKING if "pairs" in work_owed(arm)} == scored
+    assert {arm for arm in RANKING if "features" in work_owed(arm)} == {"rds", "perplexity", "ifd", "icon_selector"}

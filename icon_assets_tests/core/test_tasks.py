@@ -1,4 +1,4 @@
-"""Evaluation on tiny random models: the harness really runs; figures are checked against plain sums."""
+"""Tasks on tiny random models: the harness really runs; figures are checked against plain sums."""
 
 import io
 import json
@@ -13,16 +13,10 @@ from pathlib import Path
 import pytest
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.evaluation import (
-    ChoiceItem,
-    Metric,
-    choice_metrics,
-    held_out_metrics,
-    read_choice_items,
-)
-from icon_assets.core.tokens import Encoded
+from icon_assets.core.evaluation import Item, Metric
+from icon_assets.core.tasks import ChoiceItem, choice_metrics, read_choice_items
+from icon_assets_tests.core.plain import VOCABULARY, make_model, plain_nll
 
-VOCABULARY = 256
 ITEMS = [
     ChoiceItem("What is wet?", ("water", "a dry stone", "sand"), 0),
     ChoiceItem("Question: Which letter?\nChoices:\nA. one\nB. two\nAnswer:", ("A", "B"), 1),
@@ -30,27 +24,6 @@ ITEMS = [
     ChoiceItem("12", ("[1, 2]", "34", "None"), 2),
     ChoiceItem("Was it {{ query }}?", ("{% if %}", "yes"), 1),
 ]
-
-
-def make_model(tied=True, seed=0):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=tied,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture
@@ -66,26 +39,6 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
 
 
-def plain_nll(model, prompt, response):
-    """One sequence, one token at a time, in float64: what every batched figure must equal."""
-    import torch
-
-    ids = [*prompt, *response]
-    with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0].double()
-    first = max(len(prompt), 1)
-    return [-logits[i - 1].log_softmax(-1)[ids[i]].item() for i in range(first, len(ids))]
-
-
-def random_samples(count, seed, longest=60):
-    rng = random.Random(seed)
-
-    def ids(low):
-        return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(low, longest)))
-
-    return [Encoded(ids(1), ids(1)) for _ in range(count)]
-
-
 def plain_choice(model, tokenizer, item):
     """Index of the likeliest choice: summed, and per character."""
     prompt = tokenizer(item.prompt).input_ids
@@ -97,10 +50,6 @@ def plain_choice(model, tokenizer, item):
 def write_rows(path: Path, *rows) -> Path:
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", "utf-8")
     return path
-
-
-def by_name(metrics: list[Metric]) -> dict[tuple[str, str], Metric]:
-    return {(metric.task, metric.metric): metric for metric in metrics}
 
 
 # Reading items
@@ -199,6 +148,7 @@ def test_accuracies_equal_a_plain_count_of_the_likeliest_choices(tokenizer, tied
         metric = metrics[column]
         assert (metric.task, metric.metric) == ("mine", name)
         assert (metric.value, metric.stderr) == pytest.approx((mean, stderr))
+        assert metric.items == tuple(Item(number, value) for number, value in enumerate(right))
     assert len(metrics) == 2
 
 
@@ -206,7 +156,7 @@ def test_log_likelihoods_equal_those_of_the_harness_itself(tokenizer):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from icon_assets.core.evaluation import _harness_model
+    from icon_assets.core.tasks import _harness_model
 
     model = make_model()
     texts = [(item.prompt, f" {choice}") for item in ITEMS for choice in item.choices]
@@ -243,20 +193,20 @@ def test_a_changed_item_changes_the_result_under_the_same_task_name(tokenizer):
     for gold, expected in ((best, 1.0), ((best + 1) % 3, 0.0)):
         items = [ChoiceItem(item.query, item.choices, gold)]
         metrics = choice_metrics(model, tokenizer, {"same": items}, limit=None, batch_size=4, device="cpu")
-        assert metrics[0] == Metric("same", "acc", expected, None)
+        assert metrics[0] == Metric("same", "acc", expected, None, (Item(0, expected),))
 
 
 def test_special_tokens_written_in_items_are_plain_text_and_cost_no_bos(tokenizer, monkeypatch):
     from tokenizers import processors
 
-    from icon_assets.core import evaluation
+    from icon_assets.core import tasks
 
     tokenizer.bos_token = "<eos>"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "<eos> $A", special_tokens=[("<eos>", 0)]
     )
-    seen, real = [], evaluation._log_likelihoods
-    monkeypatch.setattr(evaluation, "_log_likelihoods", lambda *given: (seen.extend(given[1]), real(*given))[1])
+    seen, real = [], tasks._log_likelihoods
+    monkeypatch.setattr(tasks, "_log_likelihoods", lambda *given: (seen.extend(given[1]), real(*given))[1])
     items = [ChoiceItem("<eos>Stop<eos>,", ("a<eos>", "<eos>b"), 0)]
     choice_metrics(make_model(), tokenizer, {"t": items}, limit=None, batch_size=4, device="cpu")
     assert [(context[0], context.count(0), continuation.count(0)) for context, continuation in seen] == [(0, 1, 0)] * 2
@@ -333,7 +283,7 @@ class Unsafe:
     ],
 )
 def test_a_harness_task_that_can_not_run_is_named_with_the_mend(name, answer, fault):
-    from icon_assets.core.evaluation import _load_tasks
+    from icon_assets.core.tasks import _load_tasks
 
     with pytest.raises(IconError, match=fault) as caught:
         _load_tasks(Manager(answer), {"mine": ITEMS}, [name])
@@ -341,7 +291,7 @@ def test_a_harness_task_that_can_not_run_is_named_with_the_mend(name, answer, fa
 
 
 def test_results_of_the_harness_keep_filters_other_than_none():
-    from icon_assets.core.evaluation import _read_results
+    from icon_assets.core.tasks import _read_results
 
     values = {
         "alias": "t",
@@ -352,114 +302,53 @@ def test_results_of_the_harness_keep_filters_other_than_none():
         "f1_stderr,none": "N/A",
         "note,none": "text",
     }
-    assert list(_read_results({"t": values})) == [
+    results = {"results": {"t": values}, "higher_is_better": {}, "samples": {}}
+    assert list(_read_results(results)) == [
         Metric("t", "exact_match,strict", 0.5, 0.1),
         Metric("t", "f1", 0.25, None),
     ]
 
 
+@pytest.mark.parametrize(
+    ("values", "mean", "higher", "kept"),
+    [
+        ([1, 0, 1, 0], 0.5, True, True),
+        ([True, False, True, False], 0.5, True, True),
+        ([1.0, 0.0, 1.0, 0.0], 0.4, True, False),
+        ([(1, 2), (0, 2), (1, 2), (0, 2)], 0.5, True, False),
+        ([1, 0, 1, 0], 0.5, False, False),
+        ([1, 0, 1, 0], 0.5, None, False),
+    ],
+)
+def test_a_metric_of_the_harness_has_items_where_it_is_their_mean_and_more_is_better(values, mean, higher, kept):
+    from icon_assets.core.tasks import _read_results
+
+    samples = [{"doc_id": n, "filter": "strict", "f1": value} for n, value in enumerate(values)]
+    samples += [{"doc_id": n, "filter": "loose", "f1": 9.0} for n in range(4)]
+    results = {
+        "results": {"t": {"f1,strict": mean}},
+        "higher_is_better": {"t": {"f1": higher}},
+        "samples": {"t": samples},
+    }
+    (metric,) = _read_results(results)
+    assert metric.metric == "f1,strict"
+    assert metric.items == (tuple(Item(n, float(value)) for n, value in enumerate(values)) if kept else ())
+
+
 def test_importing_the_module_loads_no_heavy_library(tmp_path):
     code = (
-        "import sys, icon_assets.core.evaluation;"
+        "import sys, icon_assets.core.tasks;"
         "print(sorted({'torch', 'lm_eval', 'datasets', 'transformers', 'dagster'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.strip() == "[]"
 
 
-# Held-out loss
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("tokens_per_batch", [1, 150, 4096])
-def test_held_out_loss_equals_one_sample_at_a_time(tied, tokens_per_batch):
-    model = make_model(tied)
-    groups = {"qa": random_samples(13, 1), "code": random_samples(8, 2)}
-    metrics = by_name(held_out_metrics(model, groups, device="cpu", tokens_per_batch=tokens_per_batch))
-    losses = {
-        name: [plain_nll(model, s.prompt_ids, s.response_ids) for s in samples] for name, samples in groups.items()
-    }
-    every = [*losses["qa"], *losses["code"]]
-    for task, parts in (
-        ("held_out", every),
-        ("held_out/qa", losses["qa"]),
-        ("held_out/code", losses["code"]),
-    ):
-        tokens = [nll for part in parts for nll in part]
-        assert metrics[task, "nll_per_token"].value == pytest.approx(sum(tokens) / len(tokens), abs=1e-4)
-
-
-def test_each_sample_alone_equals_the_plain_loss_per_token():
-    model = make_model()
-    samples = random_samples(20, 3)
-    metrics = by_name(held_out_metrics(model, {str(i): [s] for i, s in enumerate(samples)}, device="cpu"))
-    for i, sample in enumerate(samples):
-        plain = plain_nll(model, sample.prompt_ids, sample.response_ids)
-        metric = metrics[f"held_out/{i}", "nll_per_token"]
-        assert metric.value == pytest.approx(sum(plain) / len(plain), abs=1e-4)
-        assert metric.stderr is None
-
-
-def test_standard_errors_are_those_of_a_ratio_and_of_its_exponential():
-    model = make_model()
-    samples = random_samples(30, 4)
-    loss, perplexity, _ = held_out_metrics(model, {"qa": samples}, device="cpu")
-    pairs = [(sum(part), len(part)) for part in (plain_nll(model, s.prompt_ids, s.response_ids) for s in samples)]
-    total = sum(x for _, x in pairs)
-    ratio = sum(y for y, _ in pairs) / total
-    stderr = math.sqrt(30 / 29 * sum((y - ratio * x) ** 2 for y, x in pairs)) / total
-    assert (loss.value, loss.stderr) == pytest.approx((ratio, stderr), rel=1e-4)
-    expected = (math.exp(ratio), math.exp(ratio) * stderr)
-    assert (perplexity.value, perplexity.stderr) == pytest.approx(expected, rel=1e-3)
-
-
-def test_metrics_are_sorted_and_only_the_whole_has_a_perplexity():
-    groups = {"b": random_samples(2, 5), "a": random_samples(2, 6)}
-    metrics = held_out_metrics(make_model(), groups, device="cpu")
-    names = [(m.task, m.metric) for m in metrics]
-    assert names == [
-        ("held_out", "nll_per_token"),
-        ("held_out", "perplexity"),
-        ("held_out/a", "nll_per_token"),
-        ("held_out/b", "nll_per_token"),
-    ]
-    assert names == sorted(names)
-
-
-def test_without_a_prompt_the_first_token_is_left_out():
-    model = make_model()
-    samples = [Encoded((), (5, 6, 7)), Encoded((), (9,)), Encoded((3,), (4,))]
-    metric = held_out_metrics(model, {"s": samples}, device="cpu")[0]
-    plain = plain_nll(model, (), (5, 6, 7)) + plain_nll(model, (3,), (4,))
-    assert len(plain) == 3
-    assert metric.value == pytest.approx(sum(plain) / 3, abs=1e-4)
-
-
-def test_nothing_to_predict_gives_no_metrics():
-    assert held_out_metrics(make_model(), {}, device="cpu") == []
-    assert held_out_metrics(make_model(), {"s": [Encoded((), (9,))]}, device="cpu") == []
-
-
-def test_a_model_in_training_mode_is_evaluated_without_dropout():
-    from peft import LoraConfig, get_peft_model
-
-    model = make_model()
-    plain = held_out_metrics(model, {"s": random_samples(5, 7)}, device="cpu")
-    config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, config).train()
-    with_adapter = held_out_metrics(adapted, {"s": random_samples(5, 7)}, device="cpu")  # pyright: ignore
-    # A fresh adapter changes nothing.
-    assert [m.value for m in with_adapter] == pytest.approx([m.value for m in plain], abs=1e-5)
-
-
 @pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="needs CUDA")
 def test_figures_on_cuda_equal_those_on_the_cpu(tokenizer):
-    model, groups = make_model(), {"s": random_samples(9, 8)}
+    model = make_model()
     figures = [
-        [
-            *held_out_metrics(model, groups, device=device),
-            *choice_metrics(model, tokenizer, {"t": ITEMS}, limit=None, batch_size=4, device=device),
-        ]
+        choice_metrics(model, tokenizer, {"t": ITEMS}, limit=None, batch_size=4, device=device)
         for device in ("cpu", "cuda")
     ]
     for cpu, cuda in zip(*figures, strict=True):

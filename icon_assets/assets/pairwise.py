@@ -1,0 +1,199 @@
+"""Group `evaluation`, where the settings ask for it: what checkpoints answer to prompts, and whose answers a judge prefers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
+from icon_assets.assets.training import arm_and_seed
+from icon_assets.core.digests import file_digest, frame_digest
+from icon_assets.core.errors import IconError
+from icon_assets.core.finetuning import load_fine_tuned
+from icon_assets.core.generation import greedy_answers
+from icon_assets.core.judge import Judge
+from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.pairwise import (
+    Result,
+    answer_key,
+    judge_missing,
+    pairs_of,
+    prompt_text,
+    read_prompts,
+    results,
+    wilson,
+)
+from icon_assets.core.quality import files_are_as_recorded, refuse
+from icon_assets.core.samples import Sample
+from icon_assets.core.store import Store
+from icon_assets.metadata import OWNERS, column_schema, markdown_table
+from icon_assets.partitions import pairwise_partitions, run_partitions
+from icon_assets.resources import WorkspaceResource
+from icon_assets.settings import PairwiseSettings, Workspace
+
+CODE_VERSION = "1"
+
+
+def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> list[dg.AssetsDefinition]:
+    """The assets of this comparison; none where the settings have no `evaluation.pairwise`."""
+    if workspace.settings.evaluation.pairwise is None:
+        return []
+
+    @dg.asset(
+        partitions_def=run_partitions(workspace), deps=[checkpoint], group_name="evaluation",
+        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSION,
+        metadata=column_schema("answers"),
+    )  # fmt: skip
+    @mendable
+    def answers(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+        """What one checkpoint answers to the prompts of `evaluation.pairwise`, greedily. Only missing answers are generated."""
+        arm, seed = arm_and_seed(context)
+        store, upstream = icon.store, needed(icon.store, "checkpoint", f"{arm}|{seed}")
+        key, pairwise = answer_key(icon.settings), _pairwise(icon)
+        recipe = Recipe(
+            "answers", f"{arm}|{seed}", (upstream.as_input(), *_prompt_files(icon.workspace)),
+            {"answer_key": key, "limit": pairwise.limit, "prompts": [each.name for each in pairwise.prompts]},
+            code_version=CODE_VERSION,
+        )  # fmt: skip
+        if event := kept(context, icon, recipe):
+            return unchanged(event)
+        checkpoint_id = str(upstream.summary["checkpoint_id"])
+        wanted = [(name, prompt) for name, prompts in read_prompts(icon.workspace).items() for prompt in prompts]
+        missing = _missing(store, checkpoint_id, key, wanted)
+        if missing:
+            _answer(context, icon, str(upstream.summary["path"]), missing, _named(checkpoint_id, arm, seed, key))
+        frame = store.query(
+            "SELECT * FROM delta.answers WHERE checkpoint_id = $checkpoint ORDER BY prompt_set, prompt_id",
+            {"checkpoint": checkpoint_id},
+        )
+        summary = {
+            "checkpoint_id": checkpoint_id, "answer_key": key, "answers": frame.height, "new_answers": len(missing),
+            "unfinished": int((~frame["finished"]).sum()), "mean_tokens": round(float(frame["n_tokens"].mean() or 0), 1),  # pyright: ignore
+        }  # fmt: skip
+        return finish(context, store, recipe, frame_digest(frame), summary, {"dagster/row_count": frame.height})
+
+    @dg.asset(
+        partitions_def=pairwise_partitions(workspace), deps=[_both_arms(workspace, answers)], group_name="evaluation",
+        kinds={"openai", "polars"}, owners=OWNERS, code_version=CODE_VERSION, metadata=column_schema("pairwise_results"),
+    )  # fmt: skip
+    @mendable
+    def pairwise_results(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+        """How often a judge prefers the arm's answers to those of `evaluation.pairwise.against`, same seed, both orders."""
+        arm, seed = arm_and_seed(context)
+        store, pairwise = icon.store, _pairwise(icon)
+        own, other = needed(store, "answers", f"{arm}|{seed}"), needed(store, "answers", f"{pairwise.against}|{seed}")
+        judge, confidence = Judge(pairwise.judge, pairwise.timeout_seconds), icon.settings.evaluation.confidence
+        recipe = Recipe(
+            "pairwise_results", f"{arm}|{seed}", (own.as_input(), other.as_input()),
+            {"judge": judge.name, "against": pairwise.against, "confidence": confidence}, code_version=CODE_VERSION,
+        )  # fmt: skip
+        if event := kept(context, icon, recipe):
+            return unchanged(event)
+        ids = str(own.summary["checkpoint_id"]), str(other.summary["checkpoint_id"])
+        pairs = pairs_of(store, *ids)
+
+        def on_judged(done: int, total: int) -> None:
+            if done == total or done % 20 == 0:
+                context.log.info(f"{arm} seed {seed}: {done:,} of {total:,} judgements")
+
+        asked = judge_missing(
+            store, judge, pairs, *ids, at_once=pairwise.judge.requests_at_once, on_judged=on_judged
+        )  # fmt: skip
+        found = results(store, judge, pairs, *ids)
+        frame = _frame(found, confidence, {
+            "checkpoint_id": ids[0], "other_id": ids[1], "arm": arm, "against": pairwise.against, "seed": seed, "judge": judge.name,
+        })  # fmt: skip
+        store.replace("pairwise_results", frame, checkpoint_id=ids[0])
+        summary = {
+            "checkpoint_id": ids[0], "other_id": ids[1], "judge": judge.name, "asked": asked, "pairs": len(pairs),
+            "unreadable": sum(each.unreadable for each in found), "first_shown_preferred": sum(each.first for each in found),
+            "sets": [{"prompt_set": each.prompt_set, "pairs": each.n + each.unreadable} for each in found],
+        }  # fmt: skip
+        shown = frame.drop("checkpoint_id", "other_id", "judge")
+        return finish(context, store, recipe, frame_digest(frame), summary, {"results": markdown_table(shown)})
+
+    return [answers, pairwise_results]
+
+
+def _both_arms(workspace: Workspace, answers: dg.AssetsDefinition) -> dg.AssetDep:
+    """The answers of the same arm, and those of the arm it is compared with, of the same seed."""
+    settings = workspace.settings
+    assert settings.evaluation.pairwise is not None
+    against = settings.evaluation.pairwise.against
+    others = {arm for arm in settings.selection.arms if arm != against}
+    arms = dg.StaticPartitionMapping({**{arm: {arm} for arm in others}, against: others})
+    mapping = dg.MultiPartitionMapping({
+        "arm": dg.DimensionPartitionMapping("arm", arms),
+        "seed": dg.DimensionPartitionMapping("seed", dg.IdentityPartitionMapping()),
+    })  # fmt: skip
+    return dg.AssetDep(answers, partition_mapping=mapping)
+
+
+def _pairwise(icon: WorkspaceResource) -> PairwiseSettings:
+    pairwise = icon.settings.evaluation.pairwise
+    if pairwise is None:
+        raise IconError("evaluation.pairwise: is not in the settings any more; put it back")
+    return pairwise
+
+
+def _prompt_files(workspace: Workspace) -> list[Input]:
+    pairwise = workspace.settings.evaluation.pairwise
+    assert pairwise is not None
+    files = {each.path: workspace.input_path(each.path) for each in pairwise.prompts}
+    for name, path in files.items():
+        if not path.is_file():
+            raise IconError(f"{path}: no such file; create it or take {name!r} out of evaluation.pairwise.prompts")
+    return [Input("prompt_file", name, file_digest(path)) for name, path in files.items()]
+
+
+def _missing(store: Store, checkpoint_id: str, key: str, wanted: list[tuple[str, Sample]]) -> list[tuple[str, Sample]]:
+    """Prompts without an answer under this key. Answers that are not asked for any more are taken out."""
+    stored = store.query("SELECT * FROM delta.answers WHERE checkpoint_id = $id", {"id": checkpoint_id})
+    due = {(name, prompt.sample_id) for name, prompt in wanted}
+    rows = stored.filter(pl.col("answer_key") == key).unique(["prompt_set", "prompt_id"]).to_dicts()
+    good = [row for row in rows if (row["prompt_set"], row["prompt_id"]) in due]
+    if len(good) < stored.height:
+        store.replace("answers", pl.DataFrame(good, schema=stored.schema), checkpoint_id=checkpoint_id)
+    answered = {(row["prompt_set"], row["prompt_id"]) for row in good}
+    return [(name, prompt) for name, prompt in wanted if (name, prompt.sample_id) not in answered]
+
+
+def _named(checkpoint_id: str, arm: str, seed: int, key: str) -> dict[str, Any]:
+    return {"checkpoint_id": checkpoint_id, "arm": arm, "seed": seed, "answer_key": key}
+
+
+def _answer(
+    context: dg.AssetExecutionContext, icon: WorkspaceResource, path: str, missing: list[tuple[str, Sample]],
+    named: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Generate and store batch by batch, so that a killed run goes on where it was."""
+    refuse(icon.workspace, "checkpoint", f"{named['arm']}|{named['seed']}", files_are_as_recorded)
+    (record, dtype), settings = icon.base_model(), icon.settings
+    model, tokenizer = load_fine_tuned(record.directory, icon.workspace.root / path, dtype, icon.device())
+    batches = greedy_answers(
+        model, tokenizer, [prompt for _, prompt in missing], template=settings.training.template,
+        max_new_tokens=_pairwise(icon).max_new_tokens, batch_size=settings.evaluation.batch_size, device=icon.device(),
+    )  # fmt: skip
+    done = 0
+    for batch in batches:
+        rows = [
+            {**named, "prompt_set": missing[index][0], "prompt_id": missing[index][1].sample_id,
+             "prompt": prompt_text(missing[index][1]), "answer": answer.text, "n_tokens": answer.n_tokens,
+             "finished": answer.finished}
+            for index, answer in batch
+        ]  # fmt: skip
+        icon.store.append("answers", pl.DataFrame(rows))
+        done += len(rows)
+        context.log.info(f"{named['arm']} seed {named['seed']}: {done:,} of {len(missing):,} answers")
+
+
+def _frame(found: list[Result], confidence: float, named: Mapping[str, Any]) -> pl.DataFrame:
+    rows = []
+    for each in found:
+        low, high = wilson(each.win_rate, each.n, confidence) if each.win_rate is not None else (None, None)
+        rows.append({
+            **named, "prompt_set": each.prompt_set, "n": each.n, "wins": each.wins, "ties": each.ties, "losses": each.losses,
+            "win_rate": each.win_rate, "low": low, "high": high, "unreadable": each.unreadable,
+        })  # fmt: skip
+    return pl.DataFrame(rows, schema_overrides=dict.fromkeys(("win_rate", "low", "high"), pl.Float64))

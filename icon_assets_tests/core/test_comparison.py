@@ -1,0 +1,239 @@
+"""Differences between arms on made-up items: against plain arithmetic, and by how often the interval holds the truth."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from icon_assets.core.comparison import BETTER, OPEN, WORSE, Difference, as_frame, compare, headline, verdicts
+
+Rows = list[tuple[str, int, str, str, int, float, float]]
+COLUMNS = ["arm", "seed", "task", "metric", "item", "value", "weight"]
+
+
+def frame(*parts: Rows) -> pl.DataFrame:
+    return pl.DataFrame([row for part in parts for row in part], COLUMNS, orient="row")
+
+
+def run(
+    arm: str, seed: int, values: Sequence[float], task: str = "t", metric: str = "acc", weights: Sequence[float] = ()
+) -> Rows:
+    weighed = zip(values, weights or [1.0] * len(values), strict=True)
+    return [(arm, seed, task, metric, n, float(v), float(w)) for n, (v, w) in enumerate(weighed)]
+
+
+def one(found: Sequence[Difference], **wanted: Any) -> Difference:
+    (difference,) = [d for d in found if all(getattr(d, name) == value for name, value in wanted.items())]
+    return difference
+
+
+def compared(items: pl.DataFrame, draws: int = 2000, confidence: float = 0.95) -> list[Difference]:
+    return compare(items, draws=draws, confidence=confidence)
+
+
+def flips(rng: np.random.Generator, n: int, share: float) -> list[float]:
+    return (rng.random(n) < share).astype(float).tolist()
+
+
+def test_a_difference_is_that_of_the_means_and_its_interval_that_of_paired_items() -> None:
+    rng = np.random.default_rng(1)
+    ours, theirs = flips(rng, 200, 0.7), flips(rng, 200, 0.5)
+    found = one(
+        compared(frame(run("icon", 0, ours), run("random", 0, theirs)), draws=20_000), against="random", arm="icon"
+    )
+    paired = np.array(ours) - np.array(theirs)
+    reach = 1.972 * paired.std(ddof=1) / np.sqrt(200)  # t with 199 degrees of freedom
+    assert found.difference == pytest.approx(paired.mean())
+    assert found.low == pytest.approx(paired.mean() - reach, rel=0.03)
+    assert found.high == pytest.approx(paired.mean() + reach, rel=0.03)
+    assert (found.n_seeds, found.n_items, found.verdict) == (1, 200, BETTER)
+
+
+def test_items_that_are_hard_for_both_arms_do_not_widen_the_interval() -> None:
+    rng = np.random.default_rng(2)
+    hard = rng.normal(0, 5, 100)
+    ours, theirs = hard + rng.normal(0.5, 0.5, 100), hard + rng.normal(0, 0.5, 100)
+    found = one(compared(frame(run("icon", 0, ours.tolist()), run("random", 0, theirs.tolist()))), arm="icon")
+    assert found.verdict == BETTER
+    assert found.high - found.low < 0.5, "unpaired it would be about 2.8"
+
+
+def test_seeds_that_disagree_widen_the_interval_and_one_seed_knows_nothing_of_it() -> None:
+    rng = np.random.default_rng(3)
+    base = [flips(rng, 400, 0.5) for _ in range(3)]
+    up = [np.clip(np.array(b) + s, -9, 9).tolist() for b, s in zip(base, (0.0, 0.1, 0.2), strict=True)]
+    noisy = frame(*(run("icon", s, up[s]) for s in range(3)), *(run("random", s, base[s]) for s in range(3)))
+    three = one(compared(noisy), arm="icon")
+    assert three.difference == pytest.approx(0.1)
+    reach = 4.303 * np.std([0, 0.1, 0.2], ddof=1) / np.sqrt(3)  # t with 2 degrees of freedom: items do not vary here
+    assert (three.low, three.high) == pytest.approx((0.1 - reach, 0.1 + reach), rel=0.05)
+    assert (three.n_seeds, three.verdict) == (3, OPEN)
+
+    alone = one(compared(noisy.filter(pl.col("seed") == 2)), arm="icon")
+    assert (alone.n_seeds, alone.verdict) == (1, BETTER)
+    assert verdicts(as_frame([alone]))["icon"].endswith("; one seed: another one could change this")
+    assert verdicts(as_frame([three]))["icon"].endswith("; 3 seeds")
+
+
+def test_a_held_out_loss_is_a_ratio_of_sums_and_less_of_it_is_better() -> None:
+    rng = np.random.default_rng(4)
+    tokens = rng.integers(1, 200, 150).astype(float)
+    theirs = tokens * rng.normal(2.0, 0.3, 150)
+    ours = theirs - tokens * 0.05 + rng.normal(0, 1, 150)
+    parts = [run("icon", 0, ours.tolist(), "held_out", "nll_per_token", tokens.tolist()),
+             run("random", 0, theirs.tolist(), "held_out", "nll_per_token", tokens.tolist())]  # fmt: skip
+    found = compared(frame(*parts))
+    loss, perplexity = (one(found, arm="icon", metric=metric) for metric in ("nll_per_token", "perplexity"))
+    ratios = ours.sum() / tokens.sum(), theirs.sum() / tokens.sum()
+    assert loss.difference == pytest.approx(ratios[0] - ratios[1])
+    assert perplexity.difference == pytest.approx(np.exp(ratios[0]) - np.exp(ratios[1]))
+    assert loss.high < 0
+    assert perplexity.high < 0
+    assert (loss.verdict, perplexity.verdict) == (BETTER, BETTER)
+    back = one(compared(frame(parts[0], parts[1], run("full", 0, theirs.tolist(), "held_out", "nll_per_token", tokens.tolist()))),
+               arm="random", against="full", metric="perplexity")  # fmt: skip
+    assert (back.difference, back.low, back.high, back.p_value, back.verdict) == (0, 0, 0, 1, OPEN)
+
+
+def test_arms_that_answer_alike_are_not_distinguishable() -> None:
+    rng = np.random.default_rng(5)
+    same = [flips(rng, 50, 0.6) for _ in range(2)]
+    found = compared(frame(*(run(arm, s, same[s]) for arm in ("icon", "random") for s in range(2))))
+    assert {(d.difference, d.low, d.high, d.p_value, d.verdict) for d in found} == {(0.0, 0.0, 0.0, 1.0, OPEN)}
+
+
+def test_a_worse_arm_is_called_worse_and_the_other_way_round_better() -> None:
+    rng = np.random.default_rng(6)
+    found = compared(frame(run("random", 0, flips(rng, 300, 0.7)), run("full", 0, flips(rng, 300, 0.4))))
+    assert one(found, arm="full", against="random").verdict == WORSE
+    assert one(found, arm="random", against="full").verdict == BETTER
+
+
+def test_only_what_was_measured_on_the_same_items_is_compared() -> None:
+    rng = np.random.default_rng(7)
+    short, long = flips(rng, 40, 0.5), flips(rng, 41, 0.5)
+    assert compared(frame(run("icon", 0, long), run("random", 0, short))) == []
+    both = frame(run("icon", 0, long), run("icon", 1, short), run("random", 0, short), run("random", 1, short))
+    assert one(compared(both), arm="icon").n_seeds == 1, "the seed that has the same items"
+    moved = frame(run("icon", 0, short)).with_columns(item=pl.col("item") + 1)
+    assert compared(pl.concat([moved, frame(run("random", 0, short))])) == []
+    assert compared(frame(run("icon", 0, [1]), run("random", 0, [0]))) == [], "one item tells nothing"
+    assert compared(frame(run("icon", 0, short), run("random", 1, short))) == [], "other seeds"
+    assert compared(frame()) == []
+
+
+def test_the_base_model_stands_against_every_seed_and_is_no_arm_itself() -> None:
+    rng = np.random.default_rng(8)
+    base = flips(rng, 60, 0.5)
+    found = compared(frame(run("base", 0, base), *(run("icon", s, flips(rng, 60, 0.6)) for s in (3, 4, 5))))
+    assert [(d.arm, d.against, d.n_seeds) for d in found] == [("icon", "base", 3)]
+
+
+def test_the_mean_over_tasks_weighs_each_task_the_same_and_is_surer_than_one_task() -> None:
+    rng = np.random.default_rng(9)
+    parts = []
+    for task, n, share in (("a", 60, 0.6), ("b", 300, 0.5)):
+        parts += [run("icon", 0, flips(rng, n, share + 0.1), task), run("random", 0, flips(rng, n, share), task)]
+    found = compared(frame(*parts))
+    a, b, mean = (one(found, arm="icon", task=task) for task in ("a", "b", "mean"))
+    assert mean.difference == pytest.approx((a.difference + b.difference) / 2)
+    assert mean.n_items == 360
+    widths = {d.task: d.high - d.low for d in (a, b, mean)}
+    assert widths["mean"] == pytest.approx(np.hypot(widths["a"], widths["b"]) / 2, rel=0.05), "tasks vary on their own"
+    assert set(as_frame(found).filter(pl.col("metric") == "acc").pipe(headline)["task"]) == {"mean"}
+
+
+def test_no_p_value_is_smaller_than_that_of_as_many_coins() -> None:
+    found = one(compared(frame(run("icon", 0, [1] * 4), run("random", 0, [0] * 4))), arm="icon")
+    assert found.p_value == 2**-3
+    assert found.verdict == OPEN, "four items that all agree are no proof"
+    many = one(compared(frame(run("icon", 0, [1] * 12), run("random", 0, [0] * 12))), arm="icon")
+    assert many.verdict == BETTER
+
+
+def test_verdicts_are_corrected_for_the_number_of_arms_and_tasks() -> None:
+    """Holm: the smallest p-value must be below 0.05 / n, the next below 0.05 / (n - 1), and nothing after the first that is not."""
+    rng = np.random.default_rng(10)
+    theirs = rng.normal(0, 1, 100)
+
+    def shifted(t: float) -> list[float]:
+        noise = rng.normal(0, 1, 100)
+        noise -= noise.mean()
+        return (theirs + noise + t * noise.std(ddof=1) / 10).tolist()
+
+    alone = frame(run("random", 0, theirs.tolist()), run("icon", 0, shifted(2.3)))
+    assert one(compared(alone), arm="icon").verdict == BETTER
+    arms = {"icon": 2.3, "rico": 4.0, "lowest": 0.1, "rds": -0.2, "ifd": 0.3}
+    found = compared(frame(run("random", 0, theirs.tolist()), *(run(arm, 0, shifted(t)) for arm, t in arms.items())))
+    told = {d.arm: d for d in found if d.against == "random"}
+    assert {d.n_comparisons for d in told.values()} == {5}
+    assert 0.01 < told["icon"].p_value < 0.05
+    assert {arm: d.verdict for arm, d in told.items()} == {
+        "icon": OPEN, "rico": BETTER, "lowest": OPEN, "rds": OPEN, "ifd": OPEN,
+    }  # fmt: skip
+
+
+def test_the_same_items_give_the_same_figures_whatever_their_order() -> None:
+    rng = np.random.default_rng(11)
+    items = frame(*(run(arm, s, flips(rng, 30, 0.5)) for arm in ("icon", "random", "full") for s in (0, 1)))
+    assert compared(items) == compared(items.sample(fraction=1, shuffle=True, seed=1))
+    assert [d.low for d in compared(items)] != [d.low for d in compare(items, draws=2000, confidence=0.95, seed=1)]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "item", "seed", "noise", "low", "high"),
+    [
+        (1, 1.0, 0.0, 0.0, 0.92, 0.98),
+        (3, 1.0, 0.0, 0.0, 0.92, 0.98),
+        (3, 1.0, 0.1, 1.0, 0.93, 1.00),
+        (3, 0.0, 0.3, 1.0, 0.89, 0.97),
+        (5, 0.0, 0.3, 1.0, 0.92, 0.98),
+        (3, 0.0, 0.0, 1.0, 0.95, 1.00),
+    ],
+    ids=["items", "items, 3 seeds", "both", "seeds", "5 seeds", "noise"],
+)
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(
+    seeds: int, item: float, seed: float, noise: float, low: float, high: float
+) -> None:
+    """400 made-up experiments of 80 items whose differences vary by item, by seed, and by both: never much too narrow."""
+    rng, truth, held = np.random.default_rng(12), 0.2, 0
+    for _ in range(400):
+        apart = (
+            truth + rng.normal(0, item, (80, 1)) + rng.normal(0, seed, (1, seeds)) + rng.normal(0, noise, (80, seeds))
+        )
+        level = rng.normal(0, 1, (80, seeds))
+        parts = [
+            run(arm, s, (level + add)[:, s].tolist())
+            for arm, add in (("icon", apart), ("random", 0))
+            for s in range(seeds)
+        ]
+        found = one(compare(frame(*parts), draws=300, confidence=0.95), arm="icon")
+        held += found.low <= truth <= found.high
+    assert low <= held / 400 <= high
+
+
+def _told(**verdicts_by_rival: Mapping[str, str]) -> str:
+    rows = [
+        Difference("icon", rival, task, metric, 0.1, -0.1, 0.3, 3, verdict, 10, 0.5, 4)
+        for rival, by_metric in verdicts_by_rival.items()
+        for (task, metric), verdict in zip((("t", "acc"), ("held_out", "perplexity")), by_metric.values(), strict=True)
+    ]
+    return verdicts(as_frame(rows))["icon"]
+
+
+def test_a_gain_is_claimed_only_over_every_rival_in_the_same_thing() -> None:
+    assert _told(random={"a": BETTER, "p": OPEN}, longest={"a": BETTER, "p": OPEN}).startswith(
+        "a gain: better than random in accuracy ("
+    )
+    assert _told(random={"a": BETTER, "p": OPEN}, longest={"a": OPEN, "p": BETTER}).startswith("no gain is shown: ")
+    assert _told(random={"a": BETTER, "p": OPEN}, longest={"a": BETTER, "p": WORSE}).startswith(
+        "a gain in one thing, a loss in another: "
+    )
+    assert _told(random={"a": OPEN, "p": WORSE}, longest={"a": OPEN, "p": OPEN}).startswith(
+        "a loss: worse than random in held-out perplexity ("
+    )
+    assert "not distinguishable from random in accuracy (+0.1, -0.1 to +0.3) and held-out" in _told(
+        random={"a": OPEN, "p": OPEN}
+    )
