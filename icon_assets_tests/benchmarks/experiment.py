@@ -69,7 +69,9 @@ def main() -> None:
     options.add_argument("--folder", type=Path, required=True, help="workspace to lay out, or to go on with")
     options.add_argument("--samples", type=int, default=2000)
     options.add_argument("--n-probes", type=int, default=128)
-    options.add_argument("--probe-chars", type=int, default=700, help="longest line of the probe file to use as a probe")
+    options.add_argument(
+        "--probe-chars", type=int, default=700, help="longest line of the probe file to use as a probe"
+    )
     options.add_argument("--held-out", type=int, default=100)
     options.add_argument("--items", type=int, default=200, help="per task")
     arguments = options.parse_args()
