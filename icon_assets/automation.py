@@ -11,6 +11,7 @@ import dagster as dg
 
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
+from icon_assets.core.selection import ON_DEMAND, needed_assets
 from icon_assets.jobs import NIGHTLY
 from icon_assets.runner import UNFINISHED
 from icon_assets.settings import Settings, Workspace
@@ -20,17 +21,30 @@ _LOAD_ONLY = {"commit_seconds", "tokens_per_forward"}  # they change how fast, n
 
 _COMPARISON = {"bootstrap_draws", "confidence", "pairwise"}  # they change what is made of results, not the results
 
+
+def _scoring(settings: Settings) -> dict[str, Any]:
+    """What of `scoring` decides a pair; who is scored at all comes in `_drawn`."""
+    return settings.scoring.model_dump(exclude={*_LOAD_ONLY, "direct_share"})
+
+
+def _drawn(settings: Settings) -> list[float]:
+    share = settings.scoring.direct_share
+    return [share] if share < 1 else []
+
+
 # What of the settings each asset is made with. It becomes part of the code version, so that a changed setting shows in
 # the UI and starts what is stale.
 _MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
     "raw_pool": lambda s: s.pool.max_chars,
     "probe_set": lambda s: [s.probes.model_dump(), s.evaluation.held_out, [t.path for t in s.evaluation.multiple_choice]],
     "base_model": lambda s: s.model.model_dump(),
-    "probe_baseline": lambda s: s.scoring.model_dump(exclude=_LOAD_ONLY),
+    "probe_baseline": _scoring,
     "sample_scores": lambda s: [
-        s.scoring.model_dump(exclude=_LOAD_ONLY), s.controls.model_dump(), s.probes.budget, s.probes.exact_pairs,
-        s.probes.error_rate,
+        _scoring(s), s.controls.model_dump(), s.probes.budget, s.probes.exact_pairs, s.probes.error_rate, *_drawn(s),
     ],
+    "sample_features": _scoring,
+    "probe_features": _scoring,
+    "selector": lambda s: [s.selector.model_dump(), s.controls.primary],
     "selected_subset": lambda s: s.selection.model_dump(exclude={"arms", "length_warning"}),
     "selection_trust": lambda s: [s.selection.model_dump(exclude={"length_warning"}), s.controls.model_dump(), s.probes.near_duplicate],
     "checkpoint": lambda s: s.training.model_dump(exclude={"seeds", "save_every_steps"}),
@@ -56,7 +70,10 @@ def _automated(spec: dg.AssetSpec, settings: Settings) -> dg.AssetSpec:
     name = spec.key.to_user_string()
     if name in _MADE_WITH:
         spec = spec.replace_attributes(code_version=f"{spec.code_version}-{digest(_MADE_WITH[name](settings))[:8]}")
-    starts = settings.automation.scoring == "on_change" and (settings.automation.train or name not in _TRAINING)
+    wanted = name not in ON_DEMAND or name in needed_assets(settings.selection)
+    starts = (
+        settings.automation.scoring == "on_change" and (settings.automation.train or name not in _TRAINING) and wanted
+    )
     needs_input = name not in {"raw_pool", "base_model"}
     return spec.replace_attributes(automation_condition=stale_condition(needs_input)) if starts else spec
 

@@ -22,6 +22,8 @@ from icon_assets.settings import SelectionSettings
 Order = Callable[[Candidates], pl.DataFrame]
 _BIN_SAMPLES, _MOST_BINS = 20, 256  # of length_matched: narrow, yet with something to draw from
 _SIEVED_AT_ONCE = 4_096
+# Made only when an arm of the settings ranks by them.
+ON_DEMAND = ("sample_features", "probe_features", "selector", "predicted_scores")
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,12 @@ def tables_needed(name: str, settings: SelectionSettings) -> set[str]:
     """What has to be made for an arm besides contributions."""
     tables = {table for each in _with_reference(name, settings) for table in each.tables}
     return tables | ({"sample_features"} if settings.diversity and name != "full" else set())
+
+
+def needed_assets(settings: SelectionSettings) -> set[str]:
+    """Those of `ON_DEMAND` that the arms of the settings ask for."""
+    tables = {table for name in settings.arms for table in tables_needed(name, settings)}
+    return tables | ({"sample_features", "selector"} if "predicted_scores" in tables else set())
 
 
 def made_with(name: str, settings: SelectionSettings) -> dict[str, Any]:

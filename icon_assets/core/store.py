@@ -34,9 +34,10 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
     "samples": ("shard",),
     "quarantine": ("shard",),
     "pair_scores": ("score_key", "origin"),
+    "sample_features": ("score_key", "origin"),
     "sample_scores": ("shard", "score_key"),
     "predicted_scores": ("shard",),
-    "sample_features": ("score_key", "origin"),
+    "selector_metrics": ("selector_id",),
     "selections": ("arm", "subset_id"),
     "trust_figures": ("arm",),
     "checkpoints": ("checkpoint_id",),
@@ -49,8 +50,7 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
 }
 # Of Delta, in the words of schema.sql.
 _SQL_TYPES = {
-    "string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ",
-    "array": "FLOAT[]",
+    "string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ", "array": "FLOAT[]",
 }  # fmt: skip
 # Views carry only plain SQL: an older DuckDB reads the file too.
 _STORAGE_VERSION = "v1.0.0"
@@ -201,7 +201,13 @@ class Store:
         with self.connect() as con:
             return con.sql(sql, params=dict(parameters) if parameters else None).pl()
 
-    def query_pool(self, sql: str, **parameters: str | int) -> pl.DataFrame:
+    def batches(self, sql: str, parameters: Mapping[str, Any], rows: int) -> Iterator[pl.DataFrame]:
+        """Like `query`, for what may be too large for memory: about so many rows at a time."""
+        with self.connect() as con:
+            for batch in con.sql(sql, params=dict(parameters)).to_arrow_reader(rows):
+                yield pl.DataFrame(batch)
+
+    def query_pool(self, sql: str, **parameters: str | int | None) -> pl.DataFrame:
         """Like `query`, for what every shard asks about the whole pool: kept until a shard is ingested or leaves."""
         return _pool_answer(self, sql, tuple(parameters.items()), self._files("shards"), self._files("samples"))
 
@@ -309,7 +315,7 @@ class Store:
 
 @lru_cache(maxsize=8)
 def _pool_answer(
-    store: Store, sql: str, parameters: tuple[tuple[str, str | int], ...], *_files: tuple[str, ...]
+    store: Store, sql: str, parameters: tuple[tuple[str, str | int | None], ...], *_files: tuple[str, ...]
 ) -> pl.DataFrame:
     return store.query(sql, dict(parameters))
 
@@ -381,5 +387,6 @@ def _literal(value: str) -> str:
 
 
 def _duckdb_type(schema: "pa.Schema", name: str) -> str:
-    names = {"string": "VARCHAR", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN", "list": "FLOAT[]"}
-    return names.get(str(schema.field(name).type).split("<")[0], "TIMESTAMPTZ")
+    names = {"string": "VARCHAR", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN"}
+    written = str(schema.field(name).type)
+    return "FLOAT[]" if written.startswith("list<") else names.get(written, "TIMESTAMPTZ")
