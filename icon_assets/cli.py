@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     sql = add("sql", _sql, "query the published views")
     sql.add_argument("query")
     add("status", _status, "what the workspace holds")
+    export = add("export", _export, "write an arm's samples with a data card, to train on elsewhere")
+    export.add_argument("--arm", required=True)
+    export.add_argument("--format", required=True, choices=("alpaca", "messages", "parquet"))
+    export.add_argument("--out", type=Path, metavar="DIR", help="default: exports/ARM-FORMAT in the workspace")
     ui = add("ui", _ui, "open Dagster's web interface on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000)
     return parser
@@ -176,6 +180,21 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"workspace  {workspace.root}")
     for name, value in row.items():
         print(f"{name.replace('_', ' '):<24} {'-' if value is None else value}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.export import export
+
+    done = export(Workspace.load(), arguments.arm, arguments.format, arguments.out)
+    if arguments.json:
+        print(json.dumps({**vars(done), "directory": str(done.directory)}))
+        return 0
+    print(f"{done.samples:,} samples of arm {done.arm} as {done.format} in {done.directory} (digest {done.digest})")
+    if done.flattened:
+        print(
+            f"{done.flattened:,} chats have their earlier turns in the instruction; --format messages keeps them apart"
+        )
     return 0
 
 

@@ -38,20 +38,21 @@ class Rendered:
     pieces: tuple[tuple[str, bool], ...] | None = None
 
 
-def _instruction(sample: Sample) -> str:
-    """The instruction with any earlier turns before it, as a plain transcript."""
+def transcript(sample: Sample) -> str:
+    """The instruction with any earlier turns before it, as plain text."""
     said = [f"{turn.role.capitalize()}: {turn.content}" for turn in sample.turns]
     return "\n\n".join([*said, f"User: {sample.instruction}"]) if said else sample.instruction
 
 
-def _messages(sample: Sample) -> list[dict[str, str]]:
+def messages_before_response(sample: Sample) -> list[dict[str, str]]:
+    """What the response answers, as chat messages: the input stands below the instruction."""
     request = f"{sample.instruction}\n\n{sample.input}" if sample.input else sample.instruction
     earlier = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
     return [*earlier, {"role": "user", "content": request}]
 
 
 def _chat(sample: Sample, tokenizer: "PreTrainedTokenizerBase") -> Rendered:
-    messages = _messages(sample)
+    messages = messages_before_response(sample)
     marked = [{**message, "content": f"{_MARK}{i}{_MARK}"} for i, message in enumerate(messages)]
     text: Any = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
     pieces = tuple(
@@ -73,7 +74,7 @@ def render_for_scoring(
         assert tokenizer is not None, "the chat template belongs to a tokenizer"
         return _chat(sample, tokenizer)
     middle = f"\n\n### Input: {sample.input}" if sample.input else ""
-    return Rendered(f"### Instruction:\n{_instruction(sample)}{middle}\n\n### Response:", sample.response)
+    return Rendered(f"### Instruction:\n{transcript(sample)}{middle}\n\n### Response:", sample.response)
 
 
 def render_for_training(
@@ -84,4 +85,4 @@ def render_for_training(
         assert tokenizer is not None, "the chat template belongs to a tokenizer"
         return _chat(sample, tokenizer)
     form = _STANFORD_WITH_INPUT if sample.input else _STANFORD
-    return Rendered(form.format(instruction=_instruction(sample), input=sample.input), sample.response)
+    return Rendered(form.format(instruction=transcript(sample), input=sample.input), sample.response)

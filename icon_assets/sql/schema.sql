@@ -100,6 +100,19 @@ CREATE TABLE eval_results (
 );
 COMMENT ON TABLE eval_results IS 'One metric of one task for one checkpoint; arm base is the model before fine-tuning.';
 
+CREATE TABLE trust_figures (
+    subset_id VARCHAR, arm VARCHAR, figure VARCHAR, against VARCHAR, "value" DOUBLE, low DOUBLE, high DOUBLE, detail VARCHAR
+);
+COMMENT ON TABLE trust_figures IS 'What speaks for and against a selection: length, stability, overlap.';
+
+CREATE TABLE leaderboard_differences (
+    arm VARCHAR, against VARCHAR, task VARCHAR, metric VARCHAR, difference DOUBLE, low DOUBLE, high DOUBLE, n_seeds BIGINT, verdict VARCHAR
+);
+COMMENT ON TABLE leaderboard_differences IS 'Paired differences between arms with their intervals; verdict: better, worse, not distinguishable.';
+
+CREATE TABLE selector_metrics (selector_id VARCHAR, predictor VARCHAR, metric VARCHAR, "value" DOUBLE, low DOUBLE, high DOUBLE);
+COMMENT ON TABLE selector_metrics IS 'What a selector, length and chance know of held-out samples.';
+
 CREATE TABLE ledger (
     event_id VARCHAR, created_at TIMESTAMPTZ, asset VARCHAR, "partition" VARCHAR, digest VARCHAR, fingerprint VARCHAR,
     inputs VARCHAR, settings VARCHAR, seed BIGINT, code_version VARCHAR, run_id VARCHAR, summary VARCHAR

@@ -39,6 +39,12 @@ SELECT *, row_number() OVER (PARTITION BY arm, seed ORDER BY created_at DESC) = 
 CREATE VIEW checkpoint_samples AS SELECT * FROM delta.checkpoint_samples;
 CREATE VIEW loss_curves AS SELECT * FROM delta.loss_curves;
 CREATE VIEW eval_results AS SELECT checkpoint_id, arm, seed, task, metric, value, stderr FROM delta.eval_results;
+CREATE VIEW trust_figures AS SELECT * FROM delta.trust_figures;
+CREATE VIEW leaderboard_differences AS SELECT * FROM delta.leaderboard_differences;
+CREATE VIEW selector_metrics AS SELECT * FROM delta.selector_metrics;
+CREATE VIEW pairwise_results AS
+SELECT ''::VARCHAR AS arm, ''::VARCHAR AS against, 0::BIGINT AS seed, ''::VARCHAR AS prompt_set, 0::BIGINT AS n, 0::BIGINT AS wins,
+    0::BIGINT AS ties, 0::BIGINT AS losses, 0.0::DOUBLE AS win_rate, 0.0::DOUBLE AS low, 0.0::DOUBLE AS high WHERE false;
 CREATE VIEW ledger AS SELECT * FROM delta.ledger;
 
 CREATE VIEW current_scores AS
@@ -80,4 +86,5 @@ COMMENT ON VIEW removed_samples IS 'The samples of source files that were delete
 COMMENT ON VIEW probes IS 'The current probe set: one row per selected probe.';
 COMMENT ON VIEW current_scores IS 'Scores under the newest score_key with rank, source line and text of each sample.';
 COMMENT ON VIEW leaderboard IS 'Arms compared: mean over seeds of each metric, its spread, and what training the arm cost.';
+COMMENT ON VIEW pairwise_results IS 'Answers of two arms compared by a judge.';
 COMMENT ON VIEW training_lineage IS 'Every source line each checkpoint was trained on, with its rank and score.';
