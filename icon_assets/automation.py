@@ -15,7 +15,7 @@ from icon_assets.jobs import NIGHTLY
 from icon_assets.runner import UNFINISHED
 from icon_assets.settings import Settings, Workspace
 
-_TRAINING = {"checkpoint", "base_eval", "eval_results", "leaderboard"}
+_TRAINING = {"checkpoint", "base_eval", "eval_results", "leaderboard", "report"}
 _LOAD_ONLY = {"commit_seconds", "tokens_per_forward"}  # they change how fast, not what
 
 # What of the settings each asset is made with. It becomes part of the code version, so that a changed setting shows in

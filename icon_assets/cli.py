@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--arm", required=True)
     export.add_argument("--format", required=True, choices=("alpaca", "messages", "parquet"))
     export.add_argument("--out", type=Path, metavar="DIR", help="default: exports/ARM-FORMAT in the workspace")
+    report = add("report", _report, "write one HTML page about everything the workspace holds")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: exports/report.html in the workspace")
     ui = add("ui", _ui, "open Dagster's web interface on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000)
     return parser
@@ -154,6 +156,7 @@ def _print_results(workspace: Workspace) -> None:
     print(f"""
 Where to look next
   every score             {command} sql "FROM current_scores ORDER BY contribution DESC LIMIT 10"
+  a page to send          {workspace.exports_dir / "report.html"}
   any DuckDB client       {workspace.store_dir / "scores.duckdb"} (read-only)
   assets and lineage      {command} ui, then http://127.0.0.1:3000""")
 
@@ -195,6 +198,19 @@ def _export(arguments: argparse.Namespace) -> int:
         print(
             f"{done.flattened:,} chats have their earlier turns in the instruction; --format messages keeps them apart"
         )
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.report import write_report
+
+    done = write_report(Workspace.load(), arguments.out)
+    if arguments.json:
+        print(json.dumps({**vars(done), "path": str(done.path)}))
+        return 0
+    print(f"{done.path} ({done.n_bytes / 1e6:.2f} MB, one file, open it in any browser)")
+    if done.missing:
+        print(f"nothing to show yet for: {', '.join(done.missing)}; the page says what to run")
     return 0
 
 

@@ -29,7 +29,7 @@ PARENT_TAG = "icon/parent_run"
 PROCESS_TAG = "icon/process"
 STAGES = (
     "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores", "selected_subset",
-    "checkpoint", "base_eval", "eval_results", "leaderboard",
+    "checkpoint", "base_eval", "eval_results", "leaderboard", "report",
 )  # fmt: skip
 SCORING_STAGES = STAGES[: STAGES.index("selected_subset")]
 UNFINISHED = [

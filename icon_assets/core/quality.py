@@ -209,6 +209,7 @@ _TABLES = {
     "base_eval": ("eval_results",),
     "eval_results": ("eval_results",),
     "leaderboard": ("ledger",),
+    "report": ("ledger",),
 }  # fmt: skip
 
 
