@@ -1,6 +1,6 @@
 -- Source files of the pool: what each holds, what could not be used, what is scored under $score_key.
 WITH scored AS (
-    SELECT DISTINCT sample_id FROM sample_scores WHERE score_key = $score_key
+    SELECT DISTINCT sample_id FROM delta.sample_scores SEMI JOIN shards USING (shard) WHERE score_key = $score_key AND control = 'none'
 ),
 part AS (
     SELECT shard, count(DISTINCT sample_id) AS unique_samples, count(DISTINCT s.sample_id) FILTER (c.sample_id IS NOT NULL) AS scored

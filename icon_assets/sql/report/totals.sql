@@ -1,6 +1,6 @@
 -- One row: the pool as a whole. Parameter: $score_key.
 WITH scored AS (
-    SELECT DISTINCT sample_id FROM sample_scores WHERE score_key = $score_key
+    SELECT DISTINCT sample_id FROM delta.sample_scores SEMI JOIN shards USING (shard) WHERE score_key = $score_key AND control = 'none'
 ),
 one AS (
     SELECT DISTINCT sample_id FROM delta.pool
