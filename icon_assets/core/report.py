@@ -169,19 +169,12 @@ class _Source:
 
 def _verdicts(source: _Source) -> list[dict[str, Any]]:
     """One or two sentences per arm and what it is compared with, and whether length alone explains the choice."""
-    rows = [
-        row
-        for row in source.rows("FROM leaderboard_differences ORDER BY arm, against, task, metric")
-        if _is_headline(row)
-    ]
+    rows = source.rows("FROM leaderboard_differences ORDER BY arm, against, task, metric")
     auc = {row["arm"]: row["value"] for row in _trust_rows(source) if row["figure"] == "length_auc"}
-    return [
-        {
-            "arm": arm, "length_auc": auc.get(arm),
-            "sentences": [_sentence(against, list(each)) for against, each in groupby(of_arm, lambda row: row["against"])],
-        }
-        for arm, of_arm in groupby(rows, lambda row: row["arm"])
-    ]  # fmt: skip
+    told: dict[str, list[str]] = {}
+    for (arm, against), each in groupby(filter(_is_headline, rows), lambda row: (row["arm"], row["against"])):
+        told.setdefault(arm, []).append(_sentence(against, list(each)))
+    return [{"arm": arm, "length_auc": auc.get(arm), "sentences": told[arm]} for arm in _in_order(source, told)]
 
 
 def _sentence(against: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -192,7 +185,8 @@ def _sentence(against: str, rows: Sequence[Mapping[str, Any]]) -> str:
             told.append(f"{verdict} than {against} on {', '.join(map(_measured, named[:3]))}{more}")
     rest = sum(row["verdict"] == "not distinguishable" for row in rows)
     if not told:
-        return f"Not distinguishable from {against} on any of {rest} measures." if rest != 1 else f"Not distinguishable from {against} on {_measured(rows[0])}."  # fmt: skip
+        where = f"any of {rest} measures" if rest > 1 else _measured(rows[0])
+        return f"Not distinguishable from {against} on {where}."
     if rest:
         told.append(f"not distinguishable on {rest} other measure{'s' if rest > 1 else ''}")
     text = "; ".join(told)

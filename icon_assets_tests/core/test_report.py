@@ -95,7 +95,7 @@ def add_figures(store: Store) -> None:
     for seed in (0, 1):
         run = {
             "checkpoint_id": f"c{seed}", "arm": "icon", "seed": seed, "subset_id": subsets["icon"], "model_digest": "m" * 32, "path": "p",
-            "digest": "d", "n_samples": 3, "n_tokens": 1000, "n_response_tokens": 500, "n_steps": 4, "seconds": 2.5, "final_loss": 1.0,
+            "digest": "d", "n_samples": 3, "n_tokens": 10**9, "n_response_tokens": 500, "n_steps": 4, "seconds": 2.5, "final_loss": 1.0,
             "settings": '{"method":"lora"}', "created_at": datetime.now(UTC),
         }  # fmt: skip
         store.replace("checkpoints", pl.DataFrame([run]), checkpoint_id=f"c{seed}")
@@ -151,7 +151,7 @@ def test_every_section_is_filled_when_its_table_is(workspace: Workspace) -> None
     assert "To fill this section" not in page.text
     for shown in (
         "Worse than random on held_out perplexity (+0.2, +0.05 to +0.35); not distinguishable on 1 other measure.",
-        "Length alone tells its samples from the rest (AUC 0.93)", "25", "± 0.71, 2 seeds", "1,234,567", "1 T",
+        "Length alone tells its samples from the rest (AUC 0.93)", "25", "± 0.71, 2 seeds", "1,234,567", "1 T", "≈ 8 T",
         "6 scored", "missing_field", "word word", "more characters",
     ):  # fmt: skip
         assert shown in page.text, shown
