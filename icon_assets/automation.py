@@ -16,7 +16,7 @@ from icon_assets.jobs import NIGHTLY
 from icon_assets.runner import UNFINISHED
 from icon_assets.settings import Settings, Workspace
 
-_TRAINING = {"checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard"}
+_TRAINING = {"checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard", "report"}
 _LOAD_ONLY = {"commit_seconds", "tokens_per_forward"}  # they change how fast, not what
 
 _COMPARISON = {"bootstrap_draws", "confidence", "pairwise"}  # they change what is made of results, not the results

@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     trust = add("trust", _trust, "whether to believe the selections")
     trust.add_argument("--arm", metavar="ARM", help="only this one, with every figure")
     add("status", _status, "what the workspace holds")
+    export = add("export", _export, "write an arm's samples with a data card, to train on elsewhere")
+    export.add_argument("--arm", required=True)
+    export.add_argument("--format", required=True, choices=("alpaca", "messages", "parquet"))
+    export.add_argument("--out", type=Path, metavar="DIR", help="default: exports/ARM-FORMAT in the workspace")
+    report = add("report", _report, "write one HTML page about everything the workspace holds")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: exports/report.html in the workspace")
     ui = add("ui", _ui, "open Dagster's web interface on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000)
     return parser
@@ -154,6 +160,7 @@ def _print_results(workspace: Workspace) -> None:
     print(f"""
 Where to look next
   every score             {command} sql "FROM current_scores ORDER BY contribution DESC LIMIT 10"
+  a page to send          {workspace.exports_dir / "report.html"}
   any DuckDB client       {workspace.store_dir / "scores.duckdb"} (read-only)
   assets and lineage      {command} ui, then http://127.0.0.1:3000""")
 
@@ -201,6 +208,34 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"workspace  {workspace.root}")
     for name, value in row.items():
         print(f"{name.replace('_', ' '):<24} {'-' if value is None else value}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.export import export
+
+    done = export(Workspace.load(), arguments.arm, arguments.format, arguments.out)
+    if arguments.json:
+        print(json.dumps({**vars(done), "directory": str(done.directory)}))
+        return 0
+    print(f"{done.samples:,} samples of arm {done.arm} as {done.format} in {done.directory} (digest {done.digest})")
+    if done.flattened:
+        print(
+            f"{done.flattened:,} chats have their earlier turns in the instruction; --format messages keeps them apart"
+        )
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.report import write_report
+
+    done = write_report(Workspace.load(), arguments.out)
+    if arguments.json:
+        print(json.dumps({**vars(done), "path": str(done.path)}))
+        return 0
+    print(f"{done.path} ({done.n_bytes / 1e6:.2f} MB, one file, open it in any browser)")
+    if done.missing:
+        print(f"nothing to show yet for: {', '.join(done.missing)}; the page says what to run")
     return 0
 
 

@@ -31,7 +31,7 @@ PROCESS_TAG = "icon/process"
 STAGES = (
     "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores",
     "sample_features", "probe_features", "selector", "predicted_scores", "selected_subset", "selection_trust",
-    "checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard",
+    "checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard", "report",
 )  # fmt: skip
 SCORING_STAGES = STAGES[: STAGES.index("sample_features")]
 UNFINISHED = [

@@ -392,6 +392,10 @@ class Workspace:
         return self.root / "checkpoints"
 
     @property
+    def exports_dir(self) -> Path:
+        return self.root / "exports"
+
+    @property
     def dagster_home(self) -> Path:
         return self.root / "dagster_home"
 

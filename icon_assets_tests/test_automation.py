@@ -185,6 +185,7 @@ def test_training_follows_only_when_the_settings_say_so(make_workspace: MakeWork
         "base_eval",
         "eval_results",
         "leaderboard",
+        "report",
     }
 
 

@@ -19,6 +19,7 @@ from icon_assets.core.language_model import load
 from icon_assets.core.ledger import Input, Recipe
 from icon_assets.core.quality import files_are_as_recorded, refuse
 from icon_assets.core.recipes import evaluation_files
+from icon_assets.core.report import shown_products, write_report
 from icon_assets.core.store import Store
 from icon_assets.core.tasks import choice_metrics, read_choice_items
 from icon_assets.metadata import OWNERS, bars, column_schema, intervals, markdown_table
@@ -27,6 +28,7 @@ from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
 CODE_VERSION = "3"
+REPORT_CODE_VERSION = "1"
 # What of the settings changes how results are compared, not the results.
 _NOT_MEASURED = {"batch_size", "bootstrap_draws", "confidence", "pairwise"}
 
@@ -107,7 +109,23 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         pictures = {**board_metadata(board), **difference_metadata(differences, settings.confidence)}
         return finish(context, store, recipe, product, summary, {**pictures, "verdicts": _verdict_list(verdicts)})
 
-    return [base_eval, eval_results, leaderboard]
+    @dg.asset(
+        deps=[leaderboard], group_name="evaluation", kinds={"html"}, owners=OWNERS, code_version=REPORT_CODE_VERSION,
+    )  # fmt: skip
+    @mendable
+    def report(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+        """One self-contained page to send to a colleague: verdict, leaderboard, cost, scores, examples, trust, lineage."""
+        store, path = icon.store, icon.workspace.exports_dir / "report.html"
+        shown = {"arms": icon.settings.selection.arms, "primary": icon.settings.controls.primary}
+        recipe = Recipe("report", "", tuple(shown_products(store)), shown, code_version=REPORT_CODE_VERSION)
+        event = ledger.made(store, recipe)
+        if event and path.is_file() and file_digest(path) == event.digest:
+            return unchanged(event)
+        done = write_report(icon.workspace)
+        summary = {"bytes": done.n_bytes, "nothing_to_show_for": ", ".join(done.missing)}
+        return finish(context, store, recipe, done.digest, summary, {"path": dg.MetadataValue.path(str(done.path))})
+
+    return [base_eval, eval_results, leaderboard, report]
 
 
 def board_metadata(board: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:

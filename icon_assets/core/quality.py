@@ -218,6 +218,7 @@ _TABLES = {
     "answers": ("answers",),
     "pairwise_results": ("judgements", "pairwise_results"),
     "leaderboard": ("leaderboard_differences", "ledger"),
+    "report": ("ledger",),
 }  # fmt: skip
 
 

@@ -217,7 +217,7 @@ def test_from_a_checkpoint_to_its_source_lines_and_back_without_dagsters_history
     make_workspace: MakeWorkspace, instance: dg.DagsterInstance
 ) -> None:
     workspace = make_workspace()
-    assert [o.error for o in run(workspace, instance, STAGES[:-3]) if o.error] == []
+    assert [o.error for o in run(workspace, instance, STAGES[: STAGES.index("base_eval")]) if o.error] == []
     store = Store(workspace.store_dir)
     lines = store.query('SELECT file, "row", "rank" FROM training_lineage WHERE arm = \'icon\' ORDER BY "rank", file')
     chosen = store.query("SELECT sample_id FROM selections WHERE arm = 'icon'")["sample_id"].to_list()
@@ -272,7 +272,7 @@ def test_the_checkpoint_loads_with_plain_libraries_and_answers_differently(
             "max_tokens": 128,
         }
     )
-    assert [o.error for o in run(workspace, instance, STAGES[:-3]) if o.error] == []
+    assert [o.error for o in run(workspace, instance, STAGES[: STAGES.index("base_eval")]) if o.error] == []
     path = Store(workspace.store_dir).query("SELECT path FROM checkpoints WHERE arm = 'full'").item()
     loaded = load_model(tiny_model_dir, "float32", "cpu")
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -300,3 +300,24 @@ def test_the_scoring_job_discovers_shards_and_scores_them(
     assert job.execute_in_process(instance=instance).success
     assert Store(workspace.store_dir).query("SELECT count(DISTINCT sample_id) FROM sample_scores").item() == 6
     assert len(instance.get_dynamic_partitions("shard")) == 2
+
+
+def test_the_report_is_kept_until_what_it_shows_or_its_file_changes(
+    finished: Workspace, instance: dg.DagsterInstance
+) -> None:
+    page = finished.exports_dir / "report.html"
+    made = page.read_bytes()
+    assert b"icon-assets report" in made
+    (kept,) = run(finished, instance, ("report",))
+    assert (kept.error, kept.metadata["changed"]) == (None, False)
+    page.write_text("scribbled over")
+    (refused,) = run(finished, instance, ("report",))
+    assert "is no report of icon-assets" in (refused.error or "")
+    page.unlink()
+    (again,) = run(finished, instance, ("report",))
+    assert (again.error, again.metadata["changed"]) == (None, True)
+    assert page.read_bytes() == made
+    change(finished, "selection", {"arms": ["icon", "random"], "fraction": 0.5})
+    outcomes = run(finished, instance, ("selected_subset", "report"))
+    assert outcomes[-1].metadata["changed"]
+    assert b"random" in page.read_bytes()

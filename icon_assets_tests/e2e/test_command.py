@@ -16,7 +16,8 @@ import yaml
 
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import alpaca, write_jsonl
+from icon_assets_tests.conftest import POOL_A, alpaca, write_jsonl
+from icon_assets_tests.selected import selected_workspace
 
 MakeWorkspace = Callable[..., Workspace]
 SCORING = ["--select", "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores"]
@@ -74,11 +75,30 @@ def test_run_status_and_sql_tell_the_same_story(make_workspace: MakeWorkspace) -
     assert sum(r.get("new_pairs", 0) for r in json.loads(again.stdout)["runs"] if r["changed"]) == 0
 
 
+def test_a_selection_is_exported_and_reported_on_without_loading_a_model(tmp_path: Path) -> None:
+    root = selected_workspace(tmp_path / "ws", {"a.jsonl": POOL_A}).root
+    exported = json.loads(command("-w", root, "export", "--arm", "icon", "--format", "messages", "--json").stdout)
+    assert exported["directory"] == str(root / "exports" / "icon-messages")
+    assert (exported["samples"], exported["files"]) == (2, ["train.jsonl"])
+    said = command("-w", root, "export", "--arm", "icon", "--format", "parquet", "--out", tmp_path / "out")
+    assert said.stdout.startswith(f"2 samples of arm icon as parquet in {tmp_path / 'out'} (digest ")
+    assert (tmp_path / "out" / "train.parquet").is_file()
+    reported = json.loads(command("-w", root, "report", "--json").stdout)
+    assert reported["path"] == str(root / "exports" / "report.html")
+    assert "leaderboard" in reported["missing"]
+    again = command("-w", root, "report")
+    assert again.stdout.startswith(str(root / "exports" / "report.html"))
+    assert again.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["sql", "SELECT nonsense FROM samples"], 1, "icon-assets: sql: "),
         (["run", "--select", "nonsense"], 1, "icon-assets: nonsense: no such asset"),
+        (["export", "--arm", "icon", "--format", "alpaca"], 1, "icon-assets: arm icon: has no selection yet"),
+        (["export", "--arm", "icon", "--format", "csv"], 2, "invalid choice: 'csv'"),
+        (["report", "--out", "/"], 1, "icon-assets: /: belongs to the workspace"),
         (["frobnicate"], 2, "invalid choice"),
         (["run", "--frobnicate"], 2, "unrecognized arguments"),
         ([], 2, "COMMAND"),

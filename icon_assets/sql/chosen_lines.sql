@@ -1,0 +1,7 @@
+-- Every source line that holds a sample of a subset, best rank first; a sample that stands in two lines has two rows.
+-- Parameters: $arm, $subset_id.
+SELECT c.sample_id, s.file, s."row", c."rank", c.score, c.reason,
+    coalesce(s.metadata->>'license', s.metadata->>'licence', s.metadata->>'License', s.metadata->>'Licence') AS licence
+FROM delta.selections c JOIN delta.pool s USING (sample_id)
+WHERE c.arm = $arm AND c.subset_id = $subset_id
+ORDER BY c."rank", s.file, s."row"
