@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from hypothesis import settings as hypothesis_settings
 
 from icon_assets.core.ingest import Ingested, SourceFile, shard_row
 from icon_assets.core.similarity import Embeddings
@@ -21,6 +22,9 @@ from icon_assets.settings import Workspace
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests share the cores: each with all of them for torch would be slower
     os.environ["OMP_NUM_THREADS"] = "1"
+# How long an example takes says more about the machine than about the code.
+hypothesis_settings.register_profile("untimed", deadline=None)
+hypothesis_settings.load_profile("untimed")
 
 TEXTS = [
     "### Instruction:\nName three rivers of Europe.\n\n### Response:The Rhine, the Danube and the Loire.",

@@ -31,7 +31,7 @@ def visible(layout: Layout, tokens: int) -> list[list[bool]]:
     return mask
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows)
 def test_blocks_are_listed_full_or_mixed_exactly_as_the_mask_says(rows: list[tuple[int, list[int]]]) -> None:
     layout, tokens = layout_of(rows)

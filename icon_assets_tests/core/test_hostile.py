@@ -186,7 +186,7 @@ def test_what_is_refused_is_compared_by_its_reason(tmp_path: Path) -> None:
 
 
 @given(st.binary().filter(lambda odd: b"\n" not in odd))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_stands_in_a_line_its_neighbours_are_read(tmp_path: Path, odd: bytes) -> None:
     ingested = ingest(found(tmp_path / "a.jsonl", rows(1) + odd + b"\n" + rows(3)), MAX_CHARS)
     assert [located.row for located in ingested.samples] == [1, 3]

@@ -75,7 +75,7 @@ def add_figures(store: Store) -> None:
         ("held_out/x", "better", -0.3),
     ]
     rows = [
-        {"arm": "icon", "against": "random", "task": t, "metric": "perplexity", "difference": d, "low": d - 0.15, "high": d + 0.15, "n_seeds": 2, "verdict": v}
+        {"arm": "icon", "against": "random", "task": t, "metric": "perplexity", "difference": d, "low": d - 0.15, "high": d + 0.15, "n_seeds": 2, "verdict": v, "n_items": 50, "p_value": 0.2, "n_comparisons": 4}
         for t, v, d in differences
     ]  # fmt: skip
     store.replace("leaderboard_differences", pl.DataFrame(rows))

@@ -295,4 +295,4 @@ def test_an_arm_says_what_it_needs_and_what_it_is_made_with() -> None:
     assert made_with("length_matched", settings)["reference"] == "icon_peers"
     scored = {"icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest"}
     assert {arm for arm in RANKING if "pairs" in work_owed(arm)} == scored
-    assert {arm for arm in RANKING if "features" in work_owed(arm)} == {"rds", "perplexity", "ifd", "icon_selector"}
+    assert {arm for arm in RANKING if "features" in work_owed(arm)} == {"perplexity", "ifd", "icon_selector"}
