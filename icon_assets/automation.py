@@ -30,7 +30,7 @@ _MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
         s.probes.error_rate,
     ],
     "selected_subset": lambda s: [s.selection.fraction, s.selection.seed],
-    "checkpoint": lambda s: s.training.model_dump(exclude={"seeds", "save_every_steps"}),
+    "checkpoint": lambda s: s.training.recipe,
     "eval_results": lambda s: s.evaluation.model_dump(),
     "base_eval": lambda s: s.evaluation.model_dump(),
 }  # fmt: skip
