@@ -6,6 +6,7 @@ serial dropout for each of them), and the cross-entropy over the vocabulary. On 
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.errors import IconError
@@ -40,10 +41,11 @@ def sample_attention(
         IconError: the layer asks for something besides, or its window is shorter than the longest sample.
     """
     bounds = cu_seq_lens_q.tolist()
-    longest = max(stop - start for start, stop in zip(bounds, bounds[1:], strict=False))
+    longest = max(stop - start for start, stop in pairwise(bounds))
     if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < longest):
         raise IconError("training.packing: this model's attention can't be packed on a CPU; set it to false")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
     out: Any = _attention().apply(query, key, value, bounds, scale)
     return out.transpose(1, 2).contiguous(), None
 
@@ -62,7 +64,7 @@ def _attention() -> Any:
                 scaled_dot_product_attention(
                     *(x[:, :, start:stop] for x in (query, key, value)), is_causal=True, scale=scale, enable_gqa=True
                 )
-                for start, stop in zip(bounds, bounds[1:], strict=False)
+                for start, stop in pairwise(bounds)
             ]
             out = torch.cat(parts, dim=2)
             ctx.save_for_backward(query, key, value, out)
@@ -91,7 +93,7 @@ def _attention() -> Any:
 
 def _blocks(bounds: list[int]) -> Iterator[tuple[int, int, int]]:
     """Start of the sample, and the range of some of its tokens."""
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         for start in range(first, last, _QUERIES):
             yield first, start, min(start + _QUERIES, last)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from icon_assets.core.batch_plan import BatchPlan
 from icon_assets.core.errors import IconError
-from icon_assets.core.finetuning import BatchPlan, TrainingResult, fine_tune, load_fine_tuned
+from icon_assets.core.finetuning import TrainingResult, fine_tune, load_fine_tuned
 from icon_assets.core.tokens import Encoded
 from icon_assets.settings import TrainingSettings
 
@@ -176,17 +177,17 @@ def test_the_first_loss_is_the_mean_over_response_tokens_of_the_whole_step(train
 def test_our_loss_on_the_cpu_is_the_one_of_trl(train, monkeypatch):
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from icon_assets.core import finetuning
+    from icon_assets.core import trainer as trainers
 
     ours, _ = train("ours")
-    class_of = finetuning._trainer_class
+    class_of = trainers.trainer_class
 
     def trl_loss(*arguments):
         trainer = class_of(*arguments)
         trainer.compute_loss = SFTTrainer.compute_loss
         return trainer
 
-    monkeypatch.setattr(finetuning, "_trainer_class", trl_loss)
+    monkeypatch.setattr(trainers, "trainer_class", trl_loss)
     theirs, _ = train("theirs")
     for one, other in zip(ours.loss_curve, theirs.loss_curve, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
