@@ -29,7 +29,7 @@ def register() -> None:
 def sample_attention(
     module: Any, query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", attention_mask: Any,
     scaling: float | None = None, *, cu_seq_lens_q: "torch.Tensor", sliding_window: int | None = None,
-    softcap: float | None = None, s_aux: Any = None, **_: Any,
+    softcap: float | None = None, s_aux: Any = None, dropout: float = 0.0, **_: Any,
 ) -> "tuple[torch.Tensor, None]":  # fmt: skip
     """Causal attention inside each sample of a packed row, as a model's layers call it.
 
@@ -42,7 +42,8 @@ def sample_attention(
     """
     bounds = cu_seq_lens_q.tolist()
     longest = max(stop - start for start, stop in pairwise(bounds))
-    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < longest):
+    windowed = sliding_window is not None and sliding_window < longest
+    if windowed or softcap is not None or s_aux is not None or dropout:
         raise IconError("training.packing: this model's attention can't be packed on a CPU; set it to false")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from icon_assets.core.batch_plan import BatchPlan
+from icon_assets.core.batch_plan import PADDING, BatchPlan, MicroBatches
 from icon_assets.core.errors import IconError
 from icon_assets.core.finetuning import TrainingResult, fine_tune, load_fine_tuned
 from icon_assets.core.tokens import Encoded
@@ -136,6 +136,13 @@ def test_half_an_epoch_is_half_its_steps():
     assert len(list(plan.seen())) == 24
 
 
+def test_a_step_is_shared_evenly_and_filled_up_with_padding():
+    micro = MicroBatches.of(batch_size=6, largest=2, processes=4)
+    assert (micro.size, micro.per_step, micro.places) == (2, 1, 8)
+    assert micro.filled([3, 1, 2]) == [3, 1, 2, PADDING, PADDING, PADDING, PADDING, PADDING]
+    assert MicroBatches.of(batch_size=16, largest=7, processes=1) == MicroBatches(4, 4, 1)
+
+
 # What is learned
 
 
@@ -168,10 +175,23 @@ def test_the_first_loss_is_the_mean_over_response_tokens_of_the_whole_step(train
         start = len(sample.prompt_ids)
         total -= sum(scores[place - 1, ids[0, place]].item() for place in range(start, ids.shape[1]))
     expected = total / sum(len(sample.response_ids) for sample in samples)
-    for micro in (1, 3, 4):
-        settings = changed(QUICK, micro_batch_size=micro, epochs=1, lora_dropout=0)
-        result, _ = train(f"micro{micro}", settings, count=4)
+    for micro, packing in ((1, True), (3, True), (4, True), (4, False)):
+        settings = changed(QUICK, micro_batch_size=micro, packing=packing, epochs=1, lora_dropout=0)
+        result, _ = train(f"micro{micro}{packing}", settings, count=4)
         assert result.loss_curve[0].loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_packing_and_recomputed_activations_change_no_loss_and_no_weight(train, method, recompute):
+    import torch
+
+    settings = changed(QUICK, method=method, lora_dropout=0)
+    padded, one = train("padded", changed(settings, packing=False))
+    packed, other = train("packed", changed(settings, gradient_checkpointing=recompute))
+    assert [p.loss for p in packed.loss_curve] == pytest.approx([p.loss for p in padded.loss_curve], rel=1e-4)
+    for key, expected in weights(one).items():
+        torch.testing.assert_close(weights(other)[key], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_our_loss_on_the_cpu_is_the_one_of_trl(train, monkeypatch):
@@ -214,6 +234,8 @@ def test_the_result_counts_what_was_forwarded(train):
     assert result.n_response_tokens == 2 * sum(len(s.response_ids) for s in samples)
     assert result.resumed_from_step == 0
     assert result.seconds > 0
+    full, _ = train("full", changed(QUICK, method="full"), count=10)
+    assert 0.5 * full.flops < result.flops < full.flops
 
 
 def test_every_step_is_reported_and_nothing_goes_to_stdout(train, capsys):
