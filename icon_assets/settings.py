@@ -193,8 +193,7 @@ class TrainingSettings(Section):
     def _fill_in_preset(cls, values: Any) -> Any:
         """What is given wins over the preset. An unknown preset is refused with its field."""
         preset = values.get("preset") if isinstance(values, dict) else None
-        known = isinstance(preset, str) and preset in TRAINING_PRESETS
-        return {**TRAINING_PRESETS[preset], **values} if known else values
+        return {**TRAINING_PRESETS.get(str(preset), {}), **values} if preset else values
 
     @property
     def recipe(self) -> dict[str, Any]:

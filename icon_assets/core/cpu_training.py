@@ -80,10 +80,10 @@ def _attention() -> Any:
             grouped = [x[0].unflatten(0, (heads, -1)) for x in (query, out, gradients[0])]
             results = [torch.empty_like(grouped[0]), torch.zeros_like(key[0]), torch.zeros_like(value[0])]
             for first, start, stop in _blocks(ctx.bounds):
-                queries = [x[:, :, start:stop].flatten(1, 2) for x in grouped]
-                keys = [x[0, :, first:stop] for x in (key, value)]
+                rows = [x[:, :, start:stop].flatten(1, 2) for x in grouped]
+                rows += [x[0, :, first:stop] for x in (key, value)]
                 hidden = _hidden(stop - start, stop - first, grouped[0].shape[1])
-                of_query, of_key, of_value = _backward(*queries, *keys, hidden, ctx.scale)
+                of_query, of_key, of_value = _backward(rows, hidden, ctx.scale)
                 results[0][:, :, start:stop] = of_query.unflatten(1, (-1, stop - start))
                 results[1][:, first:stop] += of_key
                 results[2][:, first:stop] += of_value
@@ -107,8 +107,9 @@ def _hidden(queries: int, keys: int, groups: int) -> "torch.Tensor":
     return torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1).repeat(groups, 1)
 
 
-def _backward(query: Any, out: Any, gradient: Any, key: Any, value: Any, hidden: Any, scale: float) -> tuple[Any, ...]:
+def _backward(rows: list[Any], hidden: Any, scale: float) -> tuple[Any, ...]:
     """Gradients of query, key and value of one block, from the attention computed again."""
+    query, out, gradient, key, value = rows
     scores = (query @ key.mT).float().mul_(scale).masked_fill_(hidden, float("-inf"))
     shares = scores.softmax(-1)
     mean = (gradient.float() * out.float()).sum(-1, keepdim=True)

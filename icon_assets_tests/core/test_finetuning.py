@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -264,6 +265,21 @@ def test_only_final_files_are_written_and_none_names_a_path_of_this_machine(trai
     if method == "lora":
         config = json.loads((out_dir / "adapter_config.json").read_text("utf-8"))
         assert config["base_model_name_or_path"] == "tiny"
+
+
+def test_the_tokenizer_of_a_checkpoint_keeps_the_chat_template(base_dir, tmp_path):
+    from transformers import AutoTokenizer
+
+    base, out_dir = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(base_dir, base)
+    out_dir.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for m in messages %}w1 {{ m.content }} w2{% endfor %}"
+    tokenizer.save_pretrained(base)
+    options = {"work_dir": tmp_path / "work", "dtype": "float32", "device": "cpu"}
+    fine_tune(base, make_samples(4), changed(QUICK, template="chat"), 0, out_dir=out_dir, **options)
+    messages = [{"role": "user", "content": "w7 w8"}]
+    assert AutoTokenizer.from_pretrained(out_dir).apply_chat_template(messages, tokenize=False) == "w1 w7 w8 w2"
 
 
 # Seeds
