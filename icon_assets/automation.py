@@ -47,7 +47,7 @@ _MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
     "selector": lambda s: [s.selector.model_dump(), s.controls.primary],
     "selected_subset": lambda s: s.selection.model_dump(exclude={"arms", "length_warning"}),
     "selection_trust": lambda s: [s.selection.model_dump(exclude={"length_warning"}), s.controls.model_dump(), s.probes.near_duplicate],
-    "checkpoint": lambda s: s.training.model_dump(exclude={"seeds", "save_every_steps"}),
+    "checkpoint": lambda s: s.training.recipe,
     "eval_results": lambda s: s.evaluation.model_dump(exclude=_COMPARISON),
     "base_eval": lambda s: s.evaluation.model_dump(exclude=_COMPARISON),
     "answers": lambda s: [_pairwise(s, "prompts", "max_new_tokens", "limit"), s.training.template],

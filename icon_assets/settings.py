@@ -198,15 +198,44 @@ class SelectorSettings(Section):
     lora: ClassifierSettings = ClassifierSettings()
 
 
+TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "method": "full", "template": "alpaca", "epochs": 3, "learning_rate": 2e-5, "batch_size": 128,
+        "warmup_fraction": 0.03, "scheduler": "cosine", "max_tokens": 2048,
+    },
+    "small": {
+        "method": "lora", "template": "alpaca", "epochs": 3, "learning_rate": 2e-4, "batch_size": 16,
+        "warmup_fraction": 0.03, "scheduler": "cosine", "max_tokens": 1024,
+        "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05, "lora_targets": "all-linear",
+    },
+}  # fmt: skip
+
+
 class TrainingSettings(Section):
+    preset: Literal["paper", "small"] | None = Field(
+        default=None,
+        description="Values for what is not given here. paper: full fine-tuning, 3 epochs, AdamW at 2e-5, batches of 128, "
+        "2048 tokens; small: the LoRA recipe for a laptop, 3 epochs, 2e-4, batches of 16, 1024 tokens.",
+    )
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     method: Literal["lora", "full"] = "lora"
     template: Literal["alpaca", "chat"] = "alpaca"
     epochs: float = Field(default=3, gt=0)
     learning_rate: float = Field(default=2e-4, gt=0)
-    batch_size: int = Field(default=16, ge=1, description="Samples per optimizer step.")
+    batch_size: int = Field(default=16, ge=1, description="Samples per optimizer step, over all processes.")
     micro_batch_size: int = Field(
         default=8, ge=1, description="Samples per forward; gradients are accumulated up to batch_size."
+    )
+    packing: bool = Field(
+        default=True,
+        description="The samples of a forward stand in one row without padding, and none sees another: the same "
+        "gradients in less time.",
+    )
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        default="auto", description="Compute activations again instead of keeping them; auto: on CUDA only."
+    )
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="Training processes that share every step; auto: one per CUDA device, one on a CPU."
     )
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
@@ -220,6 +249,20 @@ class TrainingSettings(Section):
     save_every_steps: int = Field(
         default=20, ge=1, description="Steps between the states that a crashed training resumes from."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        """What is given wins over the preset. An unknown preset is refused with its field."""
+        preset = values.get("preset") if isinstance(values, dict) else None
+        return {**TRAINING_PRESETS.get(str(preset), {}), **values} if preset else values
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What determines a checkpoint, resolved: all but which seeds exist, and how the same gradients are computed."""
+        return self.model_dump(
+            exclude={"preset", "seeds", "save_every_steps", "packing", "gradient_checkpointing", "processes"}
+        )
 
 
 class LocalTask(Section):

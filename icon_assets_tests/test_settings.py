@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from icon_assets.core.errors import IconError
-from icon_assets.settings import Settings, Workspace
+from icon_assets.settings import Settings, TrainingSettings, Workspace
 
 MakeWorkspace = Callable[..., Workspace]
 
@@ -37,6 +37,9 @@ def test_a_variable_overrides_the_file(make_workspace: MakeWorkspace, monkeypatc
         ("controls: {primary: random_chars}", "'random_chars' is not among kinds"),
         ("probes: {budget: 1.5}", "probes.budget"),
         ("scoring: {tokens_per_forward: 3}", "scoring.tokens_per_forward"),
+        ("training: {preset: huge}", "training.preset: Input should be 'paper' or 'small'"),
+        ("training: {preset: [paper]}", "training.preset: Input should be 'paper' or 'small'"),
+        ("training: {processes: 0}", "training.processes"),
         ("probes: [", "not valid YAML"),
         ("- a", "must hold keys"),
     ],
@@ -72,3 +75,18 @@ def test_every_section_describes_or_bounds_its_keys() -> None:
         "selection",
         "training",
     }
+
+
+def test_what_is_given_wins_over_the_preset_and_the_recipe_holds_what_came_out(
+    make_workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_workspace(training={"preset": "paper", "epochs": 1}).root
+    monkeypatch.setenv("ICON_TRAINING__BATCH_SIZE", "64")
+    recipe = Workspace.load(root).settings.training.recipe
+    assert (recipe["method"], recipe["learning_rate"], recipe["max_tokens"]) == ("full", 2e-5, 2048)
+    assert (recipe["epochs"], recipe["batch_size"]) == (1, 64)
+    assert not recipe.keys() & {"preset", "seeds", "packing", "processes"}
+
+
+def test_the_small_preset_is_what_applies_without_one() -> None:
+    assert TrainingSettings.model_validate({"preset": "small"}).recipe == TrainingSettings().recipe

@@ -28,7 +28,7 @@ from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import TrainingSettings, Workspace
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 MANIFEST = "manifest.jsonl"
 
 
@@ -36,11 +36,6 @@ def arm_and_seed(context: dg.AssetExecutionContext) -> tuple[str, int]:
     """The two dimensions of a training run's partition."""
     key: Any = context.partition_key
     return key.keys_by_dimension["arm"], int(key.keys_by_dimension["seed"])
-
-
-def training_settings(settings: TrainingSettings) -> dict[str, Any]:
-    """The settings that determine a checkpoint: all but which seeds exist and how often states are saved."""
-    return settings.model_dump(exclude={"seeds", "save_every_steps"})
 
 
 def encode_samples(record: ModelRecord, rows: pl.DataFrame, settings: TrainingSettings) -> list[Encoded]:
@@ -68,7 +63,7 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
         subset = needed(store, "selected_subset", arm)
         recipe = Recipe(
             "checkpoint", f"{arm}|{seed}", (subset.as_input(), needed(store, "base_model").as_input()),
-            training_settings(settings), seed, CODE_VERSION,
+            settings.recipe, seed, CODE_VERSION,
         )  # fmt: skip
         if (event := ledger.made(store, recipe)) and (icon.workspace.root / str(event.summary["path"])).is_dir():
             return unchanged(event)
@@ -80,7 +75,7 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
             "checkpoint_id": run.checkpoint_id, "subset_id": subset.digest, "path": run.path,
             "samples": run.result.n_samples, "tokens": run.result.n_tokens, "response_tokens": run.result.n_response_tokens,
             "steps": run.result.n_steps, "seconds": round(run.result.seconds, 2), "final_loss": run.final_loss,
-            "truncated_samples": run.result.n_truncated, "resumed_from_step": run.result.resumed_from_step,
+            "truncated_samples": run.result.n_truncated, "flops": run.result.flops, "resumed_from_step": run.result.resumed_from_step,
         }  # fmt: skip
         points = [(float(p.step), p.loss) for p in run.result.loss_curve]
         picture = curve(points, f"Training loss, {arm} seed {seed}", "optimizer step", "nats per response token")
@@ -180,7 +175,7 @@ def _store(store: Store, run: _Run, recipe: Recipe) -> None:
         "checkpoint_id": run.checkpoint_id, "arm": run.arm, "seed": run.seed, "subset_id": run.subset_id,
         "model_digest": run.model_digest, "path": run.path, "digest": run.digest, "n_samples": result.n_samples,
         "n_tokens": result.n_tokens, "n_response_tokens": result.n_response_tokens, "n_steps": result.n_steps,
-        "seconds": result.seconds, "final_loss": run.final_loss, "flops": None, "settings": canonical_json(dict(recipe.settings)),
+        "seconds": result.seconds, "final_loss": run.final_loss, "flops": result.flops, "settings": canonical_json(dict(recipe.settings)),
         "created_at": datetime.now(UTC),
     }  # fmt: skip
     named = pl.lit(run.checkpoint_id).alias("checkpoint_id")

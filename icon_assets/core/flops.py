@@ -48,6 +48,18 @@ class ModelShape:
         head = 2 * self.hidden_size * self.vocabulary_size * work.scored
         return layers + attention + head
 
+    def training_flops(self, work: Work, adapter_parameters: int | None = None) -> int:
+        """Forward and backward. `adapter_parameters`: of a LoRA adapter; None when all weights are trained.
+
+        Backward, a matrix product costs once more for the gradient of its input, and once for that of its weight where
+        that is trained; attention has no weights, but two inputs per product.
+        """
+        attention = 3 * self.flops(Work(attended=work.attended))
+        products = self.flops(Work(tokens=work.tokens, scored=work.scored))
+        if adapter_parameters is None:
+            return 3 * products + attention
+        return 2 * products + attention + 6 * adapter_parameters * work.tokens
+
 
 @cache
 def model_shape(directory: Path) -> ModelShape:

@@ -115,10 +115,10 @@ COMMENT ON COLUMN trust_figures.detail IS 'What the figure is to be read against
 
 CREATE TABLE checkpoints (
     checkpoint_id VARCHAR, arm VARCHAR, seed BIGINT, subset_id VARCHAR, model_digest VARCHAR, path VARCHAR, digest VARCHAR,
-    n_samples BIGINT, n_tokens BIGINT, n_response_tokens BIGINT, n_steps BIGINT, seconds DOUBLE, final_loss DOUBLE, flops BIGINT,
-    settings VARCHAR, created_at TIMESTAMPTZ
+    n_samples BIGINT, n_tokens BIGINT, n_response_tokens BIGINT, n_steps BIGINT, seconds DOUBLE, final_loss DOUBLE,
+    flops BIGINT, settings VARCHAR, created_at TIMESTAMPTZ
 );
-COMMENT ON TABLE checkpoints IS 'Fine-tuned checkpoints; path is relative to the workspace. Tokens count every epoch.';
+COMMENT ON TABLE checkpoints IS 'Fine-tuned checkpoints; path is relative to the workspace. Tokens and FLOPs count every epoch.';
 
 CREATE TABLE checkpoint_samples (
     checkpoint_id VARCHAR, sample_id VARCHAR, shard VARCHAR, file VARCHAR, "row" BIGINT, "rank" BIGINT, score DOUBLE

@@ -256,33 +256,44 @@ def test_every_product_leaves_a_ledger_row_that_names_its_inputs(
         assert instance.get_run_by_id(row["run_id"]) is not None
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_checkpoint_loads_with_plain_libraries_and_answers_differently(
-    make_workspace: MakeWorkspace, instance: dg.DagsterInstance, tiny_model_dir: Path
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance, tiny_model_dir: Path, method: str
 ) -> None:
     import torch
     from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    workspace = make_workspace(
-        training={
-            "seeds": [0],
-            "epochs": 8,
-            "learning_rate": 0.05,
-            "batch_size": 2,
-            "micro_batch_size": 2,
-            "max_tokens": 128,
-        }
-    )
+    recipe = {
+        "seeds": [0],
+        "epochs": 8,
+        "learning_rate": 0.05,
+        "batch_size": 2,
+        "micro_batch_size": 2,
+        "max_tokens": 128,
+    }
+    workspace = make_workspace(training={"preset": "paper", "method": method, **recipe})
     assert [o.error for o in run(workspace, instance, STAGES[: STAGES.index("base_eval")]) if o.error] == []
-    path = Store(workspace.store_dir).query("SELECT path FROM checkpoints WHERE arm = 'full'").item()
+    store = Store(workspace.store_dir)
+    path, flops, tokens = store.query("SELECT path, flops, n_tokens FROM checkpoints WHERE arm = 'full'").row(0)
     loaded = load_model(tiny_model_dir, "float32", "cpu")
     ids = torch.tensor([[5, 6, 7, 8]])
     before = loaded.model(ids).logits
-    tuned = PeftModel.from_pretrained(loaded.model, workspace.root / path)
+    folder = workspace.root / path
+    tuned = (
+        PeftModel.from_pretrained(loaded.model, folder)
+        if method == "lora"
+        else AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    )
     assert (tuned(ids).logits - before).abs().max() > 0.1
-    losses = Store(workspace.store_dir).query(
+    assert AutoTokenizer.from_pretrained(folder)("a river").input_ids == loaded.tokenizer("a river").input_ids
+    losses = store.query(
         "SELECT loss FROM loss_curves JOIN checkpoints USING (checkpoint_id) WHERE arm = 'full' ORDER BY step"
     )
     assert losses["loss"][-1] < losses["loss"][0]
+    assert flops > tokens * 4 * sum(p.numel() for p in loaded.model.model.layers.parameters() if p.dim() > 1) / 2
+    settings = json.loads((folder / "icon_checkpoint.json").read_text())["settings"]
+    assert (settings["method"], settings["warmup_fraction"], settings["batch_size"]) == (method, 0.03, 2)
 
 
 def test_an_unknown_asset_is_refused_and_the_order_is_the_graphs() -> None:

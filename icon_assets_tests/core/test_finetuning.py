@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from icon_assets.core.batch_plan import PADDING, BatchPlan, MicroBatches
 from icon_assets.core.errors import IconError
-from icon_assets.core.finetuning import BatchPlan, TrainingResult, fine_tune, load_fine_tuned
+from icon_assets.core.finetuning import TrainingResult, fine_tune, load_fine_tuned
 from icon_assets.core.tokens import Encoded
 from icon_assets.settings import TrainingSettings
 
@@ -135,6 +137,13 @@ def test_half_an_epoch_is_half_its_steps():
     assert len(list(plan.seen())) == 24
 
 
+def test_a_step_is_shared_evenly_and_filled_up_with_padding():
+    micro = MicroBatches.of(batch_size=6, largest=2, processes=4)
+    assert (micro.size, micro.per_step, micro.places) == (2, 1, 8)
+    assert micro.filled([3, 1, 2]) == [3, 1, 2, PADDING, PADDING, PADDING, PADDING, PADDING]
+    assert MicroBatches.of(batch_size=16, largest=7, processes=1) == MicroBatches(4, 4, 1)
+
+
 # What is learned
 
 
@@ -167,26 +176,39 @@ def test_the_first_loss_is_the_mean_over_response_tokens_of_the_whole_step(train
         start = len(sample.prompt_ids)
         total -= sum(scores[place - 1, ids[0, place]].item() for place in range(start, ids.shape[1]))
     expected = total / sum(len(sample.response_ids) for sample in samples)
-    for micro in (1, 3, 4):
-        settings = changed(QUICK, micro_batch_size=micro, epochs=1, lora_dropout=0)
-        result, _ = train(f"micro{micro}", settings, count=4)
+    for micro, packing in ((1, True), (3, True), (4, True), (4, False)):
+        settings = changed(QUICK, micro_batch_size=micro, packing=packing, epochs=1, lora_dropout=0)
+        result, _ = train(f"micro{micro}{packing}", settings, count=4)
         assert result.loss_curve[0].loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_packing_and_recomputed_activations_change_no_loss_and_no_weight(train, method, recompute):
+    import torch
+
+    settings = changed(QUICK, method=method, lora_dropout=0)
+    padded, one = train("padded", changed(settings, packing=False))
+    packed, other = train("packed", changed(settings, gradient_checkpointing=recompute))
+    assert [p.loss for p in packed.loss_curve] == pytest.approx([p.loss for p in padded.loss_curve], rel=1e-4)
+    for key, expected in weights(one).items():
+        torch.testing.assert_close(weights(other)[key], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_our_loss_on_the_cpu_is_the_one_of_trl(train, monkeypatch):
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from icon_assets.core import finetuning
+    from icon_assets.core import trainer as trainers
 
     ours, _ = train("ours")
-    class_of = finetuning._trainer_class
+    class_of = trainers.trainer_class
 
     def trl_loss(*arguments):
         trainer = class_of(*arguments)
         trainer.compute_loss = SFTTrainer.compute_loss
         return trainer
 
-    monkeypatch.setattr(finetuning, "_trainer_class", trl_loss)
+    monkeypatch.setattr(trainers, "trainer_class", trl_loss)
     theirs, _ = train("theirs")
     for one, other in zip(ours.loss_curve, theirs.loss_curve, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
@@ -213,6 +235,8 @@ def test_the_result_counts_what_was_forwarded(train):
     assert result.n_response_tokens == 2 * sum(len(s.response_ids) for s in samples)
     assert result.resumed_from_step == 0
     assert result.seconds > 0
+    full, _ = train("full", changed(QUICK, method="full"), count=10)
+    assert 0.5 * full.flops < result.flops < full.flops
 
 
 def test_every_step_is_reported_and_nothing_goes_to_stdout(train, capsys):
@@ -241,6 +265,21 @@ def test_only_final_files_are_written_and_none_names_a_path_of_this_machine(trai
     if method == "lora":
         config = json.loads((out_dir / "adapter_config.json").read_text("utf-8"))
         assert config["base_model_name_or_path"] == "tiny"
+
+
+def test_the_tokenizer_of_a_checkpoint_keeps_the_chat_template(base_dir, tmp_path):
+    from transformers import AutoTokenizer
+
+    base, out_dir = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(base_dir, base)
+    out_dir.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for m in messages %}w1 {{ m.content }} w2{% endfor %}"
+    tokenizer.save_pretrained(base)
+    options = {"work_dir": tmp_path / "work", "dtype": "float32", "device": "cpu"}
+    fine_tune(base, make_samples(4), changed(QUICK, template="chat"), 0, out_dir=out_dir, **options)
+    messages = [{"role": "user", "content": "w7 w8"}]
+    assert AutoTokenizer.from_pretrained(out_dir).apply_chat_template(messages, tokenize=False) == "w1 w7 w8 w2"
 
 
 # Seeds

@@ -95,7 +95,7 @@ def add_figures(store: Store) -> None:
     for seed in (0, 1):
         run = {
             "checkpoint_id": f"c{seed}", "arm": "icon", "seed": seed, "subset_id": subsets["icon"], "model_digest": "m" * 32, "path": "p",
-            "digest": "d", "n_samples": 3, "n_tokens": 10**9, "n_response_tokens": 500, "n_steps": 4, "seconds": 2.5, "final_loss": 1.0,
+            "digest": "d", "n_samples": 3, "n_tokens": 10**9, "n_response_tokens": 500, "n_steps": 4, "seconds": 2.5, "final_loss": 1.0, "flops": 10**15,
             "settings": '{"method":"lora"}', "created_at": datetime.now(UTC),
         }  # fmt: skip
         store.replace("checkpoints", pl.DataFrame([run]), checkpoint_id=f"c{seed}")
