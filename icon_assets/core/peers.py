@@ -61,8 +61,8 @@ def draw(store: Store, key: ScoreKey, seed: int, most: int = _MOST_SAMPLES) -> D
     asked = {"key": key.value, "seed": str(seed), "n": min(most, max(1, _MOST_PAIRS // max(1, base.height)))}
     drawn = store.query(
         """
-        SELECT sample_id, n_context_tokens FROM contexts SEMI JOIN delta.pool USING (sample_id)
-        WHERE score_key = $key ORDER BY md5($seed || sample_id) LIMIT $n
+        SELECT sample_id, n_context_tokens FROM contexts SEMI JOIN delta.sample_scores USING (score_key, sample_id)
+        SEMI JOIN delta.pool USING (sample_id) WHERE score_key = $key ORDER BY md5($seed || sample_id) LIMIT $n
         """,
         asked,
     )
@@ -155,7 +155,8 @@ def _known(store: Store, key: ScoreKey, probe_ids: Sequence[str]) -> pl.DataFram
         return con.sql(
             """
             SELECT sample_id, any_value(n_context_tokens) AS n_context_tokens, sum(code)::VARCHAR AS pattern
-            FROM pair_scores JOIN probe_code USING (probe_id) JOIN contexts USING (score_key, sample_id) SEMI JOIN delta.pool USING (sample_id)
+            FROM pair_scores JOIN probe_code USING (probe_id) JOIN contexts USING (score_key, sample_id)
+            SEMI JOIN delta.sample_scores USING (score_key, sample_id) SEMI JOIN delta.pool USING (sample_id)
             WHERE score_key = $key GROUP BY sample_id
             """,
             params={"key": key.value},
