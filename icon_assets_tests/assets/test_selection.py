@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
@@ -27,12 +28,12 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: object) -> Workspace:
+def scored(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Workspace:
     """A workspace of 40 samples with their scores."""
     files = {"a.jsonl": ROWS[:25], "b.jsonl": [*ROWS[25:], ROWS[0]]}
     workspace = lay_out(
         tmp_path_factory.mktemp("scored") / "workspace", tiny_model_dir, files, selection={"arms": ARMS}
-    )  # pyright: ignore
+    )
     with dg.DagsterInstance.ephemeral() as instance:
         assert [
             o.error for o in run_stages(build_assets(workspace), workspace, instance, SCORING_STAGES) if o.error

@@ -165,6 +165,7 @@ def test_the_draw_is_bounded_and_part_of_the_larger_one(tmp_path: Path, monkeypa
     assert draw(world.store, KEY, 0, most=10).sample_ids == whole[:10]
     assert draw(world.store, KEY, 1, most=10).sample_ids != whole[:10]
     monkeypatch.setattr(peers, "_MOST_PAIRS", 12 * len(PROBES))
+    monkeypatch.setattr(peers, "_STREAMED_AT_ONCE", 7)
     assert draw(world.store, KEY, 0).sample_ids == whole[:12]
     few = world.contributions()
     assert len(few) == 60, "learned from twelve, told of all"
