@@ -196,10 +196,20 @@ def _finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
 
 
 @pytest.fixture
-def finished(_finished: Path, tmp_path: Path) -> Workspace:
+def copy_of(tmp_path: Path) -> Callable[[Workspace], Workspace]:
+    """Copy a workspace that several tests start from."""
+
+    def copy(workspace: Workspace) -> Workspace:
+        shutil.copytree(workspace.root, tmp_path / "copy")
+        return Workspace.load(tmp_path / "copy")
+
+    return copy
+
+
+@pytest.fixture
+def finished(_finished: Path, copy_of: Callable[[Workspace], Workspace]) -> Workspace:
     """A workspace in which the whole graph was materialized for one arm and one seed: a copy to spoil."""
-    shutil.copytree(_finished, tmp_path / "finished")
-    return Workspace.load(tmp_path / "finished")
+    return copy_of(Workspace.load(_finished))
 
 
 def change(workspace: Workspace, section: str, values: dict[str, Any]) -> None:

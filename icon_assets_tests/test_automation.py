@@ -105,7 +105,7 @@ def test_a_folder_is_scored_and_selected_from_by_itself_and_only_what_changes_ag
     a, b = daemon.shard("a.jsonl"), daemon.shard("b.jsonl")
     assert started == {
         "raw_pool": {a, b}, "probe_set": {None}, "base_model": {None}, "probe_baseline": {None}, "sample_scores": {a, b},
-        "selected_subset": {"full", "icon"},
+        "selected_subset": {"full", "icon"}, "selection_trust": {"full", "icon"},
     }  # fmt: skip
     assert daemon.settle() == {}, "nothing changed"
 

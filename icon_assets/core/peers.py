@@ -1,10 +1,10 @@
 """The control `peers`: a sample is held against what candidates of its own token length usually do to a probe.
 
 From stored pairs alone, without a forward. Curves of log perplexity over log length are fitted on a bounded draw of
-samples, one per probe; every pair is then held against them in SQL (sql/peers.sql), however many there are.
+samples, one per probe; every pair is then held against them in a stream, however many there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -15,12 +15,14 @@ from icon_assets.core.digests import draw_key
 from icon_assets.core.errors import IconError
 from icon_assets.core.probe_model import ProbeModel
 from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.store import Store, sql_text
+from icon_assets.core.store import Store
 
 PEERS = "peers"
 _MOST_SAMPLES, _MOST_PAIRS = 5_000, 2_000_000
 _BENDS_FROM = 60  # samples; fewer say no more than a straight line
 _KNOTS = 5
+_STREAMED_AT_ONCE = 500_000
+_HIGHEST_NLL, _LARGEST, _UNIT = 27.0, 4096.0, 2.0**40
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def draw(store: Store, key: ScoreKey, seed: int, most: int = _MOST_SAMPLES) -> D
     asked = {"key": key.value, "seed": str(seed), "n": min(most, max(1, _MOST_PAIRS // max(1, base.height)))}
     drawn = store.query(
         """
-        SELECT sample_id, n_context_tokens FROM contexts SEMI JOIN delta.pool USING (sample_id)
-        WHERE score_key = $key ORDER BY md5($seed || sample_id) LIMIT $n
+        SELECT sample_id, n_context_tokens FROM contexts SEMI JOIN delta.sample_scores USING (score_key, sample_id)
+        SEMI JOIN delta.pool USING (sample_id) WHERE score_key = $key ORDER BY md5($seed || sample_id) LIMIT $n
         """,
         asked,
     )
@@ -133,18 +135,39 @@ def peer_contributions(store: Store, key: ScoreKey, seed: int) -> pl.DataFrame:
     """
     drawn = draw(store, key, seed)
     known = _known(store, key, drawn.probe_ids)
-    most = int(known["n_context_tokens"].max() or 1)  # pyright: ignore
-    lengths = np.arange(1, most + 1)
-    curves = np.exp(typical(drawn.lengths, drawn.nll, lengths))
-    curve = pl.DataFrame({
-        "probe_id": np.repeat(drawn.probe_ids, most), "n_context_tokens": np.tile(lengths, len(drawn.probe_ids)),
-        "perplexity": curves.T.ravel(),
-    })  # fmt: skip
-    weights, constants = _weights(store, key, drawn, known)
+    lengths, pattern = known["n_context_tokens"].to_numpy(), known["pattern"].rank("dense").to_numpy() - 1
+    curves = np.exp(typical(drawn.lengths, drawn.nll, np.arange(1, lengths.max() + 1)))
+    weights, constants = _weights(drawn, _seen(store, key, drawn.probe_ids, known))
+    totals = np.zeros(
+        known.height, np.int64
+    )  # sums of integers: equal pairs give equal bits in whatever order they come
+    for sample, probe, nll in _stream(store, key, drawn.probe_ids, known):
+        gains = (curves[lengths[sample] - 1, probe] - np.exp(np.minimum(nll, _HIGHEST_NLL))) * weights[
+            pattern[sample], probe
+        ]
+        np.add.at(totals, sample, np.rint(np.clip(gains, -_LARGEST, _LARGEST) * _UNIT).astype(np.int64))
+    return known.select("sample_id", peers=pl.Series(totals / _UNIT + constants[pattern]))
+
+
+def _stream(
+    store: Store, key: ScoreKey, probe_ids: Sequence[str], known: pl.DataFrame
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Every pair as the row of its sample in `known`, the place of its probe, and nats per token."""
     with closing(store.connect()) as con:
-        for name, frame in (("curve", curve), ("weight", weights), ("known", known.join(constants, on="pattern"))):
-            con.register(name, frame.to_arrow())
-        return con.sql(sql_text("peers.sql"), params={"score_key": key.value}).pl()
+        con.register("known", known.select("sample_id").with_row_index("sample").to_arrow())
+        con.register("listed", pl.DataFrame({"probe_id": probe_ids}).with_row_index("probe").to_arrow())
+        pairs = con.sql(
+            """
+            SELECT sample, probe, nll_sum / n_tokens AS nll FROM pair_scores
+            JOIN known USING (sample_id) JOIN listed USING (probe_id) WHERE score_key = $key
+            """,
+            params={"key": key.value},
+        )
+        for batch in pairs.to_arrow_reader(_STREAMED_AT_ONCE):
+            sample, probe, nll = (
+                batch.column(name).to_numpy(zero_copy_only=False) for name in ("sample", "probe", "nll")
+            )
+            yield sample, probe, nll
 
 
 def _known(store: Store, key: ScoreKey, probe_ids: Sequence[str]) -> pl.DataFrame:
@@ -155,27 +178,29 @@ def _known(store: Store, key: ScoreKey, probe_ids: Sequence[str]) -> pl.DataFram
         return con.sql(
             """
             SELECT sample_id, any_value(n_context_tokens) AS n_context_tokens, sum(code)::VARCHAR AS pattern
-            FROM pair_scores JOIN probe_code USING (probe_id) JOIN contexts USING (score_key, sample_id) SEMI JOIN delta.pool USING (sample_id)
+            FROM pair_scores JOIN probe_code USING (probe_id) JOIN contexts USING (score_key, sample_id)
+            SEMI JOIN delta.sample_scores USING (score_key, sample_id) SEMI JOIN delta.pool USING (sample_id)
             WHERE score_key = $key GROUP BY sample_id
             """,
             params={"key": key.value},
         ).pl()
 
 
-def _weights(store: Store, key: ScoreKey, drawn: Draw, known: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _seen(store: Store, key: ScoreKey, probe_ids: Sequence[str], known: pl.DataFrame) -> np.ndarray:
+    """Which probes each pattern stands for, [patterns, probes], the patterns in their order."""
+    example = known.unique("pattern", keep="any").sort("pattern")
+    return ~np.isnan(_pairs(store, key, example["sample_id"].to_list(), probe_ids))
+
+
+def _weights(drawn: Draw, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How the influences of a pattern's probes add up to the contribution: a weight for each, over the probe's perplexity
-    without context, and a constant.
+    without context, [patterns, probes], and a constant, [patterns].
     """
-    example = known.unique("pattern", keep="first", maintain_order=True)
-    seen = ~np.isnan(_pairs(store, key, example["sample_id"].to_list(), drawn.probe_ids))
+    weights, constants = np.zeros(seen.shape), np.zeros(len(seen))
     model = None if seen.all() else ProbeModel.fit(*[peer_influences(drawn)] * 2)
-    scale, rows, constants = 1 / (np.exp(drawn.base) + 1e-6), list[pl.DataFrame](), list[float]()
-    for pattern, probes in zip(example["pattern"], seen, strict=True):
-        if model is None:
-            weight, constant = np.full(len(scale), 1 / len(scale)), 0.0
+    for place, probes in enumerate(seen):
+        if probes.all() or model is None:
+            weights[place] = 1 / len(probes)
         else:
-            weight, constant = model.weights(probes)
-        ids = np.array(drawn.probe_ids)[probes]
-        rows.append(pl.DataFrame({"pattern": [pattern] * len(ids), "probe_id": ids, "weight": weight * scale[probes]}))
-        constants.append(constant)
-    return pl.concat(rows), pl.DataFrame({"pattern": example["pattern"], "constant": constants})
+            weights[place, probes], constants[place] = model.weights(probes)
+    return weights / (np.exp(drawn.base) + 1e-6), constants

@@ -128,8 +128,8 @@ def _rds(pool: Candidates) -> pl.DataFrame:
 
 @arm("perplexity", "response of middling perplexity", tables=("sample_features",))
 def _perplexity(pool: Candidates) -> pl.DataFrame:
-    """From the median outwards. The top is what the model can't read: garbage, rare languages, answers of one word; the
-    middle did best of the three in arXiv 2309.04564, and is the stronger variant in arXiv 2410.16208 and 2503.01807.
+    """From the median outwards. Bottom, middle and top are all in use, and which is best depends on the corpus (arXiv 2309.04564,
+    2405.20541). The bottom is what the model says anyway; the top is short answers and what it can't read.
     """
     ranked = _ranked(pool, pl.col("perplexity"))
     middle = (pl.int_range(pl.len()) - (pl.len() - 1) / 2).abs()

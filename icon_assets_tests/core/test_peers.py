@@ -50,6 +50,20 @@ class World:
             "score_key": [KEY.value] * n, "sample_id": self.ids, "origin": ["a"] * n, "n_context_tokens": self.lengths,
             "n_context_chars": self.lengths * 4, "truncated": [False] * n,
         }))  # fmt: skip
+        figures = dict.fromkeys(
+            ("contribution", "consistency", "stability", "coverage", "significance", "standard_error"), 0.0
+        )
+        scored = {
+            "shard": "a",
+            "score_key": KEY.value,
+            "control": "none",
+            "n_probes": seen,
+            "truncated": False,
+            **figures,
+        }
+        store.append("sample_scores", pl.DataFrame({"sample_id": self.ids, "n_context_tokens": self.lengths}).with_columns(
+            **{name: pl.lit(value) for name, value in scored.items()}
+        ))  # fmt: skip
         turns = self.store.query("SELECT unnest($ids) AS id ORDER BY md5('0' || id)", {"ids": self.ids})["id"].to_list()
         self.pilot = turns[: n // 4]
         rows = [
@@ -151,9 +165,19 @@ def test_the_draw_is_bounded_and_part_of_the_larger_one(tmp_path: Path, monkeypa
     assert draw(world.store, KEY, 0, most=10).sample_ids == whole[:10]
     assert draw(world.store, KEY, 1, most=10).sample_ids != whole[:10]
     monkeypatch.setattr(peers, "_MOST_PAIRS", 12 * len(PROBES))
+    monkeypatch.setattr(peers, "_STREAMED_AT_ONCE", 7)
     assert draw(world.store, KEY, 0).sample_ids == whole[:12]
     few = world.contributions()
     assert len(few) == 60, "learned from twelve, told of all"
+
+
+def test_only_samples_that_have_scores_are_drawn_and_ranked(tmp_path: Path) -> None:
+    """Pairs stay when fewer samples are to be scored directly; who ranks by contribution does not rank those."""
+    world = World(tmp_path, 60)
+    kept = world.store.query("FROM delta.sample_scores WHERE sample_id < '0040'")
+    world.store.replace("sample_scores", kept)
+    assert sorted(draw(world.store, KEY, 0).sample_ids) == world.ids[:40]
+    assert sorted(peer_contributions(world.store, KEY, 0)["sample_id"]) == world.ids[:40]
 
 
 def test_without_a_sample_on_every_probe_it_says_what_to_do(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from icon_assets_tests.conftest import POOL_A, POOL_B, PROBES, alpaca, change, w
 
 A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"
 PARTITIONS = {
-    "raw_pool": A, "sample_scores": A, "selected_subset": "icon", "checkpoint": "icon|0", "eval_results": "icon|0",
+    "raw_pool": A, "sample_scores": A, "selected_subset": "icon", "selection_trust": "icon", "checkpoint": "icon|0", "eval_results": "icon|0",
     "sample_features": A, "predicted_scores": A,
 }  # fmt: skip
 
@@ -157,6 +157,8 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("selected_subset", "chosen_scores_are_finite", lambda s: s.set("selections", '"rank" = 1', score=None), "1 of 3 chosen"),
     ("selected_subset", "subset_holds_no_evaluation_item", _tested_on(*POOL_A, *POOL_B), "chosen lines meet an evaluation item"),
     ("selected_subset", "subset_holds_no_probe", lambda s: s.set("samples", f"sample_id = '{s.chosen}'", instruction=PROBE, input=""), "meets probes.jsonl:1"),
+    ("selection_trust", "length_does_not_explain_it", lambda s: s.put("trust_figures", figure="length_auc", against="tokens", value=0.95), "1 of 1 lengths alone"),
+    ("selection_trust", "length_does_not_explain_it", lambda s: s.put("trust_figures", figure="length_auc", against="tokens", value=0.05), r"\(tokens: AUC 0.05\)"),
     ("checkpoint", "files_are_as_recorded", _touch("checkpoints/*/manifest.jsonl"), "other files than training left"),
     ("checkpoint", "checkpoint_loads", _cut_adapter, "does not load .SafetensorError"),
     ("checkpoint", "checkpoint_loads", lambda s: [p.unlink() for p in s.workspace.root.glob("models/*/config.json")], "does not load"),
@@ -200,9 +202,8 @@ def test_a_sound_workspace_breaks_no_rule(finished: Workspace) -> None:
     assert len(found) == len(RULES)
     assert [(name, finding.says) for name, finding in found if finding.wrong] == []
     blind = {name for name, finding in found if not finding.looked_at}
-    assert blind == {"scores_have_not_drifted", "selector_knows_more_than_length"}, (
-        "every other rule looked at something"
-    )
+    blind_here = {"scores_have_not_drifted", "selector_knows_more_than_length", "length_does_not_explain_it"}
+    assert blind == blind_here, "every other rule looked at something"
 
 
 def test_every_rule_is_tried_says_why_it_exists_and_how_to_mend() -> None:
