@@ -232,6 +232,11 @@ def as_frame(differences: Sequence[Difference]) -> pl.DataFrame:
     return pl.DataFrame([asdict(each) for each in differences], schema=schema)
 
 
+def differences_of(store: Store) -> pl.DataFrame:
+    """The table `leaderboard_differences` as it was last made."""
+    return store.query("FROM leaderboard_differences ORDER BY metric, against, task, arm")
+
+
 def headline(differences: pl.DataFrame) -> pl.DataFrame:
     """The rows a verdict is about: accuracy in the mean over tasks (or of the only one), and held-out perplexity."""
     accuracy = differences.filter(pl.col("metric") == "acc")
