@@ -65,7 +65,7 @@ def test_the_comparison_of_answers_is_in_the_graph_when_the_settings_ask_for_it(
         results.partitions_def.subset_with_partition_keys(["icon|0"]), results.partitions_def, answers.partitions_def
     )
     assert sorted(upstream.partitions_subset.get_partition_keys()) == ["icon|0", "random|0"]
-    with pytest.raises(IconError, match="'best' is not among selection.arms"):
+    with pytest.raises(IconError, match=r"'best' is not among selection\.arms"):
         build_defs(make_workspace(evaluation=_with_judge(against="best")))
 
 
