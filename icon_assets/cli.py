@@ -160,15 +160,14 @@ Where to look next
 def _print_differences(store: Any, confidence: float) -> None:
     """Differences to the first arm that everything must beat, and what is to be said of each arm."""
     from icon_assets.assets.evaluation import wide_differences
-    from icon_assets.core.comparison import AGAINST, differences_of, verdicts
+    from icon_assets.core.comparison import AGAINST, differences_of, headline, verdicts
 
     differences = differences_of(store)
     for against in [each for each in AGAINST if each in differences["against"].to_list()][:1]:
-        n = differences.filter(pl.col("against") == against)["n_comparisons"].max()
+        n = headline(differences).filter(pl.col("against") == against)["n_comparisons"].max()
         print(
-            f"\nDifferences to {against} with {confidence:.0%} intervals over items and seeds; what is called better or worse"
+            f"\nDifferences to {against}, {confidence:.0%} intervals over items and seeds (verdicts: Holm over {n} arms)"
         )
-        print(f"is so after Holm's correction for as many comparisons as there are in its metric (at most {n})")
         _print_frame(wide_differences(differences, against))
     for arm, sentence in verdicts(differences).items():
         print(f"{arm}: {sentence}")
