@@ -153,9 +153,12 @@ def _print_results(workspace: Workspace) -> None:
     from icon_assets.assets.evaluation import wide_board
     from icon_assets.core.store import Store
 
-    board = Store(workspace.store_dir).query("FROM leaderboard ORDER BY task, metric, arm")
-    print("\nLeaderboard (mean ± spread over seeds; base: before fine-tuning)")
-    _print_frame(wide_board(board))
+    store = Store(workspace.store_dir)
+    print(
+        "\nLeaderboard (mean ± spread over seeds; base: before fine-tuning; FLOPs: all of the scoring, one seed's training)"
+    )
+    _print_frame(wide_board(store.query("FROM leaderboard ORDER BY task, metric, arm")))
+    _print_differences(store, workspace.settings.evaluation.confidence)
     command = f"icon-assets -w {os.path.relpath(workspace.root)}"
     print(f"""
 Where to look next
@@ -163,6 +166,22 @@ Where to look next
   a page to send          {workspace.exports_dir / "report.html"}
   any DuckDB client       {workspace.store_dir / "scores.duckdb"} (read-only)
   assets and lineage      {command} ui, then http://127.0.0.1:3000""")
+
+
+def _print_differences(store: Any, confidence: float) -> None:
+    """Differences to the first arm that everything must beat, and what is to be said of each arm."""
+    from icon_assets.assets.evaluation import wide_differences
+    from icon_assets.core.comparison import AGAINST, differences_of, headline, verdicts
+
+    differences = differences_of(store)
+    for against in [each for each in AGAINST if each in differences["against"].to_list()][:1]:
+        n = headline(differences).filter(pl.col("against") == against)["n_comparisons"].max()
+        print(
+            f"\nDifferences to {against}, {confidence:.0%} intervals over items and seeds (verdicts: Holm over {n} arms)"
+        )
+        _print_frame(wide_differences(differences, against))
+    for arm, sentence in verdicts(differences).items():
+        print(f"{arm}: {sentence}")
 
 
 def _sql(arguments: argparse.Namespace) -> int:

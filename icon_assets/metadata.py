@@ -71,28 +71,27 @@ def bars(values: Mapping[str, tuple[float, float]], title: str, label: str) -> d
 
 
 def intervals(
-    values: Mapping[str, tuple[float, float, float, str]], title: str, label: str
+    panels: Mapping[str, Mapping[str, tuple[float, float, float, str]]], title: str
 ) -> dg.MarkdownMetadataValue:
-    """One horizontal interval per name: (middle, low, high, verdict), around a line at zero; coloured where there is a verdict."""
-    figure, axes = _axes(title, label, "")
-    names = list(values)[::-1]
-    for place, name in enumerate(names):
-        middle, low, high, verdict = values[name]
-        color = _VERDICTS.get(verdict, _GREY)
-        axes.errorbar([middle], [place], xerr=[[middle - low], [high - middle]], fmt="o", color=color, capsize=3)
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.grid(axis="x", color="#e6e8eb")
-    axes.text(
-        1,
-        1,
-        "blue: better, red: worse, grey: not distinguishable",
-        transform=axes.transAxes,
-        fontsize=7,
-        ha="right",
-        va="bottom",
-    )
+    """Panels side by side; in each one horizontal interval per name, (middle, low, high, verdict), around a line at zero."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))[::-1]
+    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 1.3 + 0.22 * len(names)), dpi=72, layout="constrained")
+    figure.suptitle(f"{title}\nblue: better, red: worse, grey: not distinguishable", fontsize=9)
+    for axes, (label, panel) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+    ):
+        for name, (middle, low, high, verdict) in panel.items():
+            reach, color = [[middle - low], [high - middle]], _VERDICTS.get(verdict, _GREY)
+            axes.errorbar([middle], [names.index(name)], xerr=reach, fmt="o", markersize=4, color=color, capsize=3)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_xlabel(label, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="x", color="#e6e8eb")
+        axes.spines[["top", "right"]].set_visible(False)
     return _picture(figure, title)
 
 

@@ -47,6 +47,28 @@ def test_the_graph_is_the_one_of_the_snapshot(make_workspace: MakeWorkspace, sna
     assert [schedule.name for schedule in defs.schedules or ()] == ["nightly"]
 
 
+def _with_judge(**more: object) -> dict[str, object]:
+    judge = {"url": "http://127.0.0.1:9/v1", "model": "m"}
+    sets = [{"name": "talk", "path": "eval/talk.jsonl"}]
+    return {"held_out": None, "pairwise": {"prompts": sets, "judge": judge, **more}}
+
+
+def test_the_comparison_of_answers_is_in_the_graph_when_the_settings_ask_for_it(make_workspace: MakeWorkspace) -> None:
+    plain = build_defs(make_workspace()).resolve_asset_graph()
+    assert not {dg.AssetKey("answers"), dg.AssetKey("pairwise_results")} & plain.get_all_asset_keys()
+    graph = build_defs(make_workspace(evaluation=_with_judge())).resolve_asset_graph()
+    results, answers = graph.get(dg.AssetKey("pairwise_results")), graph.get(dg.AssetKey("answers"))
+    assert results.partitions_def is not None
+    assert answers.partitions_def is not None
+    assert sorted(results.partitions_def.get_partition_keys()) == ["full|0", "icon|0"], "not against itself"
+    upstream = results.partition_mappings[answers.key].get_upstream_mapped_partitions_result_for_partitions(
+        results.partitions_def.subset_with_partition_keys(["icon|0"]), results.partitions_def, answers.partitions_def
+    )
+    assert sorted(upstream.partitions_subset.get_partition_keys()) == ["icon|0", "random|0"]
+    with pytest.raises(IconError, match=r"'best' is not among selection\.arms"):
+        build_defs(make_workspace(evaluation=_with_judge(against="best")))
+
+
 def test_every_asset_is_described(make_workspace: MakeWorkspace) -> None:
     graph = build_defs(make_workspace()).resolve_asset_graph()
     for key in graph.get_all_asset_keys():

@@ -141,17 +141,22 @@ def board_metadata(board: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
 
 
 def difference_metadata(differences: pl.DataFrame, confidence: float) -> dict[str, dg.MarkdownMetadataValue]:
-    """The differences to each arm that is there, in the headline metrics: a table, and a plot with intervals."""
-    pictures = {}
-    for (against,), rows in comparison.headline(differences).group_by("against", maintain_order=True):
-        pictures[f"differences_to_{against}"] = markdown_table(wide_differences(rows, str(against)))
-        for (task, metric), ones in rows.group_by("task", "metric", maintain_order=True):
+    """The headline differences: a table per arm to compare with, and a plot of those to the first of them."""
+    rows = comparison.headline(differences)
+    there = [against for against in comparison.AGAINST if against in rows["against"].to_list()]
+    pictures = {f"differences_to_{against}": markdown_table(wide_differences(rows, against)) for against in there}
+    for against in there[:1]:
+        panels = {}
+        for (task, metric), ones in rows.filter(pl.col("against") == against).group_by(
+            "task", "metric", maintain_order=True
+        ):
             good = "less" if metric in comparison.LESS_IS_BETTER else "more"
-            title = f"{task} {metric}: difference to {against}, {confidence:.0%} interval"
-            pictures[f"plot_{task}_{metric}_to_{against}"] = intervals(
-                {row["arm"]: (row["difference"], row["low"], row["high"], row["verdict"]) for row in ones.to_dicts()},
-                title, f"{metric} of the arm minus that of {against} ({good} is better)",
-            )  # fmt: skip
+            figures = {
+                row["arm"]: (row["difference"], row["low"], row["high"], row["verdict"]) for row in ones.to_dicts()
+            }
+            panels[f"{task} {metric} ({good} is better)"] = figures
+        title = f"Difference to {against}, {confidence:.0%} intervals"
+        pictures["plot_differences"] = intervals(panels, title)
     return pictures
 
 

@@ -6,7 +6,9 @@ the degrees of freedom that so few seeds leave (Satterthwaite). With one seed th
 is of the items alone, and whoever reports it says so.
 
 Many comparisons find a winner by chance. A verdict therefore holds after Holm's correction over all comparisons with the same arm
-in the same metric; intervals are those of each comparison alone.
+in the same metric; intervals are those of each comparison alone. The mean over tasks and the whole of the held-out data, which
+verdicts on arms are about, are corrected over arms only; single tasks and strata, where one finds more to look at than to believe,
+over arms and tasks. Different metrics, and different arms to compare with, are not corrected for each other.
 """
 
 from collections import defaultdict
@@ -212,10 +214,10 @@ def _error_and_freedom(variances: Sequence[float], freedoms: Sequence[int]) -> t
 
 
 def _corrected(found: Sequence[Difference], level: float) -> list[Difference]:
-    """Verdicts after Holm's step-down over all comparisons with the same arm; those beyond it are not distinguishable."""
-    families: defaultdict[str, list[Difference]] = defaultdict(list)
+    """Verdicts of one metric after Holm's step-down over each family; what it does not reach is not distinguishable."""
+    families: defaultdict[tuple[str, str], list[Difference]] = defaultdict(list)
     for each in found:
-        families[each.against].append(each)
+        families[each.against, each.task if each.task in {MEAN, HELD_OUT} else ""].append(each)
     corrected = []
     for family in families.values():
         told = True
@@ -230,6 +232,11 @@ def as_frame(differences: Sequence[Difference]) -> pl.DataFrame:
     kinds = {"str": pl.String, "float": pl.Float64, "int": pl.Int64}
     schema = {name: kinds[each.type.__name__] for name, each in Difference.__dataclass_fields__.items()}
     return pl.DataFrame([asdict(each) for each in differences], schema=schema)
+
+
+def differences_of(store: Store) -> pl.DataFrame:
+    """The table `leaderboard_differences` as it was last made."""
+    return store.query("FROM leaderboard_differences ORDER BY metric, against, task, arm")
 
 
 def headline(differences: pl.DataFrame) -> pl.DataFrame:
@@ -253,14 +260,21 @@ def verdicts(differences: pl.DataFrame) -> dict[str, str]:
 def _sentence(seen: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for verdict, words in ((BETTER, "better than"), (WORSE, "worse than"), (OPEN, "not distinguishable from")):
-        rivals: defaultdict[str, list[str]] = defaultdict(list)
+        things: defaultdict[str, list[str]] = defaultdict(list)
         for row in seen:
             if row["verdict"] == verdict:
-                rivals[row["against"]].append(_figure(row))
-        parts += [f"{words} {rival} in {' and '.join(figures)}" for rival, figures in rivals.items()]
+                things[row["against"]].append("accuracy" if row["metric"] == "acc" else "held-out perplexity")
+        rivals: defaultdict[str, list[str]] = defaultdict(list)
+        for rival, told in things.items():
+            rivals[" and ".join(sorted(told))].append(rival)
+        parts += [f"{words} {_listed(names)} in {told}" for told, names in rivals.items()]
     seeds = min(row["n_seeds"] for row in seen)
     alone = "; one seed: another one could change this" if seeds == 1 else f"; {seeds} seeds"
     return f"{_claim(seen)}: {'; '.join(parts)}{alone}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
 def _claim(seen: Sequence[Mapping[str, Any]]) -> str:
@@ -272,11 +286,6 @@ def _claim(seen: Sequence[Mapping[str, Any]]) -> str:
     if gain:
         return "a gain in one thing, a loss in another" if loss else "a gain"
     return "a loss" if loss else "no gain is shown"
-
-
-def _figure(row: Mapping[str, Any]) -> str:
-    name = "accuracy" if row["metric"] == "acc" else "held-out perplexity"
-    return f"{name} ({interval(row)})"
 
 
 def interval(row: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import NormalDist
+from threading import Event
 from typing import Any
 
 import polars as pl
@@ -166,14 +167,26 @@ def _ask(
     store: Store, judge: Judge, questions: Sequence[tuple[dict[str, Any], tuple[str, str, str]]], at_once: int,
     on_judged: Callable[[int, int], None],
 ) -> None:  # fmt: skip
+    """Each thread stores what it has heard before it asks on. After the first failure nothing more is asked."""
+    stopped = Event()
+
+    def settle(row: Mapping[str, Any], shown: tuple[str, str, str]) -> None:
+        if stopped.is_set():
+            return
+        try:
+            store.append_new("judgements", pl.DataFrame([_row(row, judge.ask(*shown))]), _KEYS)
+        except IconError:
+            stopped.set()
+            raise
+
     with ThreadPoolExecutor(at_once) as threads:
-        asked = {threads.submit(judge.ask, *shown): row for row, shown in questions}
+        asked = [threads.submit(settle, row, shown) for row, shown in questions]
         try:
             for done, future in enumerate(as_completed(asked), 1):
-                store.append_new("judgements", pl.DataFrame([_row(asked[future], future.result())]), _KEYS)
+                future.result()
                 on_judged(done, len(questions))
-        finally:  # when the judge refuses one, the rest is not asked
-            threads.shutdown(cancel_futures=True)
+        finally:
+            stopped.set()
 
 
 def _row(row: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"
 PARTITIONS = {
     "raw_pool": A, "sample_scores": A, "selected_subset": "icon", "selection_trust": "icon", "checkpoint": "icon|0", "eval_results": "icon|0",
     "sample_features": A, "predicted_scores": A,
+    "answers": "icon|0", "pairwise_results": "icon|0",
 }  # fmt: skip
 
 
@@ -106,6 +108,38 @@ def _length_alone(s: Spoiled) -> None:
     s.set("selector_metrics", "metric = 'partial_spearman'", low=-0.1, high=0.3)
 
 
+def _compare(s: Spoiled) -> None:
+    """Put a judged comparison into the store: two prompts, of which one is won and one unreadable."""
+    checkpoint = s.store.query("SELECT checkpoint_id FROM checkpoints").item()
+    named = {"checkpoint_id": checkpoint, "prompt_set": "talk", "arm": "icon", "seed": 0, "answer_key": "k"}
+    said = [
+        {**named, "prompt_id": p, "prompt": "?", "answer": "!", "n_tokens": 1, "finished": True} for p in ("p1", "p2")
+    ]
+    s.store.append("answers", pl.DataFrame(said))
+    asked = [
+        {**named, "other_id": "o", "prompt_id": p, "swapped": swapped, "verdict": verdict, "judge": "j", "detail": "",
+         "created_at": datetime.now(UTC), "question": f"{p}{swapped}"}
+        for p, verdict in (("p1", "A"), ("p2", "unreadable")) for swapped in (False, True)
+    ]  # fmt: skip
+    s.store.append("judgements", pl.DataFrame(asked))
+    rates = {"n": 1, "wins": 1, "ties": 0, "losses": 0, "win_rate": 1.0, "low": 0.2, "high": 1.0, "unreadable": 1}
+    s.store.append(
+        "pairwise_results", pl.DataFrame([{**named, **rates, "other_id": "o", "against": "random", "judge": "j"}])
+    )
+    answered = {"checkpoint_id": checkpoint, "answers": 2, "answer_key": "k"}
+    ledger.record(s.store, Recipe("answers", "icon|0"), "digest", "run", answered)
+    judged = {"checkpoint_id": checkpoint, "sets": [{"prompt_set": "talk", "pairs": 2}]}
+    ledger.record(s.store, Recipe("pairwise_results", "icon|0"), "digest", "run", judged)
+
+
+def _compared(spoil: Callable[[Spoiled], Any]) -> Callable[[Spoiled], None]:
+    def both(s: Spoiled) -> None:
+        _compare(s)
+        spoil(s)
+
+    return both
+
+
 PROBE = PROBES[0]["instruction"]
 FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("raw_pool", "columns_are_as_declared", _other_columns, "3 of .*quarantine.detail, quarantine.later, quarantine.row"),
@@ -168,6 +202,23 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("eval_results", "metrics_stand_once", lambda s: s.put("eval_results", "arm = 'icon'"), "more than once"),
     ("eval_results", "metrics_are_finite", lambda s: s.set("eval_results", value=float("inf")), "metrics are not finite"),
     ("eval_results", "every_task_is_measured", lambda s: s.drop("eval_results", "task = 'sums'"), r"1 of 2 .*\(sums\)"),
+    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.put("eval_items", "task = 'sums' AND metric = 'acc'"), r"1 of 5 .*\(sums acc\)"),
+    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.set("eval_items", "task = 'held_out'", value=9.0), r"1 of 5 .*\(held_out nll_per_token\)"),
+    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.drop("eval_items", "metric = 'acc_norm'"), r"1 of 5 .*\(sums acc_norm\)"),
+    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.drop("eval_results", "metric = 'acc'"), r"1 of 5 .*\(sums acc\)"),
+    ("answers", "answers_stand_once", _compared(lambda s: s.double("answers")), r"1 of 2 keys .*\(talk p1\)"),
+    ("answers", "every_prompt_is_answered", _compared(lambda s: s.drop("answers", "prompt_id = 'p1'")), "lack answers"),
+    ("answers", "every_prompt_is_answered", _compared(lambda s: s.set("answers", "prompt_id = 'p1'", answer_key="old")), "lack answers"),
+    ("pairwise_results", "judgements_stand_once", _compared(lambda s: s.double("judgements")), "1 of 4 keys"),
+    ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.drop("pairwise_results", "true")), r"1 of 1 .*\(talk\)"),
+    ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.set("pairwise_results", wins=2)), "1 of 1 prompt sets"),
+    ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.set("pairwise_results", unreadable=0)), "1 of 1 prompt sets"),
+    ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.set("pairwise_results", win_rate=float("nan"))), "1 of 1 prompt sets"),
+    ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.double("pairwise_results")), "2 of 2 prompt sets"),
+    ("leaderboard", "differences_stand_once", lambda s: s.double("leaderboard_differences"), "keys stand in leaderboard_differences"),
+    ("leaderboard", "differences_stand_once", lambda s: s.drop("leaderboard_differences", "metric = 'acc'"), "too few"),
+    ("leaderboard", "differences_are_finite", lambda s: s.set("leaderboard_differences", "metric = 'acc'", low=float("nan")), r"1 of .*\(icon base sums acc\)"),
+    ("leaderboard", "differences_are_finite", lambda s: s.set("leaderboard_differences", "metric = 'acc'", difference=9.0), "outside of their interval"),
     ("leaderboard", "every_run_counts", lambda s: change(s.workspace, "training", {"seeds": [0, 1]}), r"1 of 2 runs .*\(icon\|1\)"),
 ]  # fmt: skip
 
@@ -198,6 +249,7 @@ def test_a_rule_sees_what_it_names(
 
 
 def test_a_sound_workspace_breaks_no_rule(finished: Workspace) -> None:
+    _compare(Spoiled(finished))
     found = [item for asset in STAGES for item in look(finished, rules_of(asset)).items()]
     assert len(found) == len(RULES)
     assert [(name, finding.says) for name, finding in found if finding.wrong] == []

@@ -1,0 +1,132 @@
+"""What the leaderboard shows: costs from the view, differences and verdicts as tables and plots."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from icon_assets.assets.evaluation import difference_metadata, wide_board, wide_differences
+from icon_assets.core import ledger
+from icon_assets.core.comparison import Difference, as_frame
+from icon_assets.core.ledger import Recipe
+from icon_assets.core.store import Store
+
+NOW = datetime.now(UTC)
+
+
+def difference(arm: str, task: str, metric: str, by: float, verdict: str, against: str = "random") -> Difference:
+    return Difference(arm, against, task, metric, by, by - 0.02, by + 0.02, 3, verdict, 100, 0.01, 6)
+
+
+DIFFERENCES = as_frame([
+    difference("icon", "mean", "acc", 0.05, "better"),
+    difference("icon", "science", "acc", 0.9, "better"),
+    difference("icon", "held_out", "perplexity", -0.01, "not distinguishable"),
+    difference("full", "mean", "acc", -0.05, "worse"),
+    difference("full", "held_out", "perplexity", -0.2, "better"),
+    difference("full", "mean", "acc", 0.01, "not distinguishable", against="base"),
+])  # fmt: skip
+
+
+def test_differences_are_shown_per_arm_with_interval_and_verdict() -> None:
+    table = wide_differences(DIFFERENCES, "random")
+    assert table.columns == ["arm", "held_out perplexity", "mean acc"]
+    assert table.rows() == [
+        ("full", "-0.2, -0.22 to -0.18 (better)", "-0.05, -0.07 to -0.03 (worse)"),
+        ("icon", "-0.01, -0.03 to +0.01", "+0.05, +0.03 to +0.07 (better)"),
+    ]
+
+
+def test_differences_to_each_arm_are_tables_and_those_to_the_first_a_plot() -> None:
+    shown = difference_metadata(DIFFERENCES, 0.95)
+    assert set(shown) == {"differences_to_random", "differences_to_base", "plot_differences"}
+    assert "data:image/png;base64," in str(shown["plot_differences"].value)
+    assert sum(len(str(each.value)) for each in shown.values()) < 40_000, "Dagster keeps it in every event"
+    assert difference_metadata(as_frame([]), 0.95) == {}
+
+
+def _row(**values: Any) -> pl.DataFrame:
+    return pl.DataFrame([values])
+
+
+def _measured(store: Store, checkpoint: str, arm: str, seed: int) -> None:
+    result = {
+        "checkpoint_id": checkpoint,
+        "arm": arm,
+        "seed": seed,
+        "task": "t",
+        "metric": "acc",
+        "value": 0.5,
+        "stderr": 0.1,
+    }
+    store.append("eval_results", _row(**result))
+
+
+def _trained(store: Store, arm: str, seed: int, flops: int | None) -> None:
+    checkpoint = f"{arm}-{seed}"
+    text = dict.fromkeys(("subset_id", "path", "digest", "settings"), "x")
+    numbers = dict.fromkeys(("n_samples", "n_response_tokens", "n_steps"), 1)
+    store.append("checkpoints", _row(
+        **text, **numbers, checkpoint_id=checkpoint, arm=arm, seed=seed, model_digest="m", n_tokens=1000, seconds=1.0,
+        final_loss=1.0, flops=flops, created_at=NOW,
+    ))  # fmt: skip
+    _measured(store, checkpoint, arm, seed)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Four arms that owe different work of scoring, of which some was done under an earlier key."""
+    store = Store(tmp_path)
+    model = {"name": "n", "revision": "r", "path": "p", "dtype": "float32", "device": "cpu", "prepared_at": NOW}
+    store.append("models", _row(**model, model_digest="m", n_parameters=10))
+    for key, created in (("old", datetime(2020, 1, 1, tzinfo=UTC)), ("key", NOW)):
+        store.append("score_keys", _row(score_key=key, model_digest="m", settings="{}", created_at=created))
+    for key, work, flops in (
+        ("key", "pairs", 700),
+        ("key", "pairs", 200),
+        ("key", "controls", 60),
+        ("key", "features", 5),
+        ("old", "pairs", 9999),
+    ):
+        cost = {
+            "device": "cpu",
+            "engine": "e",
+            "pairs": 1,
+            "forwards": 1,
+            "tokens": flops,
+            "seconds": 1.0,
+            "peak_flops_per_second": 1.0,
+        }
+        store.append("scoring_costs", _row(**cost, created_at=NOW, score_key=key, work=work, flops=flops))
+    summaries = {
+        "icon": {"owes": ["pairs", "controls"], "scoring_tokens": 1}, "rds": {"owes": ["features"], "scoring_tokens": 0},
+        "random": {"owes": [], "scoring_tokens": 0}, "rico": {"scoring_tokens": 7},
+    }  # fmt: skip
+    for arm, summary in summaries.items():
+        ledger.record(store, Recipe("selected_subset", arm), "digest", "run", summary)
+        _trained(store, arm, 0, 40_000)
+    _measured(store, "base-m", "base", 0)
+    return store
+
+
+def test_an_arm_owes_the_scoring_it_waited_for_and_its_training(store: Store) -> None:
+    board = {row["arm"]: row for row in store.query("FROM leaderboard").to_dicts()}
+    owed = {arm: (row["scoring_flops"], row["scoring_tokens"], row["scoring_seconds"]) for arm, row in board.items()}
+    assert owed == {
+        "icon": (960, 960, 3.0), "rico": (960, 960, 3.0), "rds": (5, 5, 1.0), "random": (0, 0, 0.0), "base": (None, None, None),
+    }  # fmt: skip
+    assert {arm: row["total_flops"] for arm, row in board.items()} == {
+        "icon": 40_960, "rico": 40_960, "rds": 40_005, "random": 40_000, "base": 0,
+    }  # fmt: skip
+    assert {"arm", "scoring_flops", "training_flops", "total_flops"} <= set(
+        wide_board(store.query("FROM leaderboard")).columns
+    )
+
+
+def test_training_that_was_not_counted_costs_six_operations_per_parameter_and_token(store: Store) -> None:
+    _trained(store, "icon", 1, None)
+    assert (
+        store.query("SELECT training_flops FROM leaderboard WHERE arm = 'icon'").item() == (40_000 + 6 * 10 * 1000) / 2
+    )
