@@ -18,16 +18,26 @@ from icon_assets.settings import Settings, Workspace
 _TRAINING = {"checkpoint", "base_eval", "eval_results", "leaderboard"}
 _LOAD_ONLY = {"commit_seconds", "tokens_per_forward"}  # they change how fast, not what
 
+
+def _scoring(settings: Settings) -> dict[str, Any]:
+    """What of `scoring` decides a pair; who is scored at all comes in `_drawn`."""
+    return settings.scoring.model_dump(exclude={*_LOAD_ONLY, "direct_share"})
+
+
+def _drawn(settings: Settings) -> list[float]:
+    share = settings.scoring.direct_share
+    return [share] if share < 1 else []
+
+
 # What of the settings each asset is made with. It becomes part of the code version, so that a changed setting shows in
 # the UI and starts what is stale.
 _MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
     "raw_pool": lambda s: s.pool.max_chars,
     "probe_set": lambda s: [s.probes.model_dump(), s.evaluation.held_out, [t.path for t in s.evaluation.multiple_choice]],
     "base_model": lambda s: s.model.model_dump(),
-    "probe_baseline": lambda s: s.scoring.model_dump(exclude=_LOAD_ONLY),
+    "probe_baseline": _scoring,
     "sample_scores": lambda s: [
-        s.scoring.model_dump(exclude=_LOAD_ONLY), s.controls.model_dump(), s.probes.budget, s.probes.exact_pairs,
-        s.probes.error_rate,
+        _scoring(s), s.controls.model_dump(), s.probes.budget, s.probes.exact_pairs, s.probes.error_rate, *_drawn(s),
     ],
     "selected_subset": lambda s: [s.selection.fraction, s.selection.seed],
     "checkpoint": lambda s: s.training.model_dump(exclude={"seeds", "save_every_steps"}),

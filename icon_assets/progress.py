@@ -140,10 +140,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 
 def _shard_line(row: Mapping[str, Any]) -> str:
-    kinds = ("new", "stale", "removed", "unchanged")
-    samples = (
-        ", ".join(f"{row[f'{kind}_samples']:,} {kind}" for kind in kinds if row[f"{kind}_samples"]) or "no samples"
-    )
+    kinds = ("new", "stale", "removed", "unchanged", "not_drawn")
+    counts = [f"{row[f'{kind}_samples']:,} {kind.replace('_', ' ')}" for kind in kinds if row[f"{kind}_samples"]]
+    samples = ", ".join(counts) or "no samples"
     why = f" ({row['because']})" if row["because"] else ""
     pairs = f"; {row['new_pairs']:,} new pairs" if row["new_pairs"] else ""
     return f"  {row['status']:<9} {row['file']}{why}: {samples}{pairs}"

@@ -100,7 +100,13 @@ class WorkspaceResource(dg.ConfigurableResource):
         """
         store, settings, known = self.store, self.settings, on_record(self.store)
         sources = source_files(self.workspace)
-        states = shard_states(store, known, settings, self.score_key(), budget_of(settings, *pool_size(store)))
+        states = shard_states(
+            store,
+            known,
+            settings,
+            self.score_key(),
+            budget_of(settings, *pool_size(store, settings.scoring.direct_share)),
+        )
         states |= dict.fromkeys(known.keys() - {source.shard for source in sources}, ("removed", ""))
         for file in compare(sources, known, settings.pool.settle_seconds):
             if file.kind == "new":
@@ -124,7 +130,7 @@ class WorkspaceResource(dg.ConfigurableResource):
         store, settings, made = self.store, self.settings, ledger.latest(self.store, "sample_scores")
         if not made:
             return {}
-        budget = budget_of(settings, *pool_size(store))
+        budget = budget_of(settings, *pool_size(store, settings.scoring.direct_share))
         states = shard_states(store, made.keys() & on_record(store).keys(), settings, self.score_key(), budget)
         return {shard: made[shard] for shard, (status, _) in states.items() if status == "unchanged"}
 

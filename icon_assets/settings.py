@@ -88,6 +88,13 @@ class ScoringSettings(Section):
         description="Packed tokens per forward: bounds memory. auto: what suits the device's free memory.",
     )
     commit_seconds: float = Field(default=30, gt=0, description="Finished pairs are committed at least this often.")
+    direct_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the samples that are scored directly, drawn by their ids; a selector can rank the others. "
+        "Growth of the pool keeps the draw, a larger share adds to it.",
+    )
 
     @property
     def fixed_tokens_per_forward(self) -> int | None:

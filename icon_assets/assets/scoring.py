@@ -13,7 +13,7 @@ from icon_assets.core import ledger
 from icon_assets.core.budget import budget_of
 from icon_assets.core.contribution import contributions
 from icon_assets.core.costs import Spent
-from icon_assets.core.digests import canonical_json, frame_digest
+from icon_assets.core.digests import canonical_json, frame_digest, share_ceiling
 from icon_assets.core.plan import because
 from icon_assets.core.quality import drift, no_sample_is_a_probe, refuse
 from icon_assets.core.recipes import CODE_VERSIONS, probe_baseline_recipe, sample_scores_recipe
@@ -83,8 +83,9 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
         needed(store, "raw_pool", shard),
         *(needed(store, a) for a in ("probe_set", "base_model", "probe_baseline")),
     ]
-    budget = budget_of(icon.settings, *pool_size(store))
-    recipe = sample_scores_recipe(shard, upstream, key, settings, budget)
+    share = icon.settings.scoring.direct_share
+    budget = budget_of(icon.settings, *pool_size(store, share))
+    recipe = sample_scores_recipe(shard, upstream, key, settings, budget, share)
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "sample_scores", shard, no_sample_is_a_probe)
@@ -93,7 +94,7 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     spent = scorer.complete_shard(shard, settings, budget)
     if spent.engine and not spent.engine.startswith("packed"):
         context.log.warning(f"This model's attention can't be packed: scored {spent.engine}, several times slower.")
-    scores = contributions(store, key, shard, settings, scorer.pilot(budget) if budget else ())
+    scores = contributions(store, key, shard, settings, scorer.pilot(budget) if budget else (), share_ceiling(share))
     primary = scores.filter(pl.col("control") == settings.primary)
     moved = drift(store, shard, primary)
     store.replace("sample_scores", scores, shard=shard, score_key=key.value)

@@ -25,20 +25,22 @@ def control_lengths(key: ScoreKey, settings: ControlSettings) -> list[int]:
 
 
 def contributions(
-    store: Store, key: ScoreKey, shard: str, settings: ControlSettings, pilot: Sequence[str] = ()
-) -> pl.DataFrame:
+    store: Store, key: ScoreKey, shard: str, settings: ControlSettings, pilot: Sequence[str] = (),
+    ceiling: str | None = None,
+) -> pl.DataFrame:  # fmt: skip
     """Rows of the table `sample_scores` for one shard.
 
     Args:
         pilot: where some samples lack probes, randomly drawn samples that lack none; they may be of any shard. From them
             (and the complete ones of the shard) it is learned what a sample's known influences say about the others.
+        ceiling: only samples whose ids are below it are scored directly; None: all (see `digests.share_ceiling`).
     """
     scores = store.query(
-        sql_text("influence.sql") + sql_text("contribution.sql"), _parameters(key, shard, settings, ())
+        sql_text("influence.sql") + sql_text("contribution.sql"), _parameters(key, shard, settings, (), ceiling)
     )
     n_probes = store.query("SELECT count(*) FROM probes").item()
     if pilot and (scores["n_probes"] < n_probes).any():
-        table = influences(store, key, shard, settings, pilot)
+        table = influences(store, key, shard, settings, pilot, ceiling)
         parts = [
             _estimated(rows, table.filter(pl.col("control") == control), pilot)
             for (control,), rows in scores.group_by("control", maintain_order=True)
@@ -48,17 +50,20 @@ def contributions(
 
 
 def influences(
-    store: Store, key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str]
-) -> pl.DataFrame:
+    store: Store, key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str],
+    ceiling: str | None = None,
+) -> pl.DataFrame:  # fmt: skip
     """Influence x of the shard's and of these samples: rows of sample_id, probe_id, control, x."""
     query = sql_text("influence.sql") + "SELECT * FROM influence"  # noqa: S608  (our own text)
-    return store.query(query, _parameters(key, shard, settings, samples))
+    return store.query(query, _parameters(key, shard, settings, samples, ceiling))
 
 
-def _parameters(key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str]) -> dict[str, Any]:
+def _parameters(
+    key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str], ceiling: str | None
+) -> dict[str, Any]:
     return {
         "score_key": key.value, "shard": shard, "samples": list(samples), "controls": list(settings.kinds),
-        "seeds": control_seeds(settings), "lengths": control_lengths(key, settings),
+        "seeds": control_seeds(settings), "lengths": control_lengths(key, settings), "ceiling": ceiling,
     }  # fmt: skip
 
 

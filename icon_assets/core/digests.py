@@ -61,6 +61,11 @@ def draw_key(seed: int, *parts: str) -> str:
     return hashlib.sha256("\x1f".join([str(seed), *parts]).encode("utf-8")).hexdigest()
 
 
+def share_ceiling(share: float) -> str | None:
+    """Ids below it are a random share of all, since ids are digests; None: every id. A larger share holds a smaller one."""
+    return None if share >= 1 else f"{round(share * 16 ** (2 * ID_BYTES)):0{2 * ID_BYTES}x}"
+
+
 def frame_digest(frame: "pl.DataFrame") -> str:
     """Digest of a table's columns and rows in their order."""
     return lines_digest([canonical_json(frame.columns), *(repr(row) for row in frame.iter_rows())])

@@ -12,6 +12,7 @@ import polars as pl
 
 from icon_assets.core.budget import Budget, budget_of, rungs
 from icon_assets.core.costs import Speed
+from icon_assets.core.digests import share_ceiling
 from icon_assets.core.discovery import Found
 from icon_assets.core.ledger import Event, Recipe, current_shards, differences, latest, newest
 from icon_assets.core.price import Price, Pricer, Todo
@@ -37,8 +38,8 @@ class Plan:
 
     Attributes:
         shards: one row per shard: shard, file, status (`new`, `stale`, `unchanged`, `removed`), because (parts of the key
-            that changed, or ''), samples, new_samples, stale_samples, unchanged_samples, removed_samples, unscored_samples,
-            new_pairs.
+            that changed, or ''), samples, new_samples, stale_samples, unchanged_samples, not_drawn_samples (left
+            to a selector, see `scoring.direct_share`), removed_samples, unscored_samples, new_pairs.
         settling: files that are being written to, left for the next time.
         outdated: assets before the scores that will be made again first, with what changed; the probes and the model of
             this plan are those of before.
@@ -81,9 +82,12 @@ def make_plan(
         found: the files of the pool folder; gone: shards on record whose file is not there any more.
     """
     settings = workspace.settings
-    budget = budget_of(settings, *pool_size(store))
-    enough, share = _enough(store, budget)
-    shards = store.query(sql_text("plan.sql"), {"score_key": key.value, "n": _DRAWN, "enough": enough})
+    size, ceiling = pool_size(store, settings.scoring.direct_share), share_ceiling(settings.scoring.direct_share)
+    budget = budget_of(settings, *size)
+    enough, share = _enough(size, budget)
+    shards = store.query(
+        sql_text("plan.sql"), {"score_key": key.value, "n": _DRAWN, "enough": enough, "ceiling": ceiling}
+    )
     drawn = shards["drawn"].explode().drop_nulls().sort().head(_DRAWN).to_list()
     samples, exact = int(shards["unscored_samples"].sum() or 0), int(shards["new_pairs"].sum() or 0)
     pairs, probe_ids = (
@@ -91,7 +95,7 @@ def make_plan(
         store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"].to_list(),
     )
     contexts = [pricer.context(row) for row in _samples(store, drawn)]
-    wanted = [NO_CONTEXT, *controls_for(key, settings.controls, *_lengths(store, key, contexts))]
+    wanted = [NO_CONTEXT, *controls_for(key, settings.controls, *_lengths(store, key, contexts, ceiling))]
     controls = missing_controls(store, key, wanted, probe_ids)
     price, naive, speed = Price(), Price(), pricer.recorded_speed
     if pairs or controls:
@@ -135,10 +139,10 @@ def shard_states(
     """Status and reason of each shard: `new`, `stale` or `unchanged`, by the recipe of its scores."""
     scored, pool = latest(store, "sample_scores"), latest(store, "raw_pool")
     common = [newest(store, asset) for asset in ("probe_set", "base_model", "probe_baseline")]
-    states = {}
+    share, states = settings.scoring.direct_share, {}
     for shard in shards:
         upstream = [pool.get(shard), *common]
-        recipe = sample_scores_recipe(shard, [e for e in upstream if e], key, settings.controls, budget)
+        recipe = sample_scores_recipe(shard, [e for e in upstream if e], key, settings.controls, budget, share)
         event = scored.get(shard)
         if event is None:
             states[shard] = ("new", "")
@@ -175,20 +179,23 @@ def _outdated(store: Store, workspace: Workspace) -> dict[str, str]:
     return outdated
 
 
-def _enough(store: Store, budget: Budget | None) -> tuple[int | None, float]:
+def _enough(size: tuple[int, int], budget: Budget | None) -> tuple[int | None, float]:
     """Probes from which a sample counts as scored (None: all), and the share of the missing pairs that will be computed."""
-    samples, probes = pool_size(store)
+    samples, probes = size
     if budget is None or samples <= budget.pilot:
         return None, 1.0
     pilot, first = budget.pilot / samples, rungs(probes, budget.share)[0]
     return first, max(budget.share, pilot + (1 - pilot) * first / probes)
 
 
-def _lengths(store: Store, key: ScoreKey, drawn: Sequence[Context]) -> tuple[set[int], set[int]]:
+def _lengths(store: Store, key: ScoreKey, drawn: Sequence[Context], ceiling: str | None) -> tuple[set[int], set[int]]:
     """Tokens and characters of the contexts that are known or were drawn."""
     known = store.query(
-        "SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts SEMI JOIN delta.pool USING (sample_id) WHERE score_key = $key",
-        {"key": key.value},
+        """
+        SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts SEMI JOIN delta.pool USING (sample_id)
+        WHERE score_key = $key AND ($ceiling IS NULL OR sample_id < $ceiling)
+        """,
+        {"key": key.value, "ceiling": ceiling},
     )
     tokens = {*known["n_context_tokens"], *(len(context.ids) for context in drawn)}
     return tokens, {*known["n_context_chars"], *(context.n_chars for context in drawn)}

@@ -36,7 +36,7 @@ class Preview(Store):
     def connect(self) -> duckdb.DuckDBPyConnection:
         return self._shown.cursor()
 
-    def query_pool(self, sql: str, **parameters: str | int) -> pl.DataFrame:
+    def query_pool(self, sql: str, **parameters: str | int | None) -> pl.DataFrame:
         return self.query(sql, parameters)
 
     @cached_property

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from icon_assets.core.digests import directory_digest, lines_digest
+from icon_assets.core.digests import directory_digest, lines_digest, share_ceiling
 from icon_assets.core.errors import IconError
 from icon_assets.core.evaluation import HELD_OUT
 from icon_assets.core.finetuning import load_fine_tuned
@@ -397,21 +397,31 @@ def scores_are_finite(subject: Subject) -> Finding:
 
 @rule("sample_scores", blocking=True, mend=REMAKE)
 def every_sample_is_scored(subject: Subject) -> Finding:
-    """Every sample of the shard has a score under every control, over the whole probe set; or over part of it, and then a
-    standard error that says so. What lacks a score could never be selected, and a mean over easy probes is no mean over all.
+    """Every sample of the shard that is to be scored directly (`scoring.direct_share`) has a score under every control, over the
+    whole probe set; or over part of it, and then a standard error that says so. What lacks a score could never be selected, and
+    a mean over easy probes is no mean over all.
     """
-    return subject.find(
+    ceiling = share_ceiling(subject.workspace.settings.scoring.direct_share)
+    finding = subject.find(
         """
         WITH score AS (FROM delta.sample_scores WHERE shard = $shard AND score_key = $key),
-        wanted AS (SELECT DISTINCT sample_id, unnest($controls::VARCHAR[]) AS control FROM delta.samples WHERE shard = $shard),
+        wanted AS (
+            SELECT DISTINCT sample_id, unnest($controls::VARCHAR[]) AS control FROM delta.samples
+            WHERE shard = $shard AND ($ceiling IS NULL OR sample_id < $ceiling)
+        ),
         whole AS (SELECT count(*) AS n FROM probes)
         SELECT control || ' ' || sample_id AS id,
             NOT (n_probes BETWEEN 1 AND n AND (n_probes = n OR standard_error > 0)) AS wrong
         FROM wanted CROSS JOIN whole LEFT JOIN score USING (sample_id, control)
         """,
         "scores are missing, or over other probes than they claim",
-        controls=list(subject.workspace.settings.controls.kinds), **_scores(subject),
+        controls=list(subject.workspace.settings.controls.kinds), ceiling=ceiling, **_scores(subject),
     )  # fmt: skip
+    left = subject.rows(
+        "SELECT count(DISTINCT sample_id) AS n FROM delta.samples WHERE shard = $shard AND sample_id >= $ceiling",
+        shard=subject.partition, ceiling=ceiling,
+    )[0]["n"]  # fmt: skip
+    return replace(finding, says=f"{finding.says}; {left:,} not drawn for direct scoring") if left else finding
 
 
 @rule("sample_scores", blocking=True, mend=REMAKE)

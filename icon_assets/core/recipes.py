@@ -76,10 +76,12 @@ def probe_baseline_recipe(probe_set: Event, base_model: Event, key: ScoreKey) ->
 
 
 def sample_scores_recipe(
-    shard: str, upstream: Iterable[Event], key: ScoreKey, controls: ControlSettings, budget: Budget | None
-) -> Recipe:
+    shard: str, upstream: Iterable[Event], key: ScoreKey, controls: ControlSettings, budget: Budget | None,
+    direct_share: float,
+) -> Recipe:  # fmt: skip
     """The scores of one shard. `upstream`: its raw_pool, probe_set, base_model and probe_baseline."""
-    settings = {"score_key": key.settings(), "controls": controls.model_dump()}
+    drawn = {"direct_share": direct_share} if direct_share < 1 else {}
+    settings = {"score_key": key.settings(), "controls": controls.model_dump(), **drawn}
     return Recipe(
         "sample_scores", shard, tuple(event.as_input() for event in upstream),
         {**settings, **({"budget": asdict(budget)} if budget else {})}, controls.seed, CODE_VERSIONS["sample_scores"],

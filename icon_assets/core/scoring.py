@@ -18,6 +18,7 @@ from icon_assets.core.budget import Budget, affordable, cut, rungs, undecided
 from icon_assets.core.contribution import contributions, control_lengths, control_seeds, influences, matrix
 from icon_assets.core.controls import ControlContext, knots
 from icon_assets.core.costs import Bill, Spent
+from icon_assets.core.digests import share_ceiling
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import Pair, ScoringEngine
 from icon_assets.core.flops import ModelShape
@@ -56,7 +57,7 @@ class Scorer:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self._store, self._key, self._load, self._settings = store, key, load, settings
-        self._shape = shape
+        self._shape, self._ceiling = shape, share_ceiling(settings.direct_share)
         self._pilots: dict[Budget, list[str]] = {}
         self._learned: dict[Budget, pl.DataFrame] = {}
         self._known: dict[tuple[str, Budget], pl.DataFrame] = {}
@@ -100,7 +101,7 @@ class Scorer:
         self, shard: str, settings: ControlSettings, budget: Budget, order: list[str], sizes: list[int], rung: int
     ) -> list[str]:
         """The samples that go on to the next rung: undecided ones, as many as the budget allows."""
-        scores = contributions(self._store, self._key, shard, settings, self.pilot(budget))
+        scores = contributions(self._store, self._key, shard, settings, self.pilot(budget), self._ceiling)
         estimates = scores.filter(pl.col("control") == budget.control)
         if estimates.is_empty():
             return []
@@ -136,7 +137,7 @@ class Scorer:
         """What is known of the other shards, read once: rungs change nothing there."""
         if (shard, budget) not in self._known:
             self._known[shard, budget] = self._store.query(sql_text("known_scores.sql"), {
-                "score_key": self._key.value, "control": budget.control, "shard": shard,
+                "score_key": self._key.value, "control": budget.control, "shard": shard, "ceiling": self._ceiling,
             })  # fmt: skip
         return self._known[shard, budget]
 
@@ -161,8 +162,11 @@ class Scorer:
         """The samples of the pool that get every probe: a random draw that growth of the pool hardly changes."""
         if budget not in self._pilots:
             self._pilots[budget] = self._store.query_pool(
-                "SELECT sample_id FROM (SELECT DISTINCT sample_id FROM delta.pool) ORDER BY md5($seed || sample_id) LIMIT $n",
-                seed=str(budget.seed), n=budget.pilot,
+                """
+                SELECT sample_id FROM (SELECT DISTINCT sample_id FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling)
+                ORDER BY md5($seed || sample_id) LIMIT $n
+                """,
+                seed=str(budget.seed), n=budget.pilot, ceiling=self._ceiling,
             )["sample_id"].to_list()  # fmt: skip
         return self._pilots[budget]
 
@@ -184,9 +188,9 @@ class Scorer:
             SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts
             SEMI JOIN (SELECT sample_id FROM delta.pool WHERE shard = $shard UNION SELECT unnest($samples::VARCHAR[]))
                 USING (sample_id)
-            WHERE score_key = $score_key ORDER BY ALL
+            WHERE score_key = $score_key AND ($ceiling IS NULL OR sample_id < $ceiling) ORDER BY ALL
             """,
-            {"shard": shard, "samples": samples or [], "score_key": self._key.value},
+            {"shard": shard, "samples": samples or [], "score_key": self._key.value, "ceiling": self._ceiling},
         )
         spent.add(self._complete_controls(controls_for(self._key, settings, *lengths.get_columns())))
         return spent
@@ -194,7 +198,13 @@ class Scorer:
     def _complete_pairs(self, shard: str | None, samples: list[str] | None, probes: list[str] | None) -> Spent:
         missing = self._store.query(
             sql_text("missing_pairs.sql"),
-            {"score_key": self._key.value, "shard": shard, "samples": samples, "probes": probes},
+            {
+                "score_key": self._key.value,
+                "shard": shard,
+                "samples": samples,
+                "probes": probes,
+                "ceiling": self._ceiling,
+            },
         )
         if not missing.height:
             return Spent()
@@ -301,9 +311,12 @@ class Scorer:
         )
 
 
-def pool_size(store: Store) -> tuple[int, int]:
-    """Unique samples of the pool, and probes."""
-    samples = store.query_pool("SELECT count(DISTINCT sample_id) FROM delta.pool").item()
+def pool_size(store: Store, direct_share: float) -> tuple[int, int]:
+    """Unique samples of the pool that are scored directly, and probes."""
+    samples = store.query_pool(
+        "SELECT count(DISTINCT sample_id) FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling",
+        ceiling=share_ceiling(direct_share),
+    ).item()
     return samples, store.query("SELECT count(*) FROM probes").item()
 
 

@@ -195,7 +195,7 @@ class Store:
         with self.connect() as con:
             return con.sql(sql, params=dict(parameters) if parameters else None).pl()
 
-    def query_pool(self, sql: str, **parameters: str | int) -> pl.DataFrame:
+    def query_pool(self, sql: str, **parameters: str | int | None) -> pl.DataFrame:
         """Like `query`, for what every shard asks about the whole pool: kept until a shard is ingested or leaves."""
         return _pool_answer(self, sql, tuple(parameters.items()), self._files("shards"), self._files("samples"))
 
@@ -303,7 +303,7 @@ class Store:
 
 @lru_cache(maxsize=8)
 def _pool_answer(
-    store: Store, sql: str, parameters: tuple[tuple[str, str | int], ...], *_files: tuple[str, ...]
+    store: Store, sql: str, parameters: tuple[tuple[str, str | int | None], ...], *_files: tuple[str, ...]
 ) -> pl.DataFrame:
     return store.query(sql, dict(parameters))
 

@@ -1,8 +1,9 @@
 -- Influence of samples on probes under each control, from the stored pairs (method; arXiv 2505.05327): the beginning of a query.
--- Parameters: $score_key; $shard: its samples, and $samples: a list of further ones; $controls: list of control names;
+-- Parameters: $score_key; $shard: its samples (with ids below $ceiling, where not NULL), and $samples: a list of further ones; $controls: list of control names;
 -- $seeds: list of the control seeds to average over; $lengths: the lengths at which random_tokens is measured.
 WITH wanted AS (
-    SELECT sample_id FROM delta.pool WHERE shard = $shard UNION SELECT unnest($samples::VARCHAR[])
+    SELECT sample_id FROM delta.pool WHERE shard = $shard AND ($ceiling IS NULL OR sample_id < $ceiling)
+    UNION SELECT unnest($samples::VARCHAR[])
 ),
 context AS (
     SELECT c.* FROM contexts c SEMI JOIN wanted USING (sample_id) WHERE c.score_key = $score_key

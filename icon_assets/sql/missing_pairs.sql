@@ -1,9 +1,11 @@
 -- Pairs of samples with current probes that are not stored under a score_key yet.
 -- Parameters: $score_key; $shard, $samples, $probes: only the samples of this shard, only these, only these probes, where
--- not NULL. One row per sample, with a shard it stands in and the ids of the probes it still needs.
+-- not NULL; $ceiling: only samples whose ids are below it, where not NULL. One row per sample, with a shard it stands in and
+-- the ids of the probes it still needs.
 WITH wanted AS (
     SELECT DISTINCT ON (sample_id) * FROM delta.pool
     WHERE ($shard IS NULL OR shard = $shard) AND ($samples IS NULL OR list_contains($samples::VARCHAR[], sample_id))
+        AND ($ceiling IS NULL OR sample_id < $ceiling)
 ),
 origin AS (
     SELECT DISTINCT origin FROM delta.contexts SEMI JOIN wanted USING (sample_id) WHERE score_key = $score_key

@@ -165,8 +165,10 @@ class Replay(Scorer):
     def _complete_pairs(self, shard: str | None, samples: list[str] | None, probes: list[str] | None) -> Spent:
         missing = self.store.query(
             sql_text("missing_pairs.sql"),
-            {"score_key": self._exact.key.value, "shard": shard, "samples": samples, "probes": probes},
-        ).select("sample_id", probe_id="probe_ids")
+            {
+                "score_key": self._exact.key.value, "shard": shard, "samples": samples, "probes": probes, "ceiling": None,
+            },
+        ).select("sample_id", probe_id="probe_ids")  # fmt: skip
         if not missing.height:
             return Spent()
         fresh = missing.explode("probe_id").join(self._exact.pairs, on=["sample_id", "probe_id"])

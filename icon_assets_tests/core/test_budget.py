@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from icon_assets.core.budget import Budget, affordable, budget_of, cut, pilot_size, rungs, undecided
 from icon_assets.core.contribution import contributions
+from icon_assets.core.digests import digest, share_ceiling
 from icon_assets.core.engine import Meter, Pair
 from icon_assets.core.flops import ModelShape, Work
 from icon_assets.core.score_key import ScoreKey
@@ -106,7 +107,7 @@ class World:
         put_shards(self.store, "s0", "s1")
         self.exact = {s["sample_id"]: sum(self.influence[i]) / self.PROBES for i, s in enumerate(samples)}
 
-    def scorer(self) -> Scorer:
+    def scorer(self, direct_share: float = 1.0) -> Scorer:
         world = self
 
         class LookUp:
@@ -136,7 +137,9 @@ class World:
 
         self.tokenizer = make_tokenizer(bos=False)
         engine: Any = LookUp
-        return Scorer(self.store, self.KEY, engine, lambda: ModelShape(1, 1, 1, 1, 1), ScoringSettings())
+        return Scorer(
+            self.store, self.KEY, engine, lambda: ModelShape(1, 1, 1, 1, 1), ScoringSettings(direct_share=direct_share)
+        )
 
     def number(self, ids: Sequence[int]) -> int:
         """The sample's number stands in its text, as its instruction."""
@@ -243,3 +246,51 @@ def test_an_empty_shard_needs_nothing(world: World) -> None:
     scorer.complete_baseline()
     budget = Budget(share=0.4, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
     assert scorer.complete_shard("no such shard", world.CONTROLS, budget).pairs == 24 * world.PROBES, "the pilot only"
+
+
+# Direct scoring of a share
+
+
+@given(st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers())
+def test_a_larger_share_holds_a_smaller_one(a: float, b: float, number: int) -> None:
+    smaller, larger = (share_ceiling(share) for share in sorted((a, b)))
+    assert not _drawn(digest(number), smaller) or _drawn(digest(number), larger)
+    assert _drawn(digest(number), share_ceiling(1.0))
+
+
+@given(st.floats(0.02, 0.98))
+def test_the_draw_takes_its_share_of_any_pool(share: float) -> None:
+    drawn = [_drawn(sample_id, share_ceiling(share)) for sample_id in IDS]
+    assert abs(sum(drawn) / len(drawn) - share) < 0.04
+
+
+IDS = [digest(number) for number in range(4000)]
+
+
+def _drawn(sample_id: str, ceiling: str | None) -> bool:
+    return ceiling is None or sample_id < ceiling
+
+
+def test_only_drawn_samples_are_scored_and_a_larger_share_scores_only_the_newly_drawn(world: World) -> None:
+    ids = sorted(world.exact)
+    few, more = (sum(_drawn(i, share_ceiling(share)) for i in ids) for share in (0.3, 0.6))
+    assert 0 < few < more < world.SAMPLES
+    for share, due in ((0.3, few), (0.6, more - few), (0.3, 0), (1.0, world.SAMPLES - more)):
+        scorer = world.scorer(share)
+        scorer.complete_baseline()
+        world.scored.clear()
+        for shard in ("s0", "s1"):
+            scorer.complete_shard(shard, world.CONTROLS)
+        assert len(world.scored) == due * world.PROBES, share
+    scored = [contributions(world.store, world.KEY, s, world.CONTROLS, (), share_ceiling(0.3)) for s in ("s0", "s1")]
+    assert pl.concat(scored)["sample_id"].sort().to_list() == ids[:few], "pairs of before stay, and count no more"
+
+
+def test_a_budget_keeps_to_the_draw(world: World) -> None:
+    scorer = world.scorer(0.5)
+    scorer.complete_baseline()
+    budget = Budget(share=0.5, fraction=0.2, control="none", error_rate=0.1, pilot=24, seed=0)
+    for shard in ("s0", "s1"):
+        scorer.complete_shard(shard, world.CONTROLS, budget)
+    scored = world.store.query("SELECT DISTINCT sample_id FROM pair_scores")["sample_id"]
+    assert scored.sort().to_list() == [i for i in sorted(world.exact) if _drawn(i, share_ceiling(0.5))]

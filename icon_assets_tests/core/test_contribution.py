@@ -168,7 +168,7 @@ def test_pairs_of_other_shards_are_not_even_opened(world: tuple[Store, dict, dic
     for file in large.root.glob("tables/pair_scores/**/origin=b/*.parquet"):
         file.write_text("not to be opened")
     assert query(large, ["none"]).equals(query(store, ["none"]))
-    asked = {"score_key": KEY.value, "shard": "a", "samples": None, "probes": None}
+    asked = {"score_key": KEY.value, "shard": "a", "samples": None, "probes": None, "ceiling": None}
     assert large.query(sql_text("missing_pairs.sql"), asked).is_empty()
     again = large.query("FROM delta.pair_scores WHERE origin = 'a'")
     assert large.append_new("pair_scores", again, PAIR_KEY) == 0
