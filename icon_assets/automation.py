@@ -11,6 +11,7 @@ import dagster as dg
 
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
+from icon_assets.core.needs import ON_DEMAND, needed_assets
 from icon_assets.jobs import NIGHTLY
 from icon_assets.runner import UNFINISHED
 from icon_assets.settings import Settings, Workspace
@@ -39,6 +40,9 @@ _MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
     "sample_scores": lambda s: [
         _scoring(s), s.controls.model_dump(), s.probes.budget, s.probes.exact_pairs, s.probes.error_rate, *_drawn(s),
     ],
+    "sample_features": _scoring,
+    "probe_features": _scoring,
+    "selector": lambda s: [s.selector.model_dump(), s.controls.primary, s.selection.fraction],
     "selected_subset": lambda s: [s.selection.fraction, s.selection.seed],
     "checkpoint": lambda s: s.training.model_dump(exclude={"seeds", "save_every_steps"}),
     "eval_results": lambda s: s.evaluation.model_dump(),
@@ -55,7 +59,10 @@ def _automated(spec: dg.AssetSpec, settings: Settings) -> dg.AssetSpec:
     name = spec.key.to_user_string()
     if name in _MADE_WITH:
         spec = spec.replace_attributes(code_version=f"{spec.code_version}-{digest(_MADE_WITH[name](settings))[:8]}")
-    starts = settings.automation.scoring == "on_change" and (settings.automation.train or name not in _TRAINING)
+    wanted = name not in ON_DEMAND or name in needed_assets(settings.selection.arms)
+    starts = (
+        settings.automation.scoring == "on_change" and (settings.automation.train or name not in _TRAINING) and wanted
+    )
     needs_input = name not in {"raw_pool", "base_model"}
     return spec.replace_attributes(automation_condition=stale_condition(needs_input)) if starts else spec
 

@@ -115,7 +115,9 @@ def _run(arguments: argparse.Namespace) -> int:
     assets = build_assets(workspace)
     with open_instance(workspace) as instance, RunDisplay(silent=arguments.json) as display:
         outcomes = []
-        for outcome in run_stages(assets, workspace, instance, stages, files=arguments.shards, on_start=display.start):
+        for outcome in run_stages(
+            assets, workspace, instance, stages, files=arguments.shards, asked=arguments.select, on_start=display.start
+        ):
             display.finish(outcome)
             outcomes.append(outcome)
     failed = [outcome for outcome in outcomes if outcome.error]

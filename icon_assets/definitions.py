@@ -3,11 +3,13 @@
 import dagster as dg
 
 from icon_assets.assets.evaluation import evaluation_assets
+from icon_assets.assets.features import probe_features, sample_features
 from icon_assets.assets.model import base_model
 from icon_assets.assets.pool import pool_files, raw_pool
 from icon_assets.assets.probes import probe_files, probe_set
 from icon_assets.assets.scoring import probe_baseline, sample_scores
 from icon_assets.assets.selection import selection_assets
+from icon_assets.assets.selector import predicted_scores, selector
 from icon_assets.assets.training import training_assets
 from icon_assets.automation import automated, build_automation
 from icon_assets.checks import build_checks, build_freshness_check
@@ -48,8 +50,9 @@ def build_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     selection = selection_assets(workspace)
     training = training_assets(workspace, selection[0])
     evaluation = evaluation_assets(workspace, training[0])
-    graph = [raw_pool, probe_set, base_model, probe_baseline, sample_scores, *selection, *training, *evaluation]
-    return automated(graph, workspace.settings)
+    selecting = [sample_features, probe_features, selector, predicted_scores]
+    scoring = [raw_pool, probe_set, base_model, probe_baseline, sample_scores]
+    return automated([*scoring, *selecting, *selection, *training, *evaluation], workspace.settings)
 
 
 defs = build_defs()

@@ -49,6 +49,13 @@ def curve(points: Sequence[tuple[float, float]], title: str, x: str, y: str) -> 
     return _picture(figure, title)
 
 
+def scatter(points: Sequence[tuple[float, float]], title: str, x: str, y: str) -> dg.MarkdownMetadataValue:
+    """One dot per (x, y)."""
+    figure, axes = _axes(title, x, y)
+    axes.scatter([p[0] for p in points], [p[1] for p in points], s=4, color=_BLUE, alpha=0.4, linewidths=0)
+    return _picture(figure, title)
+
+
 def bars(values: Mapping[str, tuple[float, float]], title: str, label: str) -> dg.MarkdownMetadataValue:
     """One horizontal bar per name: (mean, spread); the axis starts near the smallest so that differences show."""
     figure, axes = _axes(title, label, "")

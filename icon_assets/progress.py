@@ -77,13 +77,13 @@ class RunDisplay:
 
     def _scored(self, progress: scoring.Progress) -> None:
         seconds = max(progress.seconds, 1e-9)
-        figures = f"{progress.done / seconds:,.0f} pairs/s  {progress.tokens / seconds:,.0f} tokens/s"
+        figures = f"{progress.done / seconds:,.0f} {progress.unit}/s  {progress.tokens / seconds:,.0f} tokens/s"
         self._live.update(self._task, total=progress.total, completed=progress.done, figures=figures)
         if self._live.disable and not self._silent and time.monotonic() - self._said > 10:
             self._said = time.monotonic()
             left = progress.seconds * (progress.total - progress.done) / max(progress.done, 1)
             self._console.print(
-                f"  {progress.done:,} of {progress.total:,} pairs  {figures}  {left:,.0f} s left",
+                f"  {progress.done:,} of {progress.total:,} {progress.unit}  {figures}  {left:,.0f} s left",
                 markup=False,
             )
 

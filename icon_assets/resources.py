@@ -9,8 +9,10 @@ import dagster as dg
 from icon_assets.core import ledger
 from icon_assets.core.budget import budget_of
 from icon_assets.core.discovery import compare, on_record
+from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import ScoringEngine
 from icon_assets.core.errors import IconError
+from icon_assets.core.features import Reader
 from icon_assets.core.flops import model_shape
 from icon_assets.core.language_model import (
     LanguageModel,
@@ -24,7 +26,7 @@ from icon_assets.core.language_model import (
 from icon_assets.core.plan import Plan, make_plan, shard_states
 from icon_assets.core.preview import preview
 from icon_assets.core.price import Pricer
-from icon_assets.core.recipes import raw_pool_recipe
+from icon_assets.core.recipes import predicted_scores_recipe, raw_pool_recipe, sample_features_recipe
 from icon_assets.core.score_key import ScoreKey, score_key
 from icon_assets.core.scoring import Progress, Scorer, pool_size
 from icon_assets.core.store import Store
@@ -134,6 +136,30 @@ class WorkspaceResource(dg.ConfigurableResource):
         states = shard_states(store, made.keys() & on_record(store).keys(), settings, self.score_key(), budget)
         return {shard: made[shard] for shard, (status, _) in states.items() if status == "unchanged"}
 
+    def read_shards(self) -> dict[str, ledger.Event]:
+        """Shards whose features are up to date."""
+        store, model = self.store, ledger.newest(self.store, "base_model")
+        pool, made = ledger.latest(store, "raw_pool"), ledger.latest(store, "sample_features")
+        if model is None or not made:
+            return {}
+        key = self.score_key()
+        recipes = {s: sample_features_recipe(s, pool[s], model, key) for s in made.keys() & pool.keys()}
+        return {
+            shard: made[shard] for shard, recipe in recipes.items() if made[shard].fingerprint == recipe.fingerprint
+        }
+
+    def predicted_shards(self) -> dict[str, ledger.Event]:
+        """Shards whose predictions are up to date."""
+        store, selector = self.store, ledger.newest(self.store, "selector")
+        seen = ledger.latest(store, "sample_features" if self.settings.selector.kind == "light" else "raw_pool")
+        made = ledger.latest(store, "predicted_scores")
+        if selector is None:
+            return {}
+        recipes = {s: predicted_scores_recipe(s, seen[s], selector) for s in made.keys() & seen.keys()}
+        return {
+            shard: made[shard] for shard, recipe in recipes.items() if made[shard].fingerprint == recipe.fingerprint
+        }
+
     def _pricer(self, store: Store, key: ScoreKey) -> Pricer:
         directory = self.base_model()[0].directory
         shape, settings = model_shape(directory), self.settings.scoring
@@ -143,6 +169,16 @@ class WorkspaceResource(dg.ConfigurableResource):
         """The base model's engine, the same one for everybody in this process."""
         record, dtype = self.base_model()
         return _cached_engine(record.directory, dtype, self.device(), self.settings.scoring.fixed_tokens_per_forward)
+
+    def encoder(self) -> Encoder:
+        """How texts become token ids; no weights are loaded."""
+        return Encoder(load_tokenizer(self.base_model()[0].directory), self.score_key())
+
+    def reader(self, log: Any) -> Reader:
+        """What reads samples one by one, on the base model; it reports as `scorer` does."""
+        directory = self.base_model()[0].directory
+        shape, settings = lambda: model_shape(directory), self.settings.scoring
+        return Reader(self.store, self.score_key(), self.engine, shape, settings, LogProgress(log))
 
     def scorer(self, log: Any) -> Scorer:
         """A scorer on the base model, whose progress goes to the run's log and to whoever listens in this process."""
@@ -176,6 +212,6 @@ class LogProgress:
             rate = progress.tokens / progress.seconds
             left = progress.seconds * (progress.total - progress.done) / max(progress.done, 1)
             self._log.info(
-                f"{progress.done:,} of {progress.total:,} pairs, {progress.done / progress.seconds:,.0f} pairs/s, "
+                f"{progress.done:,} of {progress.total:,} {progress.unit}, {progress.done / progress.seconds:,.0f} {progress.unit}/s, "
                 f"{rate:,.0f} tokens/s, about {left:,.0f} s left"
             )

@@ -20,6 +20,7 @@ from icon_assets.assets.shell import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Event
+from icon_assets.core.needs import ON_DEMAND, needed_assets
 from icon_assets.interrupts import heard_interrupts
 from icon_assets.partitions import arm_partitions, named_shards, run_partitions, sync_shards
 from icon_assets.resources import WorkspaceResource
@@ -28,10 +29,11 @@ from icon_assets.settings import Workspace
 PARENT_TAG = "icon/parent_run"
 PROCESS_TAG = "icon/process"
 STAGES = (
-    "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores", "selected_subset",
+    "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores",
+    "sample_features", "probe_features", "selector", "predicted_scores", "selected_subset",
     "checkpoint", "base_eval", "eval_results", "leaderboard",
 )  # fmt: skip
-SCORING_STAGES = STAGES[: STAGES.index("selected_subset")]
+SCORING_STAGES = STAGES[: STAGES.index("sample_features")]
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
@@ -73,6 +75,7 @@ def run_stages(
     stages: Sequence[str],
     *,
     files: Sequence[str] = (),
+    asked: Sequence[str] = (),
     on_start: Callable[[str, str], None] = lambda asset, partition: None,
     tags: Mapping[str, str] | None = None,
     console: str = "CRITICAL",
@@ -81,6 +84,7 @@ def run_stages(
 
     Args:
         files: of the pool, the only ones whose shards are run; none for all.
+        asked: stages to run even if no arm needs them (see `core/needs.py`).
 
     Raises:
         IconError: a file that is none of the pool's, or a disk that refuses: nothing after it could be stored.
@@ -96,7 +100,10 @@ def run_stages(
         release_dead_runs(instance)
         shards = named_shards(workspace, files, sync_shards(instance, workspace, icon.store))
         icon.store.publish()  # shards that left the pool, and what a killed run had stored last
+        idle = set(ON_DEMAND) - needed_assets(workspace.settings.selection.arms) - set(asked)
         for asset in stages:
+            if asset in idle:
+                continue
             current = current_partitions(asset, icon)
             for partition in _partitions(asset, workspace, shards):
                 stop_if_interrupted()
@@ -157,7 +164,10 @@ def current_partitions(asset: str, icon: WorkspaceResource) -> Mapping[str, Even
     """Shards of the asset that are up to date, by the record of the store, with what made them."""
     if asset == "raw_pool":
         return icon.ingested_shards()
-    return icon.scored_shards() if asset == "sample_scores" else {}
+    known = {
+        "sample_scores": icon.scored_shards, "sample_features": icon.read_shards, "predicted_scores": icon.predicted_shards,
+    }  # fmt: skip
+    return known[asset]() if asset in known else {}
 
 
 def release_dead_runs(instance: dg.DagsterInstance) -> None:
@@ -187,7 +197,7 @@ def _process_name(pid: int, created: float) -> str:
 
 
 def _partitions(asset: str, workspace: Workspace, shards: Sequence[str]) -> Sequence[str]:
-    if asset in {"raw_pool", "sample_scores"}:
+    if asset in {"raw_pool", "sample_scores", "sample_features", "predicted_scores"}:
         return shards
     if asset == "selected_subset":
         return arm_partitions(workspace).get_partition_keys()

@@ -143,6 +143,37 @@ class SelectionSettings(Section):
     seed: int = Field(default=0, ge=0)
 
 
+class ClassifierSettings(Section):
+    """The paper's selector: base model and LoRA with a trained head. Defaults are the paper's."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: int = Field(default=8, ge=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
+    epochs: int = Field(
+        default=5, ge=1, description="The best of them by average precision on the held-out tenth is kept."
+    )
+    learning_rate: float = Field(default=5e-5, gt=0)
+    warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
+    batch_size: int = Field(default=128, ge=1, description="Samples per optimizer step.")
+    micro_batch_size: int = Field(default=16, ge=1, description="Samples per forward.")
+
+
+class SelectorSettings(Section):
+    kind: Literal["light", "lora"] = Field(
+        default="light",
+        description="What learns to rank the pool from directly scored samples: ridge regression on the model's hidden states, "
+        "or the paper's LoRA classifier.",
+    )
+    control: ControlKind | None = Field(
+        default=None, description="Whose contributions are learned; null: controls.primary."
+    )
+    samples: int = Field(default=20_000, ge=20, description="Directly scored samples to learn from, at most.")
+    folds: int = Field(default=5, ge=2, description="light: each sample is predicted by models of the other folds.")
+    seed: int = Field(default=0, ge=0)
+    lora: ClassifierSettings = ClassifierSettings()
+
+
 class TrainingSettings(Section):
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     method: Literal["lora", "full"] = "lora"
@@ -219,6 +250,7 @@ class Settings(BaseSettings):
     probes: ProbeSettings = ProbeSettings()
     scoring: ScoringSettings = ScoringSettings()
     controls: ControlSettings = ControlSettings()
+    selector: SelectorSettings = SelectorSettings()
     selection: SelectionSettings = SelectionSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -274,6 +306,10 @@ class Workspace:
     @property
     def models_dir(self) -> Path:
         return self.root / "models"
+
+    @property
+    def selectors_dir(self) -> Path:
+        return self.root / "selectors"
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -66,6 +66,8 @@ def unchanged(event: Event) -> dg.MaterializeResult:
 def unchanged_figures(event: Event) -> dict[str, Any]:
     """What a product that is kept reports: the figures of when it was made, without what that had cost."""
     figures = {name: value for name, value in event.summary.items() if isinstance(value, int | float | str)}
+    if "new_samples" in figures:
+        figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {"new_samples": 0}
     if "new_pairs" in figures:  # what scoring cost and moved then, it does not now
         figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {
             "new_pairs": 0,
@@ -91,6 +93,20 @@ def finish(
         data_version=dg.DataVersion(digest),
         metadata={"changed": True, "digest": digest, **figures, **(metadata or {})},
     )
+
+
+def every_shard(store: Store, asset: str) -> list[Event]:
+    """The newest event of every shard of the pool: something made from part of it would favour what came first.
+
+    Raises:
+        IconError: some shards have none.
+    """
+    made = ledger.current_shards(store, asset)
+    missing = {event.partition for event in ledger.current_shards(store, "raw_pool")} - {e.partition for e in made}
+    if missing or not made:
+        raise IconError(f"{asset}: {len(missing)} shards are not made yet ({', '.join(sorted(missing)[:3])}); "
+                        "materialize them first")  # fmt: skip
+    return made
 
 
 def needed(store: Store, asset: str, partition: str = "") -> Event:

@@ -1,6 +1,7 @@
 """What scoring costs: counted while it runs, written down with every commit, read back as totals and as a speed."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -52,7 +53,7 @@ class Bill:
     """What was spent since the last commit; `settle` writes it down, so that a run that is killed has its cost on record."""
 
     def __init__(self, store: Store, key: ScoreKey, shape: ModelShape, engine: ScoringEngine, work: str) -> None:
-        """`work`: `pairs` of candidates, or `controls`."""
+        """`work`: `pairs` of candidates, `controls`, or `features` of samples."""
         self._store, self._key, self._shape, self._engine, self._work = store, key, shape, engine, work
         device = engine.language_model.device.type
         self._device, self._peak = device_name(device), matmul_peak(device, key.dtype)
@@ -67,7 +68,7 @@ class Bill:
         meter = self._engine.meter
         did: Work = meter.work - self._did
         pairs = meter.pairs - self._pairs
-        of_kind = (pairs, 0) if self._work == "pairs" else (0, pairs)
+        of_kind = (0, pairs) if self._work == "controls" else (pairs, 0)
         return Spent(
             *of_kind, meter.forwards - self._forwards, did.tokens, self._shape.flops(did),
             time.monotonic() - self._start, self._peak,
@@ -86,14 +87,14 @@ class Bill:
         return spent
 
 
-def total_cost(store: Store, score_key: str) -> tuple[int, float]:
-    """Tokens and seconds that scoring has taken so far under this key, over all runs."""
+def total_cost(store: Store, score_key: str, works: Sequence[str] = ("pairs", "controls")) -> tuple[int, float]:
+    """Tokens and seconds that such work has taken so far under this key, over all runs."""
     return store.query(
         """
         SELECT coalesce(sum(tokens), 0)::BIGINT, coalesce(sum(seconds), 0.0) FROM scoring_costs
-        WHERE score_key = $key
+        WHERE score_key = $key AND "work" IN (SELECT unnest($works::VARCHAR[]))
         """,
-        {"key": score_key},
+        {"key": score_key, "works": list(works)},
     ).row(0)
 
 
@@ -113,7 +114,7 @@ def recorded_speed(store: Store, key: ScoreKey) -> Speed | None:
     row = store.query(
         """
         WITH recent AS (
-            FROM scoring_costs WHERE score_key = $key ORDER BY created_at DESC LIMIT $n
+            FROM scoring_costs WHERE score_key = $key AND "work" <> 'features' ORDER BY created_at DESC LIMIT $n
         )
         SELECT device, sum(tokens) / sum(seconds) AS tokens_per_second, sum(flops) / sum(seconds) AS flops_per_second,
             sum(flops) / sum(seconds * peak_flops_per_second) AS peak_share

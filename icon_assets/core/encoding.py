@@ -9,7 +9,7 @@ from icon_assets.core.controls import ControlContext, no_context, plain_vocabula
 from icon_assets.core.prompts import Rendered, render_for_scoring
 from icon_assets.core.samples import Sample, Turn
 from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.tokens import Context, Encoded, encode_context, encode_probe
+from icon_assets.core.tokens import Context, Encoded, encode_context, encode_probe, leading_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,11 @@ class Encoder:
         """What stands between a context and a probe."""
         ids = self._tokenizer(self._key.separator, add_special_tokens=False, split_special_tokens=True).input_ids
         return tuple(ids)
+
+    @cached_property
+    def leading(self) -> tuple[int, ...]:
+        """What opens every sequence: a BOS, or nothing."""
+        return leading_ids(self._tokenizer)
 
     def probe(self, row: Mapping[str, Any]) -> Encoded:
         limits = self._key.max_prompt_tokens, self._key.max_response_tokens

@@ -211,9 +211,59 @@ class ScoringEngine:
                 logits = self._model(**inputs, logits_to_keep=columns).logits
                 return _nll(logits[row, torch.searchsorted(columns, column)], targets).double().cpu()
             hidden = self._inner(**inputs).last_hidden_state.flatten(0, 1)[scored]
-            head: Any = self._model.get_output_embeddings()
+            head = self._head
             parts = zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
             return torch.cat([_nll(head(rows), wanted) for rows, wanted in parts]).double().cpu()
+
+    def read(
+        self, texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]
+    ) -> tuple[list["torch.Tensor"], list["torch.Tensor"]]:
+        """Read whole texts in one forward, padded on the right, by the model's own attention.
+
+        Args:
+            texts: token ids, BOS included; scored: per text, the places of the tokens to score, from 1.
+
+        Returns:
+            Per text the last hidden states [tokens, hidden], and the NLL in nats at the scored places, float64 on the CPU.
+        """
+        import torch
+
+        width, device = max(map(len, texts)), self._device
+        rows = torch.tensor([row for row, places in enumerate(scored) for _ in places], device=device, dtype=torch.long)
+        before = torch.tensor([place - 1 for places in scored for place in places], device=device, dtype=torch.long)
+        targets = torch.tensor([text[place] for text, places in zip(texts, scored, strict=True) for place in places],
+                               device=device, dtype=torch.long)  # fmt: skip
+        padded = any(len(text) < width for text in texts)
+        mask = [[1] * len(text) + [0] * (width - len(text)) for text in texts]
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device),
+            "attention_mask": torch.tensor(mask, device=device) if padded else None,
+            "use_cache": False,
+        }
+        with torch.inference_mode():
+            if not self._chunked_head:
+                columns = before.unique() if before.numel() else torch.zeros(1, device=device, dtype=torch.long)
+                output = self._model(**inputs, output_hidden_states=True, logits_to_keep=columns)
+                hidden, places = output.hidden_states[-1], torch.searchsorted(columns, before)
+                nll = _nll(output.logits[rows, places], targets)
+            else:
+                hidden, head = self._inner(**inputs).last_hidden_state, self._head
+                parts = zip(hidden[rows, before].split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
+                nll = torch.cat([_nll(head(states), wanted) for states, wanted in parts])
+        lengths = [len(text) for text in texts]
+        self.meter.forwards += 1
+        self.meter.work += Work(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), len(targets))
+        states = [hidden[row, :length] for row, length in enumerate(lengths)]
+        return states, list(nll.double().cpu().split([len(places) for places in scored]))
+
+    @property
+    def pads(self) -> bool:
+        """Whether texts of different lengths may share a forward, padded."""
+        return self._unpacked_mode == "batched"
+
+    @property
+    def _head(self) -> Any:
+        return self._model.get_output_embeddings()
 
     def _pairs(self, parts: list[Packed], nll: "torch.Tensor") -> list[Pair]:
         keys = [pair for packed in parts for pair in packed.pairs]

@@ -10,11 +10,12 @@ from icon_assets.core.ingest import SourceFile, discover, source_digest
 from icon_assets.core.language_model import source_revision
 from icon_assets.core.ledger import Event, Input, Recipe
 from icon_assets.core.score_key import ScoreKey
-from icon_assets.settings import ControlSettings, ModelSettings, PoolSettings, Workspace
+from icon_assets.settings import ControlSettings, ModelSettings, PoolSettings, Settings, Workspace
 
 # Raise a number when a change of the code makes the product another one: what is stored then counts as stale.
 CODE_VERSIONS: Mapping[str, str] = {
     "raw_pool": "2", "probe_set": "2", "base_model": "1", "probe_baseline": "1", "sample_scores": "1",
+    "sample_features": "1", "probe_features": "1", "selector": "1", "predicted_scores": "1",
 }  # fmt: skip
 
 
@@ -86,3 +87,43 @@ def sample_scores_recipe(
         "sample_scores", shard, tuple(event.as_input() for event in upstream),
         {**settings, **({"budget": asdict(budget)} if budget else {})}, controls.seed, CODE_VERSIONS["sample_scores"],
     )  # fmt: skip
+
+
+def sample_features_recipe(shard: str, raw_pool: Event, base_model: Event, key: ScoreKey) -> Recipe:
+    """What one pass says of the samples of one shard."""
+    return Recipe(
+        "sample_features", shard, (raw_pool.as_input(), base_model.as_input()), {"score_key": key.settings()},
+        code_version=CODE_VERSIONS["sample_features"],
+    )  # fmt: skip
+
+
+def probe_features_recipe(probe_set: Event, base_model: Event, key: ScoreKey) -> Recipe:
+    """The embeddings of the probes."""
+    return Recipe(
+        "probe_features", "", (probe_set.as_input(), base_model.as_input()), {"score_key": key.settings()},
+        code_version=CODE_VERSIONS["probe_features"],
+    )  # fmt: skip
+
+
+def selector_recipe(
+    learned_from: Iterable[Event], base_model: Event, key: ScoreKey, settings: Settings, control: str
+) -> Recipe:
+    """The selector. `learned_from`: scores and, of the light one, features of every shard."""
+    chosen = settings.selector.model_dump(
+        exclude={"control", "seed", "folds" if settings.selector.kind == "lora" else "lora"}
+    )
+    return Recipe(
+        "selector", "", (*(event.as_input() for event in learned_from), base_model.as_input()),
+        {**chosen, "control": control, "fraction": settings.selection.fraction, "score_key": key.settings()},
+        settings.selector.seed, CODE_VERSIONS["selector"],
+    )  # fmt: skip
+
+
+def predicted_scores_recipe(shard: str, seen: Event, selector: Event) -> Recipe:
+    """What the selector says of one shard. `seen`: the shard's features or texts, whichever it looks at."""
+    return Recipe(
+        "predicted_scores",
+        shard,
+        (seen.as_input(), selector.as_input()),
+        code_version=CODE_VERSIONS["predicted_scores"],
+    )

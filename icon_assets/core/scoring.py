@@ -36,12 +36,13 @@ CONTROL_KEY = ("score_key", "probe_id", "control", "seed", "length")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a pass is; pairs and tokens of this pass, seconds since its first forward."""
+    """How far a pass is; pairs (or what `unit` says) and tokens of this pass, seconds since its first forward."""
 
     done: int
     total: int
     tokens: int
     seconds: float
+    unit: str = "pairs"
 
 
 class Scorer:

@@ -34,8 +34,10 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
     "samples": ("shard",),
     "quarantine": ("shard",),
     "pair_scores": ("score_key", "origin"),
+    "sample_features": ("score_key", "origin"),
     "sample_scores": ("shard", "score_key"),
     "predicted_scores": ("shard",),
+    "selector_metrics": ("selector_id",),
     "selections": ("arm", "subset_id"),
     "checkpoints": ("checkpoint_id",),
     "checkpoint_samples": ("checkpoint_id",),
@@ -44,7 +46,7 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
 }
 # Of Delta, in the words of schema.sql.
 _SQL_TYPES = {
-    "string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ",
+    "string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ", "array": "FLOAT[]",
 }  # fmt: skip
 # Views carry only plain SQL: an older DuckDB reads the file too.
 _STORAGE_VERSION = "v1.0.0"
@@ -194,6 +196,12 @@ class Store:
         """The result of one SELECT over the tables as they are now, with `$name` parameters."""
         with self.connect() as con:
             return con.sql(sql, params=dict(parameters) if parameters else None).pl()
+
+    def batches(self, sql: str, parameters: Mapping[str, Any], rows: int) -> Iterator[pl.DataFrame]:
+        """Like `query`, for what may be too large for memory: about so many rows at a time."""
+        with self.connect() as con:
+            for batch in con.sql(sql, params=dict(parameters)).to_arrow_reader(rows):
+                yield pl.DataFrame(batch)
 
     def query_pool(self, sql: str, **parameters: str | int | None) -> pl.DataFrame:
         """Like `query`, for what every shard asks about the whole pool: kept until a shard is ingested or leaves."""
@@ -376,4 +384,5 @@ def _literal(value: str) -> str:
 
 def _duckdb_type(schema: "pa.Schema", name: str) -> str:
     names = {"string": "VARCHAR", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN"}
-    return names.get(str(schema.field(name).type), "TIMESTAMPTZ")
+    written = str(schema.field(name).type)
+    return "FLOAT[]" if written.startswith("list<") else names.get(written, "TIMESTAMPTZ")

@@ -70,12 +70,36 @@ CREATE TABLE scoring_costs (
     tokens BIGINT, flops BIGINT, seconds DOUBLE, peak_flops_per_second DOUBLE
 );
 COMMENT ON TABLE scoring_costs IS 'What scoring has cost: one row per commit, so that a killed run counts too.';
-COMMENT ON COLUMN scoring_costs."work" IS 'pairs: candidates; controls: probes without context and behind random contexts.';
+COMMENT ON COLUMN scoring_costs."work" IS 'pairs: candidates; controls: probes without context and behind random contexts; features: one pass per sample (pairs counts samples).';
 COMMENT ON COLUMN scoring_costs.flops IS 'Useful floating-point operations: no padding, nothing elementwise.';
 COMMENT ON COLUMN scoring_costs.peak_flops_per_second IS 'Large matrix products on this device in this dtype, measured in the same process.';
 
+CREATE TABLE sample_features (
+    score_key VARCHAR, origin VARCHAR, sample_id VARCHAR, n_tokens BIGINT, nll_sum DOUBLE, nll_alone DOUBLE, truncated BOOLEAN,
+    embedding FLOAT[]
+);
+COMMENT ON TABLE sample_features IS 'One pass of the model over each sample, taken as a probe without context. IFD is exp((nll_sum - nll_alone) / n_tokens).';
+COMMENT ON COLUMN sample_features.origin IS 'The shard under which the sample was first read: its row stays there, wherever the sample stands now.';
+COMMENT ON COLUMN sample_features.nll_sum IS 'NLL of the response given its prompt: nats, summed over n_tokens response tokens.';
+COMMENT ON COLUMN sample_features.nll_alone IS 'NLL of the same tokens without the prompt. Where the tokenizer opens no text with a BOS, nothing predicts the first of them: it counts as behind the prompt, so that it cancels in IFD.';
+COMMENT ON COLUMN sample_features.embedding IS 'Mean of the last hidden states over prompt and response, weighted by position 1, 2, ..., n.';
+
+CREATE TABLE probe_features (score_key VARCHAR, probe_id VARCHAR, embedding FLOAT[]);
+COMMENT ON TABLE probe_features IS 'The embedding of each probe, as in sample_features.';
+
+CREATE TABLE selectors (
+    selector_id VARCHAR, kind VARCHAR, model_digest VARCHAR, control VARCHAR, n_train BIGINT, n_held_out BIGINT, path VARCHAR,
+    digest VARCHAR, settings VARCHAR, created_at TIMESTAMPTZ
+);
+COMMENT ON TABLE selectors IS 'Models that learned to predict contribution from directly scored samples; path is relative to the workspace.';
+COMMENT ON COLUMN selectors.n_held_out IS 'Samples that its metrics are measured on, each predicted by a model that had not seen it.';
+
+CREATE TABLE selector_metrics (selector_id VARCHAR, predictor VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE);
+COMMENT ON TABLE selector_metrics IS 'How well a selector foretells contribution on held-out samples, with 95 % bootstrap intervals; length and random for comparison.';
+COMMENT ON COLUMN selector_metrics.metric IS 'spearman; auc and average_precision for the top fraction; partial_spearman: rank correlation once length is taken out of both.';
+
 CREATE TABLE predicted_scores (shard VARCHAR, selector_id VARCHAR, sample_id VARCHAR, score DOUBLE);
-COMMENT ON TABLE predicted_scores IS 'A selector''s score of every sample of the pool. Empty until a selector is trained.';
+COMMENT ON TABLE predicted_scores IS 'The current selector''s score of every sample of the pool; of samples it was trained on, where it can be, by a model that had not seen them.';
 
 CREATE TABLE selections (subset_id VARCHAR, arm VARCHAR, sample_id VARCHAR, "rank" BIGINT, score DOUBLE, reason VARCHAR);
 COMMENT ON TABLE selections IS 'The samples each arm chose, best first. Earlier subsets stay, because checkpoints refer to them.';

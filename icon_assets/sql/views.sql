@@ -32,7 +32,16 @@ SELECT score_key, control, sample_id, arg_max(contribution, n_probes) AS contrib
 FROM delta.sample_scores SEMI JOIN shards USING (shard) GROUP BY score_key, control, sample_id;
 CREATE VIEW scoring_costs AS
 SELECT *, flops / nullif(seconds * peak_flops_per_second, 0) AS peak_share FROM delta.scoring_costs;
-CREATE VIEW predicted_scores AS SELECT * FROM delta.predicted_scores;
+CREATE VIEW sample_features AS SELECT * FROM delta.sample_features;
+CREATE VIEW probe_features AS SELECT * FROM delta.probe_features;
+-- A selector that is made again (back to earlier settings) is recorded again: the newest record decides.
+CREATE VIEW selectors AS
+SELECT *, created_at = max(created_at) OVER () AS is_current FROM delta.selectors
+QUALIFY row_number() OVER (PARTITION BY selector_id ORDER BY created_at DESC) = 1;
+CREATE VIEW selector_metrics AS SELECT * FROM delta.selector_metrics;
+CREATE VIEW predicted_scores AS
+SELECT * FROM delta.predicted_scores SEMI JOIN shards USING (shard)
+WHERE selector_id = (SELECT max_by(selector_id, created_at) FROM delta.selectors);
 CREATE VIEW selections AS SELECT subset_id, arm, sample_id, "rank", score, reason FROM delta.selections;
 CREATE VIEW checkpoints AS
 SELECT *, row_number() OVER (PARTITION BY arm, seed ORDER BY created_at DESC) = 1 AS is_current FROM delta.checkpoints;

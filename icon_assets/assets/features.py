@@ -1,0 +1,80 @@
+"""Group `scoring`, beside the scores: what one pass of the model says of each sample and probe by itself."""
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from icon_assets.assets.model import base_model
+from icon_assets.assets.pool import raw_pool
+from icon_assets.assets.probes import probe_set
+from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
+from icon_assets.core.costs import Spent
+from icon_assets.core.digests import frame_digest
+from icon_assets.core.recipes import CODE_VERSIONS, probe_features_recipe, sample_features_recipe
+from icon_assets.core.score_key import ScoreKey
+from icon_assets.core.store import Store
+from icon_assets.metadata import OWNERS, column_schema, histogram
+from icon_assets.partitions import SHARDS
+from icon_assets.resources import WorkspaceResource
+
+
+@dg.asset(
+    partitions_def=SHARDS, deps=[raw_pool, base_model], group_name="scoring", kinds={"pytorch", "deltalake"}, owners=OWNERS,
+    pool="gpu", code_version=CODE_VERSIONS["sample_features"], metadata=column_schema("sample_features"),
+)  # fmt: skip
+@mendable
+def sample_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+    """One pass over every sample of a shard: NLL of its response with and without its prompt, and its embedding. For the
+    selector, for the arms `rds`, `perplexity` and `ifd`, and for diversity. Only samples that are not stored yet are read.
+    """
+    shard, store, key = context.partition_key, icon.store, icon.score_key()
+    recipe = sample_features_recipe(shard, needed(store, "raw_pool", shard), needed(store, "base_model"), key)
+    if event := kept(context, icon, recipe):
+        return unchanged(event)
+    spent = icon.reader(context.log).complete_shard(shard)
+    figures = _figures(store, key, shard)
+    metadata: dict[str, Any] = {"dagster/row_count": figures.height}
+    if figures.height:
+        per_token = (figures["nll_sum"] / figures["n_tokens"]).to_list()
+        metadata["nll_histogram"] = histogram(per_token, "NLL of the response", "nats per token")
+    return finish(context, store, recipe, frame_digest(figures), _summary(key, figures.height, spent), metadata)
+
+
+@dg.asset(
+    deps=[probe_set, base_model], group_name="scoring", kinds={"pytorch", "deltalake"}, owners=OWNERS, pool="gpu",
+    code_version=CODE_VERSIONS["probe_features"], metadata=column_schema("probe_features"),
+)  # fmt: skip
+@mendable
+def probe_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+    """The embedding of every probe, as samples have it: what the arm `rds` compares them with."""
+    store, key = icon.store, icon.score_key()
+    recipe = probe_features_recipe(needed(store, "probe_set"), needed(store, "base_model"), key)
+    if event := kept(context, icon, recipe):
+        return unchanged(event)
+    spent = icon.reader(context.log).complete_probes()
+    rows = store.query(
+        "SELECT probe_id, embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key ORDER BY probe_id",
+        {"key": key.value},
+    )
+    summary = _summary(key, rows.height, spent)
+    return finish(context, store, recipe, frame_digest(rows), summary, {"dagster/row_count": rows.height})
+
+
+def _figures(store: Store, key: ScoreKey, shard: str) -> pl.DataFrame:
+    """All but the embeddings, which are too many for one look."""
+    return store.query(
+        """
+        SELECT sample_id, n_tokens, nll_sum, nll_alone, truncated FROM delta.sample_features
+        SEMI JOIN (FROM delta.pool WHERE shard = $shard) USING (sample_id) WHERE score_key = $key ORDER BY sample_id
+        """,
+        {"shard": shard, "key": key.value},
+    )
+
+
+def _summary(key: ScoreKey, n: int, spent: Spent) -> dict[str, int | float | str]:
+    return {
+        "score_key": key.value, "samples": n, "new_samples": spent.pairs, "forwards": spent.forwards, "tokens": spent.tokens,
+        "seconds": round(spent.seconds, 2), "tokens_per_second": round(spent.tokens_per_second, 1), "flops": spent.flops,
+        "peak_share": round(spent.peak_share, 3),
+    }  # fmt: skip

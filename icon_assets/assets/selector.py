@@ -1,0 +1,162 @@
+"""Group `selection`, before the arms: the model that learned to foretell contribution, and what it says of the whole pool."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from icon_assets.assets.features import sample_features
+from icon_assets.assets.pool import raw_pool
+from icon_assets.assets.scoring import sample_scores
+from icon_assets.assets.shell import every_shard, finish, kept, mendable, needed, unchanged
+from icon_assets.core.digests import canonical_json, directory_digest, frame_digest
+from icon_assets.core.errors import IconError
+from icon_assets.core.files import new_directory, sole_writer
+from icon_assets.core.ledger import Recipe
+from icon_assets.core.quality import refuse
+from icon_assets.core.recipes import CODE_VERSIONS, predicted_scores_recipe, selector_recipe
+from icon_assets.core.selector import (
+    SELECTOR,
+    Trained,
+    predict_by_classifier,
+    predict_by_features,
+    report,
+    scored_samples,
+    train_classifier,
+    train_light,
+    write_card,
+)  # fmt: skip
+from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table, scatter
+from icon_assets.partitions import SHARDS
+from icon_assets.resources import WorkspaceResource
+
+_ALL_SHARDS = dg.AllPartitionMapping()
+
+
+@dg.asset(
+    deps=[dg.AssetDep(sample_scores, partition_mapping=_ALL_SHARDS), dg.AssetDep(sample_features, partition_mapping=_ALL_SHARDS)],
+    group_name="selection", kinds={"scikitlearn", "pytorch"}, owners=OWNERS, pool="gpu",
+    code_version=CODE_VERSIONS["selector"], metadata=column_schema("selectors"),
+)  # fmt: skip
+@mendable
+def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+    """What learned from the directly scored samples to foretell contribution: ridge regression on the features, or the
+    paper's LoRA classifier. How well it does is measured on samples it has not seen, beside length alone and chance.
+    """
+    workspace, store, settings = icon.workspace, icon.store, icon.settings
+    control = settings.selector.control or settings.controls.primary
+    if control not in settings.controls.kinds:
+        raise IconError(f"selector.control: {control!r} is not computed; add it to controls.kinds")
+    light = settings.selector.kind == "light"
+    inputs = [*every_shard(store, "sample_scores"), *(every_shard(store, "sample_features") if light else [])]
+    recipe = selector_recipe(inputs, needed(store, "base_model"), icon.score_key(), settings, control)
+    if event := kept(context, icon, recipe):
+        return unchanged(event)
+    scored = scored_samples(store, icon.score_key(), control, settings.selector.samples)
+    name = f"{settings.selector.kind}-{recipe.fingerprint[:8]}"
+    target = workspace.selectors_dir / name
+    with sole_writer(target), new_directory(target) as partial:
+        trained = _train(context, icon, scored, partial)
+        write_card(partial, {
+            "selector_id": recipe.fingerprint, "kind": settings.selector.kind, "control": control, "n_train": trained.n_train,
+            "settings": dict(recipe.settings), **trained.figures,
+        })  # fmt: skip
+        product = directory_digest(partial)
+    metrics = report(scored, trained.held_out, settings.selection.fraction, settings.selector.seed)
+    made = _Made(recipe, control, target.relative_to(workspace.root).as_posix(), product, trained, metrics)
+    _store(icon, made)
+    return finish(context, store, recipe, product, made.summary, {
+        "metrics": markdown_table(metrics),
+        "predicted_against_measured": scatter(
+            trained.held_out.join(scored, on="sample_id").select("score", "contribution").rows(),
+            f"Held-out samples, control {control}", "predicted", "contribution",
+        ),
+    })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A selector that was trained, and where it lies."""
+
+    recipe: Recipe
+    control: str
+    path: str
+    digest: str
+    trained: Trained
+    metrics: pl.DataFrame
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        own = self.metrics.filter(pl.col("predictor") == SELECTOR).select("metric", "value").iter_rows()
+        return {
+            "selector_id": self.recipe.fingerprint, "path": self.path, "train_samples": self.trained.n_train,
+            "held_out_samples": self.trained.held_out.height, **{name: round(value, 4) for name, value in own},
+            **self.trained.figures,
+        }  # fmt: skip
+
+
+def _train(
+    context: dg.AssetExecutionContext, icon: WorkspaceResource, scored: pl.DataFrame, directory: Path
+) -> Trained:
+    settings = icon.settings
+    if settings.selector.kind == "light":
+        return train_light(icon.store, icon.score_key(), scored, settings.selector, directory)
+    record, dtype = icon.base_model()
+
+    def say(epoch: int, precision: float) -> None:
+        context.log.info(f"epoch {epoch} of {settings.selector.lora.epochs}: average precision {precision:.3f}")
+
+    return train_classifier(
+        icon.store, record, icon.encoder(), scored, settings.selection.fraction, settings.selector, directory, dtype,
+        icon.device(), say,
+    )  # fmt: skip
+
+
+def _store(icon: WorkspaceResource, made: _Made) -> None:
+    """Metrics first: the row in `selectors` is what makes it the current one."""
+    own, store = made.recipe.fingerprint, icon.store
+    row = {
+        "selector_id": own, "kind": icon.settings.selector.kind, "model_digest": icon.base_model()[0].digest,
+        "control": made.control, "n_train": made.trained.n_train, "n_held_out": made.trained.held_out.height,
+        "path": made.path, "digest": made.digest, "settings": canonical_json(dict(made.recipe.settings)),
+        "created_at": datetime.now(UTC),
+    }  # fmt: skip
+    store.replace("selector_metrics", made.metrics.with_columns(selector_id=pl.lit(own)), selector_id=own)
+    store.append("selectors", pl.DataFrame([row]))
+
+
+@dg.asset(
+    partitions_def=SHARDS, deps=[raw_pool, sample_features, selector], group_name="selection", kinds={"numpy", "deltalake"},
+    owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["predicted_scores"], metadata=column_schema("predicted_scores"),
+)  # fmt: skip
+@mendable
+def predicted_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
+    """The selector's score of every sample of a shard, scored directly or not. Of samples that the light selector learned
+    from, by a model that had not seen them, so that all are ranked alike; the classifier has none: those are its own.
+    """
+    shard, store = context.partition_key, icon.store
+    made = needed(store, "selector")
+    source = "sample_features" if icon.settings.selector.kind == "light" else "raw_pool"
+    recipe = predicted_scores_recipe(shard, needed(store, source, shard), made)
+    if event := kept(context, icon, recipe):
+        return unchanged(event)
+    refuse(icon.workspace, "selector")
+    parts = list(_predicted(icon, shard, icon.workspace.root / str(made.summary["path"])))
+    scores = pl.concat(parts) if parts else pl.DataFrame(schema={"sample_id": pl.String, "score": pl.Float64})
+    selector_id = str(made.summary["selector_id"])
+    rows = scores.with_columns(shard=pl.lit(shard), selector_id=pl.lit(selector_id)).sort("score", "sample_id")
+    store.replace("predicted_scores", rows, shard=shard)
+    summary = {"selector_id": selector_id, "samples": rows.height}
+    pictures = {"score_histogram": histogram(rows["score"].to_list(), "Predicted", "score")} if rows.height else {}
+    return finish(context, store, recipe, frame_digest(rows), summary, {"dagster/row_count": rows.height, **pictures})
+
+
+def _predicted(icon: WorkspaceResource, shard: str, directory: Path) -> Iterator[pl.DataFrame]:
+    if icon.settings.selector.kind == "light":
+        return predict_by_features(icon.store, icon.score_key(), shard, directory)
+    record, dtype = icon.base_model()
+    return predict_by_classifier(icon.store, shard, record, icon.encoder(), directory, dtype, icon.device())
