@@ -146,8 +146,9 @@ def read(engine: ScoringEngine, encoded: Sequence[Encoded]) -> Iterator[dict[int
     budget = engine.tokens_per_forward if engine.pads else 1
     for group in similar_lengths(lengths, budget):
         indices = [index for _, index in group]
-        yield dict(zip(indices, _fitting(engine, [encoded[index] for index in indices]), strict=True))
+        found = _fitting(engine, [encoded[index] for index in indices])
         engine.meter.pairs += len(indices)
+        yield dict(zip(indices, found, strict=True))
 
 
 def _whole(engine: ScoringEngine, text: Encoded) -> list[int]:
