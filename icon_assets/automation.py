@@ -42,7 +42,7 @@ _MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
     ],
     "sample_features": _scoring,
     "probe_features": _scoring,
-    "selector": lambda s: [s.selector.model_dump(), s.controls.primary, s.selection.fraction],
+    "selector": lambda s: [s.selector.model_dump(), s.controls.primary],
     "selected_subset": lambda s: [s.selection.fraction, s.selection.seed],
     "checkpoint": lambda s: s.training.model_dump(exclude={"seeds", "save_every_steps"}),
     "eval_results": lambda s: s.evaluation.model_dump(),

@@ -168,6 +168,13 @@ class SelectorSettings(Section):
     control: ControlKind | None = Field(
         default=None, description="Whose contributions are learned; null: controls.primary."
     )
+    top_fraction: float = Field(
+        default=0.15,
+        gt=0,
+        lt=1,
+        description="What counts as the best: what lora learns to tell from the rest, and what AUC and average precision are "
+        "measured for. It does not follow selection.fraction: one ranking serves every fraction, so that selections are nested.",
+    )
     samples: int = Field(default=20_000, ge=20, description="Directly scored samples to learn from, at most.")
     folds: int = Field(default=5, ge=2, description="light: each sample is predicted by models of the other folds.")
     seed: int = Field(default=0, ge=0)

@@ -157,8 +157,9 @@ def _finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
 
     root = tmp_path_factory.mktemp("finished") / "workspace"
     workspace = lay_out(root, tiny_model_dir, selection={"arms": ["icon"], "fraction": 0.5})
-    with dg.DagsterInstance.ephemeral() as instance:
-        outcomes = list(run_stages(build_assets(workspace), workspace, instance, STAGES))
+    with dg.DagsterInstance.ephemeral() as instance, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("icon_assets.core.selector.LEAST_SAMPLES", 4)
+        outcomes = list(run_stages(build_assets(workspace), workspace, instance, STAGES, asked=STAGES))
     assert [(o.name, o.error or o.warning) for o in outcomes if o.error or o.warning] == []
     return root
 

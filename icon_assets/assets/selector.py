@@ -66,7 +66,7 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
             "settings": dict(recipe.settings), **trained.figures,
         })  # fmt: skip
         product = directory_digest(partial)
-    metrics = report(scored, trained.held_out, settings.selection.fraction, settings.selector.seed)
+    metrics = report(scored, trained.held_out, settings.selector)
     made = _Made(recipe, control, target.relative_to(workspace.root).as_posix(), product, trained, metrics)
     _store(icon, made)
     return finish(context, store, recipe, product, made.summary, {
@@ -111,8 +111,7 @@ def _train(
         context.log.info(f"epoch {epoch} of {settings.selector.lora.epochs}: average precision {precision:.3f}")
 
     return train_classifier(
-        icon.store, record, icon.encoder(), scored, settings.selection.fraction, settings.selector, directory, dtype,
-        icon.device(), say,
+        icon.store, record, icon.encoder(), scored, settings.selector, directory, dtype, icon.device(), say
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from icon_assets.settings import Workspace
 EXAMPLES = 10
 REMAKE = "run it again: what breaks this rule is made anew"
 _COMPARABLE = 10  # samples from which a drift is told from chance
+_COMPARABLE_HELD_OUT = 100  # and skill
 _MIN_CORRELATION, _MAX_SHIFT = 0.9, 0.5
 
 
@@ -574,11 +575,12 @@ def selector_knows_more_than_length(subject: Subject) -> Finding:
         """
         SELECT value, low, high FROM delta.selector_metrics
         WHERE selector_id = $id AND predictor = 'selector' AND metric = 'partial_spearman'
+            AND (SELECT any_value(n_held_out) FROM delta.selectors WHERE selector_id = $id) >= $least
         """,
-        id=subject.made.summary["selector_id"],
-    )
+        id=subject.made.summary["selector_id"], least=_COMPARABLE_HELD_OUT,
+    )  # fmt: skip
     if not rows:
-        return Finding(0, 1, "it has no metrics")
+        return Finding(0, 0, f"fewer than {_COMPARABLE_HELD_OUT} held-out samples: too few to tell")
     value, low, high = rows[0].values()
     says = f"rank correlation with contribution at equal length {value:.2f} [{low:.2f}, {high:.2f}]"
     return Finding(1, int(not low > 0), says, (), {"partial_spearman": value, "low": low, "high": high})

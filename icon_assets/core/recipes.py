@@ -114,7 +114,7 @@ def selector_recipe(
     )
     return Recipe(
         "selector", "", (*(event.as_input() for event in learned_from), base_model.as_input()),
-        {**chosen, "control": control, "fraction": settings.selection.fraction, "score_key": key.settings()},
+        {**chosen, "control": control, "score_key": key.settings()},
         settings.selector.seed, CODE_VERSIONS["selector"],
     )  # fmt: skip
 

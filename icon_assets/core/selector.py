@@ -190,15 +190,15 @@ def out_of_fold(
 
 
 def train_classifier(
-    store: Store, base: ModelRecord, encoder: Encoder, scored: pl.DataFrame, fraction: float, settings: SelectorSettings,
-    directory: Path, dtype: str, device: str, on_epoch: OnEpoch,
+    store: Store, base: ModelRecord, encoder: Encoder, scored: pl.DataFrame, settings: SelectorSettings, directory: Path,
+    dtype: str, device: str, on_epoch: OnEpoch,
 ) -> Trained:  # fmt: skip
     """Train on nine tenths of the scored samples, which are labelled 1 in the top fraction, and write the model.
 
     Raises:
         IconError: one of both parts holds one label only.
     """
-    top = is_top(scored["contribution"], fraction)
+    top = is_top(scored["contribution"], settings.top_fraction)
     held = np.array([part_of(i, settings.seed, _HELD_OUT_PART) == 0 for i in scored["sample_id"]])
     for labels in (top[held], top[~held]):
         if len(set(labels)) < 2:
@@ -248,7 +248,7 @@ def write_card(directory: Path, card: Mapping[str, Any]) -> None:
 # How good it is
 
 
-def report(scored: pl.DataFrame, held_out: pl.DataFrame, fraction: float, seed: int) -> pl.DataFrame:
+def report(scored: pl.DataFrame, held_out: pl.DataFrame, settings: SelectorSettings) -> pl.DataFrame:
     """How well held-out contributions are foretold by the selector, by length and by chance: predictor, metric, value, and
     the interval [low, high] that holds 95 % of bootstrap draws of the samples.
 
@@ -257,15 +257,17 @@ def report(scored: pl.DataFrame, held_out: pl.DataFrame, fraction: float, seed: 
     """
     rows = scored.join(held_out, on="sample_id").sort("sample_id")
     truth, length = rows["contribution"].to_numpy(), rows["n_context_tokens"].to_numpy().astype(float)
-    top = is_top(scored["contribution"], fraction)[scored["sample_id"].is_in(rows["sample_id"].to_list()).to_numpy()]
+    top = is_top(scored["contribution"], settings.top_fraction)[
+        scored["sample_id"].is_in(rows["sample_id"].to_list()).to_numpy()
+    ]
     if len(set(top)) < 2:
         raise IconError(
             f"selector: the {rows.height} held-out samples are all of one class; score more samples directly "
             "(scoring.direct_share), or use selector.kind light, which holds out each sample once"
         )
-    chance = np.array([int(draw_key(seed, "random", i)[:13], 16) for i in rows["sample_id"]], float)
+    chance = np.array([int(draw_key(settings.seed, "random", i)[:13], 16) for i in rows["sample_id"]], float)
     predictors = {SELECTOR: rows["score"].to_numpy(), _LENGTH: length, _RANDOM: chance}
-    draws = [np.arange(rows.height), *_resampled(top, np.random.default_rng(seed))]
+    draws = [np.arange(rows.height), *_resampled(top, np.random.default_rng(settings.seed))]
     metrics = []
     for predictor, predicted in predictors.items():
         table = [_metrics(predicted[d], truth[d], top[d], length[d]) for d in draws]

@@ -104,8 +104,7 @@ def test_growth_reads_and_scores_only_what_is_new(workspace: Workspace, instance
 
 def test_the_papers_classifier_ranks_the_pool_too(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     lora = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.01}
-    change(workspace, "selector", {"kind": "lora", "lora": lora, "seed": 1})
-    change(workspace, "selection", {"arms": ["icon"], "fraction": 0.5})
+    change(workspace, "selector", {"kind": "lora", "lora": lora, "seed": 1, "top_fraction": 0.5})
     run(workspace, instance)
     store = Store(workspace.store_dir)
     scores = store.query("SELECT score FROM predicted_scores")["score"]

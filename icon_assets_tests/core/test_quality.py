@@ -24,6 +24,7 @@ from icon_assets_tests.conftest import POOL_A, POOL_B, PROBES, alpaca, change, w
 A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"
 PARTITIONS = {
     "raw_pool": A, "sample_scores": A, "selected_subset": "icon", "checkpoint": "icon|0", "eval_results": "icon|0",
+    "sample_features": A, "predicted_scores": A,
 }  # fmt: skip
 
 
@@ -100,6 +101,11 @@ def _drifted(**figures: float) -> Callable[[Spoiled], None]:
     return record
 
 
+def _length_alone(s: Spoiled) -> None:
+    s.set("selectors", n_held_out=500)
+    s.set("selector_metrics", "metric = 'partial_spearman'", low=-0.1, high=0.3)
+
+
 PROBE = PROBES[0]["instruction"]
 FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("raw_pool", "columns_are_as_declared", _other_columns, "3 of .*quarantine.detail, quarantine.later, quarantine.row"),
@@ -129,6 +135,19 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("sample_scores", "no_sample_is_a_probe", lambda s: s.put("samples", instruction=PROBE, input="", row=9), "a.jsonl:9 meets probes.jsonl:1"),
     ("sample_scores", "scores_have_not_drifted", _drifted(drift_rank_correlation=0.4), "rank correlation 0.40"),
     ("sample_scores", "scores_have_not_drifted", _drifted(drift_mean_shift=-0.8), "mean -0.80"),
+    ("sample_features", "features_stand_once", lambda s: s.double("sample_features"), "1 of 4 samples"),
+    ("sample_features", "every_sample_has_its_features", lambda s: s.drop("sample_features", f"origin = '{A}'"), "4 of 4 samples"),
+    ("sample_features", "features_are_finite", lambda s: s.set("sample_features", nll_alone=float("nan")), "4 of 4 features"),
+    ("sample_features", "features_are_finite", lambda s: s.set("sample_features", n_tokens=0), "4 of 4 features"),
+    ("probe_features", "every_probe_has_its_embedding", lambda s: s.double("probe_features"), "1 of 4 probes"),
+    ("probe_features", "every_probe_has_its_embedding", lambda s: s.set("probe_features", score_key="x"), "4 of 4 probes"),
+    ("selector", "selector_is_as_recorded", _touch("selectors/*/selector.json"), "hold other files"),
+    ("selector", "selector_is_as_recorded", lambda s: s.set("selector_metrics", selector_id="x"), "have no metrics"),
+    ("selector", "selector_knows_more_than_length", _length_alone, r"at equal length .* \[-0.10, 0.30\]"),
+    ("predicted_scores", "predictions_stand_once", lambda s: s.double("predicted_scores"), "1 of 4 keys"),
+    ("predicted_scores", "every_sample_is_predicted", lambda s: s.drop("predicted_scores", f"shard = '{A}'"), "4 of 4 samples"),
+    ("predicted_scores", "every_sample_is_predicted", lambda s: s.set("predicted_scores", score=float("nan")), "4 of 4 samples"),
+    ("predicted_scores", "every_sample_is_predicted", lambda s: s.put("predicted_scores", f"shard = '{A}'", sample_id="x"), r"1 of 5 .*\(x\)"),
     ("selected_subset", "subset_is_as_recorded", lambda s: s.double("selections"), "4 samples, and not"),
     ("selected_subset", "subset_is_as_recorded", lambda s: s.set("selections", '"rank" = 1', rank=9), "3 samples, and not"),
     ("selected_subset", "subset_is_in_the_pool", lambda s: [retire_shard(s.store, shard) for shard in (A, B)], "3 of 3 chosen"),
@@ -181,7 +200,9 @@ def test_a_sound_workspace_breaks_no_rule(finished: Workspace) -> None:
     assert len(found) == len(RULES)
     assert [(name, finding.says) for name, finding in found if finding.wrong] == []
     blind = {name for name, finding in found if not finding.looked_at}
-    assert blind == {"scores_have_not_drifted"}, "every other rule looked at something"
+    assert blind == {"scores_have_not_drifted", "selector_knows_more_than_length"}, (
+        "every other rule looked at something"
+    )
 
 
 def test_every_rule_is_tried_says_why_it_exists_and_how_to_mend() -> None:
