@@ -18,7 +18,7 @@ from icon_assets.core.digests import digest, share_ceiling
 from icon_assets.core.engine import Meter, Pair
 from icon_assets.core.flops import ModelShape, Work
 from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.scoring import Scorer
+from icon_assets.core.scoring import Scorer, pool_size
 from icon_assets.core.store import Store
 from icon_assets.core.tokens import Encoded
 from icon_assets.settings import ControlSettings, ScoringSettings, Settings
@@ -293,4 +293,8 @@ def test_a_budget_keeps_to_the_draw(world: World) -> None:
     for shard in ("s0", "s1"):
         scorer.complete_shard(shard, world.CONTROLS, budget)
     scored = world.store.query("SELECT DISTINCT sample_id FROM pair_scores")["sample_id"]
-    assert scored.sort().to_list() == [i for i in sorted(world.exact) if _drawn(i, share_ceiling(0.5))]
+    drawn = [i for i in sorted(world.exact) if _drawn(i, share_ceiling(0.5))]
+    assert scored.sort().to_list() == drawn
+    assert len(scorer.pilot(budget)) == 24
+    assert set(scorer.pilot(budget)) <= set(drawn), "what the others say of themselves is never computed"
+    assert pool_size(world.store, 0.5) == (len(drawn), world.PROBES)

@@ -18,6 +18,7 @@ from icon_assets.core.selector import (
     is_top,
     light_inputs,
     normal_ranks,
+    out_of_fold,
     part_of,
     predict_by_features,
     report,
@@ -94,6 +95,13 @@ def test_noise_is_reported_as_no_skill(tmp_path: Path) -> None:
     for metric, chance in (("spearman", 0), ("partial_spearman", 0), ("auc", 0.5)):
         value, low, high = figure(metrics, "selector", metric)
         assert low < chance < high, (metric, value)
+
+
+def test_inputs_that_say_nothing_predict_nothing() -> None:
+    """Not the mean of the other folds: that is high exactly where the held-out fold is low."""
+    ids = [digest(number) for number in range(40)]
+    target = normal_ranks(pl.Series(range(40)))
+    assert not out_of_fold(np.ones((40, 3)), target, ids, SelectorSettings()).any()
 
 
 def test_a_selector_that_knows_length_alone_is_seen_through(tmp_path: Path) -> None:
