@@ -206,3 +206,11 @@ def test_samples_that_left_the_pool_do_not_stop_the_report(workspace: Workspace)
     gone: Any = store.query("FROM delta.samples").clear()
     store.replace("samples", gone)
     assert "not in the pool any more" in Page(write_report(workspace).path).text
+
+
+def test_a_selection_whose_scores_are_of_an_earlier_model_does_not_stop_the_report(workspace: Workspace) -> None:
+    newer = {"score_key": "newer", "model_digest": "n" * 32, "settings": "{}", "created_at": datetime.now(UTC)}
+    Store(workspace.store_dir).append("score_keys", pl.DataFrame([newer]))
+    report = write_report(workspace)
+    assert "scores" in report.missing
+    assert "0 scored" in Page(report.path).text
