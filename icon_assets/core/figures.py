@@ -56,7 +56,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> Markup:
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> Markup:
     """A line per name through its points."""
     with _style():
-        figure, axes = _axes(6.4, 3.2, x, y)
+        figure, axes = _axes(5.0, 3.0, x, y)
         for number, (name, points) in enumerate(lines.items()):
             colour, dashes = _CYCLE[number % len(_CYCLE)], "-" if number < len(_CYCLE) else "--"
             axes.plot([p[0] for p in points], [p[1] for p in points], dashes, color=colour, linewidth=1.4, label=name)

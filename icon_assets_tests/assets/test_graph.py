@@ -311,24 +311,3 @@ def test_the_scoring_job_discovers_shards_and_scores_them(
     assert job.execute_in_process(instance=instance).success
     assert Store(workspace.store_dir).query("SELECT count(DISTINCT sample_id) FROM sample_scores").item() == 6
     assert len(instance.get_dynamic_partitions("shard")) == 2
-
-
-def test_the_report_is_kept_until_what_it_shows_or_its_file_changes(
-    finished: Workspace, instance: dg.DagsterInstance
-) -> None:
-    page = finished.exports_dir / "report.html"
-    made = page.read_bytes()
-    assert b"icon-assets report" in made
-    (kept,) = run(finished, instance, ("report",))
-    assert (kept.error, kept.metadata["changed"]) == (None, False)
-    page.write_text("scribbled over")
-    (refused,) = run(finished, instance, ("report",))
-    assert "is no report of icon-assets" in (refused.error or "")
-    page.unlink()
-    (again,) = run(finished, instance, ("report",))
-    assert (again.error, again.metadata["changed"]) == (None, True)
-    assert page.read_bytes() == made
-    change(finished, "selection", {"arms": ["icon", "random"], "fraction": 0.5})
-    outcomes = run(finished, instance, ("selected_subset", "report"))
-    assert outcomes[-1].metadata["changed"]
-    assert b"random" in page.read_bytes()
