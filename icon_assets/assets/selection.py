@@ -7,13 +7,12 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
+from icon_assets.assets.shell import every_shard, finish, kept, mendable, needed, unchanged
 from icon_assets.assets.training import encode_samples
 from icon_assets.core import ledger
 from icon_assets.core.candidates import TOKENS, Candidates, read_candidates
 from icon_assets.core.costs import total_cost
 from icon_assets.core.digests import frame_digest
-from icon_assets.core.errors import IconError
 from icon_assets.core.language_model import ModelRecord
 from icon_assets.core.ledger import Event, Input, Recipe
 from icon_assets.core.peers import PEERS
@@ -129,17 +128,7 @@ def _made_from(store: Store, arm: str, settings: Settings) -> tuple[Input, ...]:
 def _events(store: Store, asset: str) -> list[Event]:
     if asset not in ("sample_scores", *_OF_SHARDS):
         return [needed(store, asset)]
-    return _every_shard(store, asset)
-
-
-def _every_shard(store: Store, asset: str) -> list[Event]:
-    """The rows of every shard of the pool; selecting from part of it would silently favour what was made first."""
-    made = ledger.current_shards(store, asset)
-    missing = {event.partition for event in ledger.current_shards(store, "raw_pool")} - {e.partition for e in made}
-    if missing or not made:
-        raise IconError(f"{asset}: {len(missing)} shards have none yet ({', '.join(sorted(missing)[:3])}); "
-                        "materialize them first")  # fmt: skip
-    return made
+    return every_shard(store, asset)
 
 
 def _subset_settings(arm: str, settings: Settings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from icon_assets.core import ledger
+from icon_assets.core import comparison, ledger
 from icon_assets.core.digests import file_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.export import allowed_place, disk_faults
@@ -35,7 +35,6 @@ _EXAMPLES = 2  # at each end and in the middle
 _TEXT_CHARS = 500
 _SHOWN_ROWS = 40
 _SHOWN_MEASURES = 8
-_LENGTH_WARNING = 0.8
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,15 @@ def gather(workspace: Workspace) -> dict[str, Any]:
         "model": source.model, "arms": source.arms, "primary": workspace.settings.controls.primary,
         "score_key": source.score_key, "changed_at": source.products["created_at"].max(),
         "probe_set": next(iter(source.products.filter(pl.col("asset") == "probe_set")["digest"]), ""),
-        "fraction": workspace.settings.selection.fraction, "length_warning": _LENGTH_WARNING,
+        "fraction": workspace.settings.selection.fraction, "length_warning": workspace.settings.selection.length_warning,
         "featured": next((arm for arm in source.chosen if ranks_by(arm)), next(iter(source.chosen), "")),
         "sections": {
             "verdict": _verdicts(source), "leaderboard": _leaderboard(source), "differences": _differences(source),
             "pairwise": source.rows("FROM pairwise_results ORDER BY ALL"), "cost": _costs(source),
             "scores": _scores(source), "examples": _examples(source), "coverage": _coverage(source),
-            "trust": _trust(source), "selector": source.rows("FROM selector_metrics ORDER BY ALL"),
+            "trust": _trust(source), "selector": source.rows(
+                "FROM selector_metrics SEMI JOIN (FROM selectors WHERE is_current) USING (selector_id) ORDER BY ALL"
+            ),
             "losses": _losses(source), "lineage": _lineage(source),
         },
     }  # fmt: skip
@@ -139,6 +140,10 @@ class _Source:
         return list(self.subsets)
 
     @cached_property
+    def differences(self) -> pl.DataFrame:
+        return comparison.differences_of(self.store)
+
+    @cached_property
     def scores(self) -> pl.DataFrame:
         return self.store.query(
             """
@@ -168,33 +173,21 @@ class _Source:
 
 
 def _verdicts(source: _Source) -> list[dict[str, Any]]:
-    """One or two sentences per arm and what it is compared with, and whether length alone explains the choice."""
-    rows = source.rows("FROM leaderboard_differences ORDER BY arm, against, task, metric")
+    """Of each arm what is claimed, the differences behind it, and whether length alone explains the choice."""
     auc = {row["arm"]: row["value"] for row in _trust_rows(source) if row["figure"] == "length_auc"}
-    told: dict[str, list[str]] = {}
-    for (arm, against), each in groupby(filter(_is_headline, rows), lambda row: (row["arm"], row["against"])):
-        told.setdefault(arm, []).append(_sentence(against, list(each)))
-    return [{"arm": arm, "length_auc": auc.get(arm), "sentences": told[arm]} for arm in _in_order(source, told)]
-
-
-def _sentence(against: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    told = []
-    for verdict in ("better", "worse"):
-        if named := [row for row in rows if row["verdict"] == verdict]:
-            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-            told.append(f"{verdict} than {against} on {', '.join(map(_measured, named[:3]))}{more}")
-    rest = sum(row["verdict"] == "not distinguishable" for row in rows)
-    if not told:
-        where = f"any of {rest} measures" if rest > 1 else _measured(rows[0])
-        return f"Not distinguishable from {against} on {where}."
-    if rest:
-        told.append(f"not distinguishable on {rest} other measure{'s' if rest > 1 else ''}")
-    text = "; ".join(told)
-    return f"{text[0].upper()}{text[1:]}."
+    claims = comparison.verdicts(source.differences)
+    behind = comparison.headline(source.differences).to_dicts()
+    return [
+        {
+            "arm": arm, "claim": f"{claims[arm][0].upper()}{claims[arm][1:]}.", "length_auc": auc.get(arm),
+            "differences": [_measured(row) for row in behind if row["arm"] == arm],
+        }
+        for arm in _in_order(source, claims)
+    ]  # fmt: skip
 
 
 def _measured(row: Mapping[str, Any]) -> str:
-    return f"{row['task']} {row['metric']} ({row['difference']:+.3g}, {row['low']:+.3g} to {row['high']:+.3g})"
+    return f"{row['task']} {row['metric']} against {row['against']}: {comparison.interval(row)}"
 
 
 def _is_headline(row: Mapping[str, Any]) -> bool:
@@ -219,11 +212,13 @@ def _in_order(source: _Source, arms: Iterable[str]) -> list[str]:
 
 
 def _differences(source: _Source) -> dict[str, Any] | None:
-    rows = source.rows("FROM leaderboard_differences ORDER BY against, task, metric, arm")
+    """Plots of what verdicts are about; the rest as a table."""
+    shown = comparison.headline(source.differences).sort("against", "task", "metric", "arm").to_dicts()
     figures = [
         {"against": against, "measure": f"{task} {metric}", "figure": intervals([{**r, "name": r["arm"]} for r in each], "difference")}
-        for (against, task, metric), each in groupby(filter(_is_headline, rows), lambda r: (r["against"], r["task"], r["metric"]))
+        for (against, task, metric), each in groupby(shown, lambda r: (r["against"], r["task"], r["metric"]))
     ]  # fmt: skip
+    rows = source.differences.to_dicts()
     return {"figures": figures, "rows": rows} if rows else None
 
 

@@ -93,18 +93,13 @@ SELECT arm, coalesce(sum(tokens), 0)::BIGINT AS scoring_tokens, coalesce(sum(sec
 FROM owed LEFT JOIN spent ON list_contains(kinds, "work") GROUP BY arm;
 
 CREATE VIEW leaderboard AS
-WITH training AS (
-    SELECT checkpoint_id, n_samples, n_tokens, seconds, coalesce(c.flops, 6.0 * m.n_parameters * n_tokens) AS flops
-    FROM checkpoints c
-    LEFT JOIN (SELECT model_digest, max(n_parameters) AS n_parameters FROM delta.models GROUP BY model_digest) m USING (model_digest)
-)
 SELECT r.arm, r.task, r.metric, avg(r.value) AS mean, stddev_samp(r.value) AS sd_over_seeds, count(*) AS n_seeds,
-    avg(r.stderr) AS mean_stderr, max(t.n_samples) AS n_samples, avg(t.n_tokens)::BIGINT AS training_tokens,
-    round(avg(t.seconds), 1) AS training_seconds, max(s.scoring_tokens) AS scoring_tokens,
+    avg(r.stderr) AS mean_stderr, max(c.n_samples) AS n_samples, avg(c.n_tokens)::BIGINT AS training_tokens,
+    round(avg(c.seconds), 1) AS training_seconds, max(s.scoring_tokens) AS scoring_tokens,
     round(max(s.scoring_seconds), 1) AS scoring_seconds, max(s.scoring_flops) AS scoring_flops,
-    avg(t.flops) AS training_flops, coalesce(max(s.scoring_flops), 0) + coalesce(avg(t.flops), 0) AS total_flops
+    avg(c.flops) AS training_flops, coalesce(max(s.scoring_flops), 0) + coalesce(avg(c.flops), 0) AS total_flops
 FROM current_results r
-LEFT JOIN training t USING (checkpoint_id)
+LEFT JOIN checkpoints c USING (checkpoint_id)
 LEFT JOIN arm_scoring_costs s ON s.arm = r.arm
 GROUP BY r.arm, r.task, r.metric;
 
@@ -122,7 +117,7 @@ COMMENT ON VIEW probes IS 'The current probe set: one row per selected probe.';
 COMMENT ON VIEW current_scores IS 'Scores under the newest score_key with rank, source line and text of each sample.';
 COMMENT ON VIEW leaderboard IS 'Arms compared: mean over seeds of each metric, its spread, and what the arm cost: scoring, and training one seed.';
 COMMENT ON COLUMN leaderboard.scoring_flops IS 'Of all the scoring that the arm had to wait for, under the current score_key; 0 for arms that need none.';
-COMMENT ON COLUMN leaderboard.training_flops IS 'Mean over seeds; where training did not count them, 6 per parameter and token.';
+COMMENT ON COLUMN leaderboard.training_flops IS 'Mean over seeds.';
 COMMENT ON COLUMN leaderboard.total_flops IS 'Scoring and training of one seed.';
 COMMENT ON VIEW current_results IS 'The metrics that count on the leaderboard: of the newest checkpoints, and of the base model as it is now.';
 COMMENT ON VIEW arm_scoring_costs IS 'What scoring has cost the arms that need it, under the current score_key.';
