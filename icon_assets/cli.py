@@ -155,7 +155,7 @@ def _print_results(workspace: Workspace) -> None:
 
     store = Store(workspace.store_dir)
     print(
-        "\nLeaderboard (mean ± spread over seeds; base: before fine-tuning; FLOPs: all of the scoring, one seed's training)"
+        "\nLeaderboard (mean ± spread over seeds; base: before fine-tuning; cost: all of the scoring, one seed's training)"
     )
     _print_frame(wide_board(store.query("FROM leaderboard ORDER BY task, metric, arm")))
     _print_differences(store, workspace.settings.evaluation.confidence)

@@ -170,7 +170,7 @@ _HEADLINE = ((pl.col("metric") == "acc") & ~pl.col("task").str.contains("/")) | 
 
 
 def wide_board(board: pl.DataFrame) -> pl.DataFrame:
-    """One row per arm: `mean ± spread` of the headline metrics, then samples, training and scoring cost."""
+    """One row per arm: `mean ± spread` of the headline metrics, then samples, training and scoring cost (in 10^12 operations)."""
     mean, spread = (pl.col(name).round_sig_figs(4).cast(pl.String) for name in ("mean", "sd_over_seeds"))
     cell = pl.when(pl.col("sd_over_seeds").is_null()).then(mean).otherwise(pl.format("{} ± {}", mean, spread))
     table = (
@@ -178,7 +178,12 @@ def wide_board(board: pl.DataFrame) -> pl.DataFrame:
         .with_columns(name=pl.format("{} {}", "task", "metric"), cell=cell)
         .pivot("name", index=["arm", "n_seeds", *_SHOWN_COSTS], values="cell", sort_columns=True)
     )
-    return table.select("arm", "n_seeds", pl.exclude("arm", "n_seeds", *_SHOWN_COSTS), *_SHOWN_COSTS).sort("arm")
+    counts = [column for column in _SHOWN_COSTS if not column.endswith("_flops")]
+    teraflop = [
+        (pl.col(column) / 1e12).round_sig_figs(4).alias(column.replace("_flops", "_tflop"))
+        for column in _SHOWN_COSTS if column.endswith("_flops")
+    ]  # fmt: skip
+    return table.select("arm", "n_seeds", pl.exclude("arm", "n_seeds", *_SHOWN_COSTS), *counts, *teraflop).sort("arm")
 
 
 def wide_differences(differences: pl.DataFrame, against: str) -> pl.DataFrame:

@@ -57,7 +57,8 @@ def train_in_processes(task: Task, on_step: OnStep | None) -> None:
 def _launched(task: Task) -> Iterator["subprocess.Popen[str]"]:
     """The launcher with its workers; none of them outlives the block."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(task.processes),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+        "--nproc-per-node", str(task.processes),
         "-m", __spec__.name, str(task.work_dir / _TASK),
     ]  # fmt: skip
     threads = max(1, (os.cpu_count() or 1) // task.processes)

@@ -120,9 +120,10 @@ def test_an_arm_owes_the_scoring_it_waited_for_and_its_training(store: Store) ->
     assert {arm: row["total_flops"] for arm, row in board.items()} == {
         "icon": 40_960, "rico": 40_960, "rds": 40_005, "random": 40_000, "base": 0,
     }  # fmt: skip
-    assert {"arm", "scoring_flops", "training_flops", "total_flops"} <= set(
-        wide_board(store.query("FROM leaderboard")).columns
-    )
+    shown = wide_board(store.query("FROM leaderboard"))
+    costs = ["n_samples", "training_tokens", "scoring_tflop", "training_tflop", "total_tflop"]
+    assert shown.columns == ["arm", "n_seeds", "t acc", *costs]
+    assert shown.filter(arm="icon")["total_tflop"].item() == pytest.approx(40_960e-12, rel=1e-3)
 
 
 def test_training_that_was_not_counted_costs_six_operations_per_parameter_and_token(store: Store) -> None:

@@ -202,7 +202,7 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("eval_results", "metrics_stand_once", lambda s: s.put("eval_results", "arm = 'icon'"), "more than once"),
     ("eval_results", "metrics_are_finite", lambda s: s.set("eval_results", value=float("inf")), "metrics are not finite"),
     ("eval_results", "every_task_is_measured", lambda s: s.drop("eval_results", "task = 'sums'"), r"1 of 2 .*\(sums\)"),
-    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.put("eval_items", "task = 'sums' AND metric = 'acc'"), r"1 of 5 .*\(sums acc\)"),
+    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.put("eval_items", "task = 'sums' AND metric = 'acc' AND checkpoint_id NOT LIKE 'base%'"), r"1 of 5 .*\(sums acc\)"),
     ("eval_results", "metrics_are_made_of_their_items", lambda s: s.set("eval_items", "task = 'held_out'", value=9.0), r"1 of 5 .*\(held_out nll_per_token\)"),
     ("eval_results", "metrics_are_made_of_their_items", lambda s: s.drop("eval_items", "metric = 'acc_norm'"), r"1 of 5 .*\(sums acc_norm\)"),
     ("eval_results", "metrics_are_made_of_their_items", lambda s: s.drop("eval_results", "metric = 'acc'"), r"1 of 5 .*\(sums acc\)"),
