@@ -70,7 +70,7 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     made = _Made(recipe, control, target.relative_to(workspace.root).as_posix(), product, trained, metrics)
     _store(icon, made)
     return finish(context, store, recipe, product, made.summary, {
-        "metrics": markdown_table(metrics),
+        "skill": markdown_table(metrics),
         "predicted_against_measured": scatter(
             trained.held_out.join(scored, on="sample_id").select("score", "contribution").rows(),
             f"Held-out samples, control {control}", "predicted", "contribution",
