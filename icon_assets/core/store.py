@@ -23,7 +23,7 @@ import duckdb
 import polars as pl
 from filelock import FileLock
 
-from icon_assets.core.errors import IconError
+from icon_assets.core.errors import DiskRefused, IconError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -360,14 +360,7 @@ def _disk_errors(part: str) -> Iterator[None]:
     except CommitFailedError:
         raise
     except (DeltaError, OSError, duckdb.IOException) as error:
-        raise IconError(
-            f"store {part}: could not be written ({_first_line(error)}); check free space and permissions, "
-            "then run again: finished work is kept"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise DiskRefused(f"store {part}", error) from error
 
 
 def _literal(value: str) -> str:
