@@ -161,7 +161,7 @@ class Store:
         """Add rows; several writers may append at once. Many small files are merged now and then."""
         self._commit(table, frame, mode="append", predicate=None)
         limit = _COMPACT_FROM_FILES if table in PARTITIONED_BY else _COMPACT_WHOLE_FROM_FILES
-        if max(Counter(Path(file).parent for file in self._files(table)).values(), default=0) >= limit:
+        if max(Counter(Path(file).parent for file in self.files(table)).values(), default=0) >= limit:
             self._compact(table)
 
     def append_new(self, table: str, frame: pl.DataFrame, keys: Sequence[str]) -> int:
@@ -171,7 +171,7 @@ class Store:
         """
         with self._lock(f"{table}.append"):
             fresh = frame.unique(list(keys), keep="first", maintain_order=True)
-            if self._files(table):
+            if self.files(table):
                 condition = " AND ".join(f'f."{key}" IS NOT DISTINCT FROM t."{key}"' for key in keys)
                 places = {column: fresh[column].unique().to_list() for column in PARTITIONED_BY.get(table, ())}
                 within = " AND ".join(["true", *(f'list_contains(${column}, "{column}")' for column in places)])
@@ -197,7 +197,7 @@ class Store:
 
     def query_pool(self, sql: str, **parameters: str | int) -> pl.DataFrame:
         """Like `query`, for what every shard asks about the whole pool: kept until a shard is ingested or leaves."""
-        return _pool_answer(self, sql, tuple(parameters.items()), self._files("shards"), self._files("samples"))
+        return _pool_answer(self, sql, tuple(parameters.items()), self.files("shards"), self.files("samples"))
 
     def query_published(self, sql: str) -> pl.DataFrame:
         """The result of a user's SQL on the published file: read-only, and confined to this store's files.
@@ -258,9 +258,10 @@ class Store:
         return f"CREATE SCHEMA delta;\n{tables}\n{sql_text('views.sql')}\n{_view_comments()}"
 
     def _live_files(self) -> dict[str, tuple[str, ...]]:
-        return {table: self._files(table) for table in schemas()}
+        return {table: self.files(table) for table in schemas()}
 
-    def _files(self, table: str) -> tuple[str, ...]:
+    def files(self, table: str) -> tuple[str, ...]:
+        """The live Parquet files of a table. None is ever changed: what changes gets a new one."""
         place = self._place(table)
         if (known := _live.get(place)) is not None and known.is_current():
             return known.files

@@ -139,7 +139,7 @@ def test_many_small_appends_are_merged_without_losing_a_row(tmp_path: Path) -> N
     for n in range(70):
         store.append_new("pair_scores", pairs([f"s{n}"]), PAIR_KEY)
     assert store.query("SELECT count(DISTINCT sample_id) FROM pair_scores").item() == 70
-    assert len(store._files("pair_scores")) < 10
+    assert len(store.files("pair_scores")) < 10
 
 
 def test_an_old_reader_finishes_undisturbed_while_the_store_goes_on(tmp_path: Path) -> None:
