@@ -65,7 +65,7 @@ def unchanged(event: Event) -> dg.MaterializeResult:
 
 def unchanged_figures(event: Event) -> dict[str, Any]:
     """What a product that is kept reports: the figures of when it was made, without what that had cost."""
-    figures = {name: value for name, value in event.summary.items() if isinstance(value, int | float | str)}
+    figures = {name: _shown(value) for name, value in event.summary.items() if isinstance(value, int | float | str)}
     if "new_pairs" in figures:  # what scoring cost and moved then, it does not now
         figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {
             "new_pairs": 0,
@@ -86,11 +86,16 @@ def finish(
     """The product is stored: write its ledger row, publish the views, report. `summary` also becomes metadata."""
     ledger.record(store, recipe, digest, context.run.run_id, summary)
     store.publish()
-    figures = {name: value for name, value in summary.items() if isinstance(value, int | float | str)}
+    figures = {name: _shown(value) for name, value in summary.items() if isinstance(value, int | float | str)}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(digest),
         metadata={"changed": True, "digest": digest, **figures, **(metadata or {})},
     )
+
+
+def _shown(value: float | str) -> float | str:
+    """As many digits as a person reads; the ledger has them all."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def needed(store: Store, asset: str, partition: str = "") -> Event:

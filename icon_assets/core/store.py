@@ -79,17 +79,24 @@ def declared_columns(table: str) -> dict[str, str]:
 
 
 @lru_cache
+def column_comments() -> dict[tuple[str, str], str]:
+    """What `schema.sql` says of columns, by table and column."""
+    with duckdb.connect() as con:
+        con.execute(sql_text("schema.sql"))
+        rows = con.execute("SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL")
+        return {(table, column): comment for table, column, comment in rows.fetchall()}
+
+
+@lru_cache
 def _view_comments() -> str:
     """The descriptions of `schema.sql`, as comments on the views of the same names."""
     with duckdb.connect() as con:
         con.execute(sql_text("schema.sql"))
         tables = con.execute("SELECT table_name, comment FROM duckdb_tables() WHERE comment IS NOT NULL").fetchall()
-        columns = con.execute(
-            "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL"
-        ).fetchall()
+    columns = column_comments().items()
     return "\n".join(
         [f'COMMENT ON VIEW "{table}" IS {_literal(text)};' for table, text in tables]
-        + [f'COMMENT ON COLUMN "{table}"."{column}" IS {_literal(text)};' for table, column, text in columns]
+        + [f'COMMENT ON COLUMN "{table}"."{column}" IS {_literal(text)};' for (table, column), text in columns]
     )
 
 
