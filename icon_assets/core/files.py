@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from icon_assets.core.errors import DiskRefused
+from icon_assets.core.errors import DiskRefused, IconError
 
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 # Of libraries that write by themselves and say it in words: safetensors, torch.
@@ -29,7 +29,7 @@ def disk_errors(part: str) -> Iterator[None]:
         yield
     except Exception as error:
         refused = error.errno in _REFUSALS if isinstance(error, OSError) else _IN_WORDS.search(str(error))
-        if not refused or isinstance(error, DiskRefused):
+        if not refused or isinstance(error, IconError):
             raise
         raise DiskRefused(part, error) from error
 
