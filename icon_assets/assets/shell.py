@@ -9,6 +9,7 @@ import dagster as dg
 
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
+from icon_assets.core.files import disk_errors
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.quality import REMAKE, Subject, rules_of
 from icon_assets.core.store import Store
@@ -23,12 +24,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def mendable(function: F) -> F:
-    """An IconError fails the step with its one line, and neither step nor run is retried: only the user can mend it."""
+    """An IconError, or a disk that refuses, fails the step with one line; neither step nor run is retried: only the user
+    can mend it.
+    """
 
     @functools.wraps(function)
     def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
         try:
-            return function(context, *args, **kwargs)
+            with disk_errors(function.__name__):
+                return function(context, *args, **kwargs)
         except IconError as error:
             context.instance.add_run_tags(context.run.run_id, {_RETRY_TAG: "false"})
             raise dg.Failure(description=str(error), allow_retries=False) from error

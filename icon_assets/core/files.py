@@ -15,9 +15,9 @@ from filelock import FileLock
 from icon_assets.core.errors import DiskRefused, IconError
 
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-# Of libraries that write by themselves and say it in words: safetensors, torch.
+# Of libraries that write by themselves and say it in words: DuckDB, Delta Lake, safetensors, torch.
 _IN_WORDS = re.compile(
-    r"No space left|quota exceeded|Read-only file system|PytorchStreamWriter failed writing|iostream error",
+    r"No space left|quota exceeded|Read-only file system|PytorchStreamWriter failed|unexpected pos|iostream error",
     re.IGNORECASE,
 )
 

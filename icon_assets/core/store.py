@@ -24,6 +24,7 @@ import polars as pl
 from filelock import FileLock
 
 from icon_assets.core.errors import DiskRefused, IconError
+from icon_assets.core.files import disk_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -364,7 +365,8 @@ def _disk_errors(part: str) -> Iterator[None]:
     from deltalake.exceptions import CommitFailedError, DeltaError
 
     try:
-        yield
+        with disk_errors(f"store {part}"):
+            yield
     except CommitFailedError:
         raise
     except (DeltaError, OSError, duckdb.IOException) as error:
