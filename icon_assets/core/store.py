@@ -116,6 +116,9 @@ class _Live:
 
 
 _live: dict[Path, _Live] = {}  # per process, by table
+_one_at_a_time = (
+    Lock()
+)  # of a file DuckDB makes one database per process: a second query would find its settings locked
 
 
 class Views:
@@ -216,7 +219,8 @@ class Store:
         if not self.path.exists():
             raise IconError(f"{self.path}: nothing is published yet; run `icon-assets run` first")
         try:
-            with duckdb.connect(str(self.path), read_only=True, config={"python_enable_replacements": False}) as con:
+            config: dict[str, Any] = {"python_enable_replacements": False}
+            with _one_at_a_time, duckdb.connect(str(self.path), read_only=True, config=config) as con:
                 con.execute(f"SET allowed_directories = [{_literal(str(self.root))}]")
                 con.execute("SET enable_external_access = false; SET lock_configuration = true")
                 relation = con.sql(sql)

@@ -19,7 +19,7 @@ from icon_assets_tests.e2e.test_kills import assert_equal, assert_tidy, assert_w
 STAGES = {
     "ingest": (["raw_pool", "probe_set"], "store", 3, 6, "tables"),
     "model": (["base_model"], "models", 1, 0, ""),
-    "scoring": (["base_model", "probe_baseline", "sample_scores"], "store", 4, 15, "tables"),
+    "scoring": (["base_model", "probe_baseline", "sample_scores"], "store", 3, 15, "tables"),
     "publishing": (["selected_subset"], "store", 2, 1, ".scores"),
     "training": (["checkpoint"], "checkpoints", 4, 14, ""),
     "evaluation": (["base_eval", "eval_results", "leaderboard"], "store", 3, 4, "tables"),
