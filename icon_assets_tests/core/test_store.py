@@ -6,6 +6,7 @@ import shutil
 import signal
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -83,6 +84,14 @@ def test_queries_of_users_are_confined_to_the_store(tmp_path: Path) -> None:
     ):
         with pytest.raises(IconError, match="sql:"):
             store.query_published(query)
+
+
+def test_threads_that_query_at_once_are_not_in_each_others_way(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.publish()
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(store.query_published, ["SELECT count(*) AS n FROM samples"] * 40))
+    assert {answer["n"].item() for answer in answers} == {0}
 
 
 def test_replacing_a_partition_leaves_its_neighbours(tmp_path: Path) -> None:
