@@ -2,6 +2,12 @@
 
 `nightly`: a schedule that runs the stages in order in one process. `on_change`: conditions on the assets, which one
 sensor evaluates. The two never run together, so that nothing is started twice.
+
+`on_change` starts one run per stale shard. Dagster could take several into one (`BackfillPolicy`), and we do not let it: such a run
+names its first and last partition only, so that shards that lie apart still need a run each, and either of them deleted before it
+starts fails all; it stamps one data version on every shard, after whatever the asset logged for each, so that shards
+that came out the same look changed; and check results in it belong to no partition. Where many files change at a time,
+`nightly` with a `cron` of every few minutes does in one process what is stale, each shard with its own verdict.
 """
 
 from collections.abc import Callable, Mapping

@@ -2,14 +2,17 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import dagster as dg
+from sqlalchemy.exc import OperationalError
 
-from icon_assets.core.errors import IconError
-from icon_assets.core.files import new_file
+from icon_assets.core.errors import DiskRefused, IconError
+from icon_assets.core.files import disk_errors, new_file
 from icon_assets.settings import Workspace
 
 _SHIPPED = ("settings.yaml", "pool", "probes", "eval")
@@ -51,7 +54,18 @@ def dagster_home(workspace: Workspace) -> Path:
     return home
 
 
-def open_instance(workspace: Workspace) -> dg.DagsterInstance:
-    """The Dagster instance of this workspace; runs recorded in it appear in the UI."""
-    dagster_home(workspace)
-    return dg.DagsterInstance.get()
+@contextmanager
+def open_instance(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of this workspace; runs recorded in it appear in the UI.
+
+    Raises:
+        DiskRefused: its SQLite files can't be written, now or later.
+    """
+    part = f"{workspace.dagster_home}: Dagster's history"
+    try:
+        with disk_errors(part):
+            dagster_home(workspace)
+            with dg.DagsterInstance.get() as instance:
+                yield instance
+    except OperationalError as error:
+        raise DiskRefused(part, error.orig or error) from error

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from icon_assets.core.store import schemas
+from icon_assets.core.store import column_comments, schemas
 
 OWNERS = ["team:data"]
 _BLUE, _GREY = "#3b6fb6", "#8a8f98"
@@ -16,8 +16,9 @@ _VERDICTS = {"better": _BLUE, "worse": "#b6433b"}
 
 
 def column_schema(table: str) -> dict[str, Any]:
-    """Definition metadata with the columns of a store table."""
-    columns = [dg.TableColumn(field.name, str(field.type)) for field in schemas()[table]]
+    """Definition metadata with the columns of a store table, and what schema.sql says of them."""
+    comments = column_comments()
+    columns = [dg.TableColumn(f.name, str(f.type), comments.get((table, f.name))) for f in schemas()[table]]
     return {"dagster/column_schema": dg.TableSchema(columns), "table": table}
 
 

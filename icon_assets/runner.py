@@ -14,11 +14,10 @@ from typing import Any
 import dagster as dg
 import psutil
 from filelock import FileLock
-from sqlalchemy.exc import OperationalError
 
 from icon_assets.assets.shell import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
-from icon_assets.core.errors import IconError
+from icon_assets.core.errors import DiskRefused, IconError
 from icon_assets.core.ledger import Event
 from icon_assets.core.selection import ON_DEMAND, needed_assets
 from icon_assets.interrupts import heard_interrupts
@@ -87,7 +86,7 @@ def run_stages(
         asked: stages to run even if no arm needs them (see `core/selection.py`).
 
     Raises:
-        IconError: a file that is none of the pool's, or a disk that refuses: nothing after it could be stored.
+        IconError: a file that is none of the pool's, or a disk that refuses.
         KeyboardInterrupt: SIGINT or SIGTERM arrived.
     """
     icon = WorkspaceResource(root=str(workspace.root))
@@ -96,7 +95,7 @@ def run_stages(
     defs = dg.Definitions(assets=assets, asset_checks=build_checks(assets), resources={"icon": icon})
     job = defs.resolve_implicit_global_asset_job_def()
     pools = {asset.key.to_user_string(): asset.op.pool for asset in assets}
-    with heard_interrupts() as stop_if_interrupted, history_kept(instance):
+    with heard_interrupts() as stop_if_interrupted:
         release_dead_runs(instance)
         shards = named_shards(workspace, files, sync_shards(instance, workspace, icon.store))
         icon.store.publish()  # shards that left the pool, and what a killed run had stored last
@@ -123,20 +122,9 @@ def run_stages(
                     )
                 stop_if_interrupted()
                 if not result.success:
-                    icon.store.publish()  # what was stored before it failed; ends the run where nothing can be stored
+                    icon.store.publish()  # what was stored before it failed
+                    _end_if_disk_refused(result)
                 yield _outcome(asset, partition, result)
-
-
-@contextmanager
-def history_kept(instance: dg.DagsterInstance) -> Iterator[None]:
-    """Dagster's SQLite files on a disk that refuses: one line that says the mend."""
-    try:
-        yield
-    except OperationalError as error:
-        raise IconError(
-            f"{instance.root_directory}: Dagster's history could not be written ({error.orig}); check free space and "
-            "permissions, then run again: finished work is kept"
-        ) from error
 
 
 @contextmanager
@@ -228,6 +216,14 @@ def _outcome(asset: str, partition: str, result: dg.ExecuteInProcessResult) -> O
 def _failed_checks(result: dg.ExecuteInProcessResult, severity: dg.AssetCheckSeverity) -> str | None:
     failed = [e for e in result.get_asset_check_evaluations() if not e.passed and e.severity == severity]
     return ". ".join(f"check {e.check_name}: {e.description}" for e in failed) or None
+
+
+def _end_if_disk_refused(result: dg.ExecuteInProcessResult) -> None:
+    """What one partition could not write, the others can't either: one error for all of them."""
+    for event in result.all_events:
+        error = event.step_failure_data.error if event.is_step_failure else None
+        if error and error.cause and error.cause.cls_name == DiskRefused.__name__:
+            raise IconError(_error_line(result))
 
 
 def _error_line(result: dg.ExecuteInProcessResult) -> str:

@@ -11,6 +11,7 @@ from syrupy.assertion import SnapshotAssertion
 
 from icon_assets.core.errors import IconError
 from icon_assets.definitions import build_defs
+from icon_assets.metadata import column_schema
 from icon_assets.settings import Workspace
 
 MakeWorkspace = Callable[..., Workspace]
@@ -107,3 +108,11 @@ def test_loading_the_definitions_imports_no_heavy_library(make_workspace: MakeWo
         "gguf",
     }
     assert not heavy & set(json.loads(output))
+
+
+def test_columns_say_in_the_ui_what_they_say_in_sql() -> None:
+    shown = {
+        column.name: column.description for column in column_schema("sample_scores")["dagster/column_schema"].columns
+    }
+    assert shown["consistency"] == "Share of the scored probes with influence > 0."
+    assert shown["shard"] is None

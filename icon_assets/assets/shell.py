@@ -9,6 +9,7 @@ import dagster as dg
 
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
+from icon_assets.core.files import disk_errors
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.quality import REMAKE, Subject, rules_of
 from icon_assets.core.store import Store
@@ -23,12 +24,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def mendable(function: F) -> F:
-    """An IconError fails the step with its one line, and neither step nor run is retried: only the user can mend it."""
+    """An IconError, or a disk that refuses, fails the step with one line; neither step nor run is retried: only the user
+    can mend it.
+    """
 
     @functools.wraps(function)
     def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
         try:
-            return function(context, *args, **kwargs)
+            with disk_errors(function.__name__):
+                return function(context, *args, **kwargs)
         except IconError as error:
             context.instance.add_run_tags(context.run.run_id, {_RETRY_TAG: "false"})
             raise dg.Failure(description=str(error), allow_retries=False) from error
@@ -65,7 +69,7 @@ def unchanged(event: Event) -> dg.MaterializeResult:
 
 def unchanged_figures(event: Event) -> dict[str, Any]:
     """What a product that is kept reports: the figures of when it was made, without what that had cost."""
-    figures = {name: value for name, value in event.summary.items() if isinstance(value, int | float | str)}
+    figures = {name: _shown(value) for name, value in event.summary.items() if isinstance(value, int | float | str)}
     if "new_samples" in figures:
         figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {"new_samples": 0}
     if "new_pairs" in figures:  # what scoring cost and moved then, it does not now
@@ -88,11 +92,16 @@ def finish(
     """The product is stored: write its ledger row, publish the views, report. `summary` also becomes metadata."""
     ledger.record(store, recipe, digest, context.run.run_id, summary)
     store.publish()
-    figures = {name: value for name, value in summary.items() if isinstance(value, int | float | str)}
+    figures = {name: _shown(value) for name, value in summary.items() if isinstance(value, int | float | str)}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(digest),
         metadata={"changed": True, "digest": digest, **figures, **(metadata or {})},
     )
+
+
+def _shown(value: float | str) -> float | str:
+    """As many digits as a person reads; the ledger has them all."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def every_shard(store: Store, asset: str) -> list[Event]:

@@ -1,5 +1,15 @@
-"""The one exception type whose message is meant for the user: a single line that names the cause and the mend."""
+"""The exceptions whose message is meant for the user: a single line that names the cause and the mend."""
 
 
 class IconError(Exception):
     """A fault the user can mend. The message is one line: what (file, row, key or value), why, and what to do."""
+
+
+class DiskRefused(IconError):
+    """A disk that is full or may not be written to. Nothing after it could be stored: it ends a run of many partitions."""
+
+    def __init__(self, part: str, error: BaseException) -> None:
+        line = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        super().__init__(
+            f"{part}: could not be written ({line}); check free space and permissions, then run again: finished work is kept"
+        )

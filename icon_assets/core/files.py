@@ -1,7 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and disks that refuse them."""
 
+import errno
 import glob
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -9,6 +11,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+
+from icon_assets.core.errors import DiskRefused, IconError
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# Of libraries that write by themselves and say it in words: DuckDB, Delta Lake, safetensors, torch.
+_IN_WORDS = re.compile(
+    r"No space left|quota exceeded|Read-only file system|PytorchStreamWriter failed|unexpected pos|iostream error",
+    re.IGNORECASE,
+)
+
+
+@contextmanager
+def disk_errors(part: str) -> Iterator[None]:
+    """One line that says the mend, where a disk refuses; whatever else goes wrong passes through."""
+    try:
+        yield
+    except Exception as error:
+        refused = error.errno in _REFUSALS if isinstance(error, OSError) else _IN_WORDS.search(str(error))
+        if not refused or isinstance(error, IconError):
+            raise
+        raise DiskRefused(part, error) from error
 
 
 def _sync(path: Path) -> None:
@@ -21,13 +44,18 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def sole_writer(target: Path) -> Iterator[None]:
-    """Wait until no other process writes `target`, and remove what one that was killed has left beside it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / f".{target.name}.lock"):
-        for ending in ("partial", "old"):
-            for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.{ending}"):
-                shutil.rmtree(left)
-        yield
+    """Wait until no other process writes `target`, and remove what one that was killed has left beside it.
+
+    Raises:
+        DiskRefused: the disk is full or read-only, now or while `target` is written.
+    """
+    with disk_errors(str(target)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f".{target.name}.lock"):
+            for ending in ("partial", "old"):
+                for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.{ending}"):
+                    shutil.rmtree(left)
+            yield
 
 
 @contextmanager

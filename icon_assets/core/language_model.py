@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.digests import files_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.files import new_directory, sole_writer
+from icon_assets.core.files import disk_errors, new_directory, sole_writer
 from icon_assets.core.tokens import leading_ids
 from icon_assets.settings import ModelSettings
 
@@ -154,7 +154,10 @@ def _download(settings: ModelSettings, target: Path) -> None:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        snapshot_download(settings.name, revision=settings.revision, local_dir=target, allow_patterns=list(_KEPT_FILES))
+        with disk_errors(str(target)):
+            snapshot_download(
+                settings.name, revision=settings.revision, local_dir=target, allow_patterns=list(_KEPT_FILES)
+            )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise IconError(
             f"{settings.name}@{settings.revision}: could not be downloaded ({type(error).__name__}); check id, revision, "

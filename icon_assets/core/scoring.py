@@ -22,6 +22,7 @@ from icon_assets.core.digests import share_ceiling
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import Pair, ScoringEngine
 from icon_assets.core.flops import ModelShape
+from icon_assets.core.known import known_scores
 from icon_assets.core.probe_model import ProbeModel
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store, sql_text
@@ -61,7 +62,6 @@ class Scorer:
         self._shape, self._ceiling = shape, share_ceiling(settings.direct_share)
         self._pilots: dict[Budget, list[str]] = {}
         self._learned: dict[Budget, pl.DataFrame] = {}
-        self._known: dict[tuple[str, Budget], pl.DataFrame] = {}
         self._on_progress = on_progress or (lambda _: None)
 
     @cached_property
@@ -124,23 +124,15 @@ class Scorer:
         Own estimates, the scores of other shards as they were last computed; samples that have none yet are
         represented by the pilot, which is drawn from the whole pool.
         """
-        known = self._elsewhere(shard, budget)
-        scored = known["contribution"].drop_nulls()
+        known = known_scores(self._store, self._key.value, budget.control, self._ceiling).elsewhere(shard)
+        scored = pl.Series(known[~np.isnan(known)])
         pilot = self._pilot_influences(settings, budget).group_by("sample_id").agg(pl.col("x").mean())["x"]
-        missing = known["contribution"].null_count() / max(1, pilot.len())
+        missing = (len(known) - scored.len()) / max(1, pilot.len())
         values = pl.concat([estimates["contribution"], scored, pilot])
         weights = pl.concat([
             pl.repeat(1.0, estimates.height + scored.len(), eager=True), pl.repeat(missing, pilot.len(), eager=True),
         ])  # fmt: skip
         return cut(values, weights, budget.fraction)
-
-    def _elsewhere(self, shard: str, budget: Budget) -> pl.DataFrame:
-        """What is known of the other shards, read once: rungs change nothing there."""
-        if (shard, budget) not in self._known:
-            self._known[shard, budget] = self._store.query(sql_text("known_scores.sql"), {
-                "score_key": self._key.value, "control": budget.control, "shard": shard, "ceiling": self._ceiling,
-            })  # fmt: skip
-        return self._known[shard, budget]
 
     def _probe_order(self, settings: ControlSettings, budget: Budget) -> list[str]:
         """The order in which every sample meets the probes, from the pilot: those that tell most per token come first."""

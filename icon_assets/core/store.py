@@ -23,7 +23,8 @@ import duckdb
 import polars as pl
 from filelock import FileLock
 
-from icon_assets.core.errors import IconError
+from icon_assets.core.errors import DiskRefused, IconError
+from icon_assets.core.files import disk_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,17 +86,24 @@ def declared_columns(table: str) -> dict[str, str]:
 
 
 @lru_cache
+def column_comments() -> dict[tuple[str, str], str]:
+    """What `schema.sql` says of columns, by table and column."""
+    with duckdb.connect() as con:
+        con.execute(sql_text("schema.sql"))
+        rows = con.execute("SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL")
+        return {(table, column): comment for table, column, comment in rows.fetchall()}
+
+
+@lru_cache
 def _view_comments() -> str:
     """The descriptions of `schema.sql`, as comments on the views of the same names."""
     with duckdb.connect() as con:
         con.execute(sql_text("schema.sql"))
         tables = con.execute("SELECT table_name, comment FROM duckdb_tables() WHERE comment IS NOT NULL").fetchall()
-        columns = con.execute(
-            "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL"
-        ).fetchall()
+    columns = column_comments().items()
     return "\n".join(
         [f'COMMENT ON VIEW "{table}" IS {_literal(text)};' for table, text in tables]
-        + [f'COMMENT ON COLUMN "{table}"."{column}" IS {_literal(text)};' for table, column, text in columns]
+        + [f'COMMENT ON COLUMN "{table}"."{column}" IS {_literal(text)};' for (table, column), text in columns]
     )
 
 
@@ -114,6 +122,9 @@ class _Live:
 
 
 _live: dict[Path, _Live] = {}  # per process, by table
+_one_at_a_time = (
+    Lock()
+)  # of a file DuckDB makes one database per process: a second query would find its settings locked
 
 
 class Views:
@@ -167,7 +178,7 @@ class Store:
         """Add rows; several writers may append at once. Many small files are merged now and then."""
         self._commit(table, frame, mode="append", predicate=None)
         limit = _COMPACT_FROM_FILES if table in PARTITIONED_BY else _COMPACT_WHOLE_FROM_FILES
-        if max(Counter(Path(file).parent for file in self._files(table)).values(), default=0) >= limit:
+        if max(Counter(Path(file).parent for file in self.files(table)).values(), default=0) >= limit:
             self._compact(table)
 
     def append_new(self, table: str, frame: pl.DataFrame, keys: Sequence[str]) -> int:
@@ -177,7 +188,7 @@ class Store:
         """
         with self._lock(f"{table}.append"):
             fresh = frame.unique(list(keys), keep="first", maintain_order=True)
-            if self._files(table):
+            if self.files(table):
                 condition = " AND ".join(f'f."{key}" IS NOT DISTINCT FROM t."{key}"' for key in keys)
                 places = {column: fresh[column].unique().to_list() for column in PARTITIONED_BY.get(table, ())}
                 within = " AND ".join(["true", *(f'list_contains(${column}, "{column}")' for column in places)])
@@ -209,7 +220,7 @@ class Store:
 
     def query_pool(self, sql: str, **parameters: str | int | None) -> pl.DataFrame:
         """Like `query`, for what every shard asks about the whole pool: kept until a shard is ingested or leaves."""
-        return _pool_answer(self, sql, tuple(parameters.items()), self._files("shards"), self._files("samples"))
+        return _pool_answer(self, sql, tuple(parameters.items()), self.files("shards"), self.files("samples"))
 
     def query_published(self, sql: str) -> pl.DataFrame:
         """The result of a user's SQL on the published file: read-only, and confined to this store's files.
@@ -220,7 +231,8 @@ class Store:
         if not self.path.exists():
             raise IconError(f"{self.path}: nothing is published yet; run `icon-assets run` first")
         try:
-            with duckdb.connect(str(self.path), read_only=True, config={"python_enable_replacements": False}) as con:
+            config: dict[str, Any] = {"python_enable_replacements": False}
+            with _one_at_a_time, duckdb.connect(str(self.path), read_only=True, config=config) as con:
                 con.execute(f"SET allowed_directories = [{_literal(str(self.root))}]")
                 con.execute("SET enable_external_access = false; SET lock_configuration = true")
                 relation = con.sql(sql)
@@ -270,9 +282,10 @@ class Store:
         return f"CREATE SCHEMA delta;\n{tables}\n{sql_text('views.sql')}\n{_view_comments()}"
 
     def _live_files(self) -> dict[str, tuple[str, ...]]:
-        return {table: self._files(table) for table in schemas()}
+        return {table: self.files(table) for table in schemas()}
 
-    def _files(self, table: str) -> tuple[str, ...]:
+    def files(self, table: str) -> tuple[str, ...]:
+        """The live Parquet files of a table. None is ever changed: what changes gets a new one."""
         place = self._place(table)
         if (known := _live.get(place)) is not None and known.is_current():
             return known.files
@@ -368,18 +381,12 @@ def _disk_errors(part: str) -> Iterator[None]:
     from deltalake.exceptions import CommitFailedError, DeltaError
 
     try:
-        yield
+        with disk_errors(f"store {part}"):
+            yield
     except CommitFailedError:
         raise
     except (DeltaError, OSError, duckdb.IOException) as error:
-        raise IconError(
-            f"store {part}: could not be written ({_first_line(error)}); check free space and permissions, "
-            "then run again: finished work is kept"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise DiskRefused(f"store {part}", error) from error
 
 
 def _literal(value: str) -> str:

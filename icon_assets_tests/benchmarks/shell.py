@@ -193,7 +193,7 @@ class Growth:
         row["publish_seconds"], _ = timed(self.icon.store.publish)
         row["top_ten_seconds"], top = timed(lambda: self.icon.store.query_published(_TOP))
         assert top.height == 10
-        row["files"] = {table: len(files) for table in schemas() if (files := self.icon.store._files(table))}
+        row["files"] = {table: len(files) for table in schemas() if (files := self.icon.store.files(table))}
         row["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return row
 

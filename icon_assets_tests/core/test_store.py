@@ -6,6 +6,7 @@ import shutil
 import signal
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_queries_of_users_are_confined_to_the_store(tmp_path: Path) -> None:
             store.query_published(query)
 
 
+def test_threads_that_query_at_once_are_not_in_each_others_way(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.publish()
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(store.query_published, ["SELECT count(*) AS n FROM samples"] * 40))
+    assert {answer["n"].item() for answer in answers} == {0}
+
+
 def test_replacing_a_partition_leaves_its_neighbours(tmp_path: Path) -> None:
     store = Store(tmp_path / "with space's")
     put_shards(store, "001", "002")
@@ -139,7 +148,7 @@ def test_many_small_appends_are_merged_without_losing_a_row(tmp_path: Path) -> N
     for n in range(70):
         store.append_new("pair_scores", pairs([f"s{n}"]), PAIR_KEY)
     assert store.query("SELECT count(DISTINCT sample_id) FROM pair_scores").item() == 70
-    assert len(store._files("pair_scores")) < 10
+    assert len(store.files("pair_scores")) < 10
 
 
 def test_an_old_reader_finishes_undisturbed_while_the_store_goes_on(tmp_path: Path) -> None:

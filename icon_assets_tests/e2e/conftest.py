@@ -1,10 +1,14 @@
 """What tests with real processes share: a workspace with a little work at every stage, and what it becomes undisturbed."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, alpaca, lay_out
 from icon_assets_tests.e2e.processes import start
@@ -52,3 +56,27 @@ def undisturbed(make_busy: Callable[..., Workspace]) -> Iterator[Callable[[], Wo
 
     yield finished
     run.join()
+
+
+@contextmanager
+def read_all_the_while(store: Store, sql: str) -> Iterator[list[list[tuple[Any, ...]]]]:
+    """A user who asks the published views the same thing again and again; every answer. None of them may fail."""
+    answers, errors, done = list[list[tuple[Any, ...]]](), list[Exception](), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                if store.path.exists():
+                    answers.append(store.query_published(sql).rows())
+            except Exception as error:  # noqa: BLE001  (whatever a reader may meet is what is looked for)
+                errors.append(error)
+            time.sleep(0.01)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield answers
+    finally:
+        done.set()
+        reader.join()
+    assert errors == []

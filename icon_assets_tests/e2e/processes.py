@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from icon_assets.cli import entry
+from icon_assets_tests.e2e.disks import enter
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -20,15 +21,17 @@ SERVER.set_forkserver_preload(
 )  # fmt: skip
 
 
-def start(root: Path, *arguments: str, out: Path = Path(os.devnull)) -> BaseProcess:
-    """`icon-assets -w root ARGUMENTS` in a session of its own; what it prints goes to `out`."""
-    process = SERVER.Process(target=_command, args=(["-w", str(root), *arguments], out), daemon=True)
+def start(root: Path, *arguments: str, out: Path = Path(os.devnull), disk: int | None = None) -> BaseProcess:
+    """`icon-assets -w root ARGUMENTS` in a session of its own, on the disk of the process `disk`; what it prints goes to `out`."""
+    process = SERVER.Process(target=_command, args=(["-w", str(root), *arguments], out, disk), daemon=True)
     process.start()
     return process
 
 
-def _command(arguments: list[str], out: Path) -> None:
+def _command(arguments: list[str], out: Path, disk: int | None) -> None:
     os.setsid()
+    if disk is not None:
+        enter(disk)
     multiprocessing.set_start_method("fork", force=True)  # the default again, as in a process of its own
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith(("ICON_", "DAGSTER_"))]:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ import pytest
 
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
-from icon_assets_tests.e2e.conftest import questions
+from icon_assets_tests.e2e.conftest import questions, read_all_the_while
 from icon_assets_tests.e2e.processes import start
 
 PREPARE = ["raw_pool", "probe_set", "base_model", "probe_baseline"]
@@ -25,33 +24,21 @@ def test_runs_side_by_side_score_each_pair_once_and_a_reader_sees_whole_shards_o
     prepared = start(workspace.root, "run", "--select", *PREPARE)
     prepared.join(120)
     assert prepared.exitcode == 0
-    store, seen, errors, done = Store(workspace.store_dir), set(), list[Exception](), threading.Event()
-
-    def read() -> None:
-        while not done.is_set():
-            try:
-                rows = store.query_published(
-                    "SELECT file, count(*) AS n FROM current_scores WHERE control = 'none' GROUP BY file"
-                )
-                seen.update(rows["n"].to_list())
-            except Exception as error:  # noqa: BLE001  (whatever a reader may meet is what is looked for)
-                errors.append(error)
-
-    reader = threading.Thread(target=read)
-    reader.start()
+    store = Store(workspace.store_dir)
     files = [*names, "e.jsonl"]
     outs = [workspace.root / f"said{number}.txt" for number in range(len(files))]
-    runs = [
-        start(workspace.root, "run", "--select", "sample_scores", "--shards", file, out=out)
-        for file, out in zip(files, outs, strict=True)
-    ]
-    for run in runs:
-        run.join(200)
-    done.set()
-    reader.join()
+    with read_all_the_while(
+        store, "SELECT count(*) FROM current_scores WHERE control = 'none' GROUP BY file"
+    ) as answers:
+        runs = [
+            start(workspace.root, "run", "--select", "sample_scores", "--shards", file, out=out)
+            for file, out in zip(files, outs, strict=True)
+        ]
+        for run in runs:
+            run.join(200)
     assert [(run.exitcode, out.read_text()[-300:]) for run, out in zip(runs, outs, strict=True) if run.exitcode] == []
-    assert errors == []
-    assert seen <= {6}, "a shard's rows are all there, or none"
+    assert len(answers) > 20
+    assert {row for answer in answers for row in answer} <= {(6,)}, "a shard's rows are all there, or none"
     counts = store.query("SELECT count(*), count(DISTINCT (sample_id, probe_id)) FROM pair_scores").row(0)
     assert counts == (30 * 4, 30 * 4)
     assert store.query("SELECT count(*) FROM current_scores WHERE control = 'none'").item() == 30

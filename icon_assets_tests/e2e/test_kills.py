@@ -11,6 +11,7 @@ import dagster as dg
 from icon_assets.core.store import Store
 from icon_assets.runner import UNFINISHED
 from icon_assets.settings import Workspace
+from icon_assets_tests.e2e.conftest import read_all_the_while
 from icon_assets_tests.e2e.processes import kill, start
 
 # What is run, how often it is killed, after how many new files at most, and which ones count. (Times, files) stay below
@@ -31,19 +32,41 @@ EQUAL = {
 }  # fmt: skip
 
 
+# What a reader sees of each shard: its rows as recorded and as found, those that stand in no shard before it, their scores.
+SEEN = """
+    SELECT n_samples, count(*) AS found, count(*) FILTER (NOT is_duplicate) AS own, count(c.sample_id) AS scored
+    FROM shards JOIN samples s USING (shard)
+    LEFT JOIN (FROM current_scores WHERE control = 'none') c ON c.file = s.file AND c."row" = s."row"
+    GROUP BY shard, n_samples
+"""
+
+
 def test_after_twenty_kills_everything_is_as_in_an_undisturbed_run(
     make_busy: Callable[..., Workspace], undisturbed: Callable[[], Workspace]
 ) -> None:
     workspace, draw, kills = make_busy(), random.Random(20), 0
-    for select, times, most, counted in STAGES.values():
-        for _ in range(times):
-            kills += killed_at_work(workspace, select, counted, draw.randint(1, most), draw.uniform(0, 0.05))
-            assert_whole(workspace)
-        finish(workspace, "--select", *select)
-    finish(workspace)
+    store = Store(workspace.store_dir)
+    with read_all_the_while(store, SEEN) as answers:
+        for select, times, most, counted in STAGES.values():
+            for _ in range(times):
+                kills += killed_at_work(workspace, select, counted, draw.randint(1, most), draw.uniform(0, 0.05))
+                assert_whole(workspace)
+            finish(workspace, "--select", *select)
+        finish(workspace)
     assert kills == 20
-    assert_equal(Store(workspace.store_dir), Store(undisturbed().store_dir))
+    assert len(answers) > 100
+    assert all(found == n and scored in (0, own) for answer in answers for n, found, own, scored in answer)
+    assert_equal(store, Store(undisturbed().store_dir))
     assert_tidy(workspace)
+
+
+def test_the_pool_slot_that_a_killed_run_held_is_given_back(make_busy: Callable[..., Workspace]) -> None:
+    workspace = make_busy()
+    finish(workspace, "--select", "raw_pool", "probe_set", "base_model")
+    assert killed_at_work(workspace, ["probe_baseline"], "store/tables/control_scores", 1, 0)
+    assert held_slots(workspace) == 1, "the kill left it behind"
+    finish(workspace, "--select", "probe_baseline")
+    assert held_slots(workspace) == 0
 
 
 def killed_at_work(workspace: Workspace, select: list[str], counted: str, after: int, delay: float) -> bool:
@@ -96,4 +119,10 @@ def assert_tidy(workspace: Workspace) -> None:
     assert [path for path in paths if any(end in path for end in (".partial", ".old", ".work"))] == []
     with dg.DagsterInstance.from_config(str(workspace.dagster_home)) as instance:
         assert instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) == []
-        assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
+    assert held_slots(workspace) == 0
+
+
+def held_slots(workspace: Workspace) -> int:
+    """Of the pool that scoring, training and evaluation share."""
+    with dg.DagsterInstance.from_config(str(workspace.dagster_home)) as instance:
+        return instance.event_log_storage.get_concurrency_info("gpu").active_slot_count
