@@ -15,7 +15,8 @@ from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES as DONE
 
 from icon_assets.assets.shell import mendable
-from icon_assets.core.quality import Finding, Rule, Subject, rules_of
+from icon_assets.core.quality import rules_of
+from icon_assets.core.quality.rule import Finding, Rule, Subject
 from icon_assets.resources import WorkspaceResource
 
 FRESHNESS = "scores_are_current"

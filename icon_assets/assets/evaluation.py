@@ -17,7 +17,8 @@ from icon_assets.core.held_out import HeldOutSample, held_out_metrics
 from icon_assets.core.ingest import SourceFile, ingest, sample_frame
 from icon_assets.core.language_model import load
 from icon_assets.core.ledger import Input, Recipe
-from icon_assets.core.quality import files_are_as_recorded, refuse
+from icon_assets.core.quality import refuse
+from icon_assets.core.quality.training import files_are_as_recorded
 from icon_assets.core.recipes import evaluation_files
 from icon_assets.core.report import shown_products, write_report
 from icon_assets.core.store import Store

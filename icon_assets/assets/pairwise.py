@@ -24,7 +24,8 @@ from icon_assets.core.pairwise import (
     results,
     wilson,
 )
-from icon_assets.core.quality import files_are_as_recorded, refuse
+from icon_assets.core.quality import refuse
+from icon_assets.core.quality.training import files_are_as_recorded
 from icon_assets.core.samples import Sample
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table

@@ -15,7 +15,8 @@ from icon_assets.core.contribution import contributions
 from icon_assets.core.costs import Spent
 from icon_assets.core.digests import canonical_json, frame_digest, share_ceiling
 from icon_assets.core.plan import because
-from icon_assets.core.quality import drift, no_sample_is_a_probe, refuse
+from icon_assets.core.quality import refuse
+from icon_assets.core.quality.scores import drift, no_sample_is_a_probe
 from icon_assets.core.recipes import CODE_VERSIONS, probe_baseline_recipe, sample_scores_recipe
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.scoring import pool_size

@@ -11,7 +11,8 @@ from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors
 from icon_assets.core.ledger import Event, Recipe
-from icon_assets.core.quality import REMAKE, Subject, rules_of
+from icon_assets.core.quality import rules_of
+from icon_assets.core.quality.rule import REMAKE, Subject
 from icon_assets.core.store import Store
 from icon_assets.resources import WorkspaceResource
 

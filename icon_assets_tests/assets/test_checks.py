@@ -11,8 +11,7 @@ import pytest
 
 from icon_assets import cli
 from icon_assets.checks import build_checks
-from icon_assets.core import quality
-from icon_assets.core.quality import RULES, rules_of
+from icon_assets.core.quality import RULES, rules_of, training
 from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets
 from icon_assets.resources import WorkspaceResource
@@ -159,8 +158,8 @@ def test_a_checkpoint_is_loaded_once_while_its_files_are_the_same_and_by_the_che
     finished: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
-    load = quality.load_fine_tuned
-    monkeypatch.setattr(quality, "load_fine_tuned", lambda *arguments: loads.append(arguments) or load(*arguments))
+    load = training.load_fine_tuned
+    monkeypatch.setattr(training, "load_fine_tuned", lambda *arguments: loads.append(arguments) or load(*arguments))
     assert run(finished, instance, "checkpoint")["checkpoint[icon|0]"].error is None
     assert run(finished, instance, "checkpoint")["checkpoint[icon|0]"].error is None
     assert len(loads) == 1

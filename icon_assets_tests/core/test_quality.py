@@ -12,10 +12,13 @@ import polars as pl
 import pytest
 from deltalake import write_deltalake
 
-from icon_assets.core import ledger, quality
+from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Recipe
-from icon_assets.core.quality import RULES, Finding, Rule, Subject, drift, refuse, rules_of
+from icon_assets.core.quality import RULES, refuse, rules_of
+from icon_assets.core.quality.rule import Finding, Rule, Subject
+from icon_assets.core.quality.scores import drift
+from icon_assets.core.quality.selection import subset_holds_no_probe
 from icon_assets.core.store import Store
 from icon_assets.partitions import retire_shard
 from icon_assets.runner import STAGES
@@ -289,7 +292,7 @@ def test_refusing_names_the_thing_the_rule_and_the_mend(finished: Workspace) -> 
         IconError, match=r"^selected_subset \[icon\]: subset_holds_no_evaluation_item: .*; take these rows"
     ):
         refuse(finished, "selected_subset", "icon")
-    refuse(finished, "selected_subset", "icon", quality.subset_holds_no_probe)
+    refuse(finished, "selected_subset", "icon", subset_holds_no_probe)
 
 
 def test_drift_compares_a_shard_with_its_last_run(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Rules of results: metrics, answers, judgements and the leaderboard."""
+
+from icon_assets.core.evaluation import HELD_OUT, NLL, PERPLEXITY
+from icon_assets.core.quality.rule import REMAKE, Finding, Subject, judge, rule
+
+
+def _measured(subject: Subject) -> dict[str, str]:
+    return {"checkpoint": subject.made.summary["checkpoint_id"]}
+
+
+@rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
+def metrics_stand_once(subject: Subject) -> Finding:
+    """A checkpoint has one value per task and metric. The leaderboard takes the mean over rows: a doubled one shifts it."""
+    return subject.doubled("eval_results", "task, metric", "checkpoint_id = $checkpoint", **_measured(subject))
+
+
+@rule("base_eval", "eval_results", blocking=True, mend="look at the checkpoint: its loss or logits are not finite")
+def metrics_are_finite(subject: Subject) -> Finding:
+    """Every metric is a finite number. One NaN makes an arm's mean NaN, and the comparison is void."""
+    sql = "SELECT task || ' ' || metric AS id, NOT isfinite(value) AS wrong FROM delta.eval_results WHERE checkpoint_id = $checkpoint"
+    return subject.find(sql, "metrics are not finite", **_measured(subject))
+
+
+@rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
+def every_task_is_measured(subject: Subject) -> Finding:
+    """Every local task of the settings, and the held-out data, has a result. An arm that was not measured on all of them would be
+    compared on the others only.
+    """
+    settings = subject.workspace.settings.evaluation
+    tasks = [task.name for task in settings.multiple_choice] + ([HELD_OUT] if settings.held_out else [])
+    return subject.find(
+        """
+        SELECT task AS id, task NOT IN (SELECT task FROM delta.eval_results WHERE checkpoint_id = $checkpoint) AS wrong
+        FROM (SELECT unnest($tasks::VARCHAR[]) AS task)
+        """,
+        "tasks have no result", tasks=tasks, **_measured(subject),
+    )  # fmt: skip
+
+
+@rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
+def metrics_are_made_of_their_items(subject: Subject) -> Finding:
+    """Accuracies of local tasks and the held-out loss are the mean of stored items, each there once; so is every other metric
+    that has items. Differences between arms are judged by these items: with others, verdict and leaderboard would not agree.
+    """
+    tasks = [task.name for task in subject.workspace.settings.evaluation.multiple_choice]
+    return subject.find(
+        """
+        WITH made AS (
+            SELECT task, metric, sum(value) / sum(weight) AS mean, count(*) = count(DISTINCT item) AS once
+            FROM delta.eval_items WHERE checkpoint_id = $checkpoint GROUP BY task, metric
+        ), due AS (
+            SELECT task, metric, value, metric = $nll OR list_contains($tasks::VARCHAR[], task) AS has_items
+            FROM delta.eval_results WHERE checkpoint_id = $checkpoint AND metric <> $perplexity
+        )
+        SELECT task || ' ' || metric AS id, NOT (once AND abs(mean - value) <= 1e-9 * greatest(1, abs(value))) AS wrong
+        FROM made FULL JOIN due USING (task, metric) WHERE has_items OR once IS NOT NULL
+        """,
+        "metrics are not the mean of their items", nll=NLL, perplexity=PERPLEXITY, tasks=tasks, **_measured(subject),
+    )  # fmt: skip
+
+
+@rule("answers", blocking=True, mend=REMAKE)
+def answers_stand_once(subject: Subject) -> Finding:
+    """A checkpoint has one answer per prompt. A doubled one would be judged twice and weigh twice in the win rate."""
+    return subject.doubled("answers", "prompt_set, prompt_id", "checkpoint_id = $checkpoint", **_measured(subject))
+
+
+@rule("answers", blocking=True, mend=REMAKE)
+def every_prompt_is_answered(subject: Subject) -> Finding:
+    """There are as many answers as the record says, all under the settings of the record. A half-answered set would be compared
+    on the prompts that came first.
+    """
+    return subject.find(
+        """
+        SELECT $checkpoint AS id, count(*) <> $due OR count(*) FILTER (answer IS NULL OR answer_key IS DISTINCT FROM $key) > 0 AS wrong
+        FROM delta.answers WHERE checkpoint_id = $checkpoint
+        """,
+        "checkpoints lack answers, or have some under other settings",
+        due=subject.made.summary["answers"], key=subject.made.summary["answer_key"], **_measured(subject),
+    )  # fmt: skip
+
+
+@rule(
+    "pairwise_results", blocking=True, mend="rows are added one by one, so something else wrote them: restore the store"
+)
+def judgements_stand_once(subject: Subject) -> Finding:
+    """The judge was asked once about two answers in one order. A doubled judgement would decide whether both orders agree."""
+    keys = "other_id, prompt_set, prompt_id, swapped, question"
+    return subject.doubled("judgements", keys, "checkpoint_id = $checkpoint", **_measured(subject))
+
+
+@rule("pairwise_results", blocking=True, mend=REMAKE)
+def win_rates_add_up(subject: Subject) -> Finding:
+    """Every prompt set has one row, in which each pair of answers is a win, a tie, a loss or unreadable, and the win rate is a
+    finite number inside its interval.
+    """
+    return subject.find(
+        """
+        SELECT prompt_set AS id, count(*) OVER (PARTITION BY prompt_set) > 1 OR n <> wins + ties + losses
+            OR n + unreadable <> pairs OR n > 0 AND NOT (low BETWEEN 0 AND win_rate AND high BETWEEN win_rate AND 1) AS wrong
+        FROM (SELECT unnest($sets::STRUCT(prompt_set VARCHAR, pairs BIGINT)[], recursive := true))
+        LEFT JOIN (FROM delta.pairwise_results WHERE checkpoint_id = $checkpoint) USING (prompt_set)
+        """,
+        "prompt sets lack a sound result", sets=subject.made.summary["sets"], **_measured(subject),
+    )  # fmt: skip
+
+
+@rule("leaderboard", blocking=True, mend=REMAKE)
+def differences_stand_once(subject: Subject) -> Finding:
+    """Two arms have one difference per task and metric, and as many as the record says. A doubled one would be told twice, and
+    perhaps differently.
+    """
+    keys = "arm, against, task, metric"
+    finding = subject.doubled("leaderboard_differences", keys, "true")
+    missing = abs(subject.made.summary["comparisons"] - finding.looked_at)
+    return (
+        finding if finding.wrong or not missing else judge(finding.looked_at, missing, "rows too few or too many", ())
+    )
+
+
+@rule("leaderboard", blocking=True, mend="look at eval_items of these arms for what is not finite")
+def differences_are_finite(subject: Subject) -> Finding:
+    """Every difference lies inside its interval, and all three are finite numbers. NaN would read as no difference."""
+    return subject.find(
+        """
+        SELECT concat_ws(' ', arm, against, task, metric) AS id,
+            NOT (isfinite(low) AND isfinite(high) AND difference BETWEEN low AND high) AS wrong
+        FROM delta.leaderboard_differences
+        """,
+        "differences are not finite or outside of their interval",
+    )  # fmt: skip
+
+
+@rule("leaderboard", warns=True, mend="materialize eval_results of these, and the leaderboard again")
+def every_run_counts(subject: Subject) -> Finding:
+    """Every arm of the settings stands on the leaderboard with all of its seeds. The mean over fewer seeds has a smaller spread
+    than it should, and looks more certain than it is.
+    """
+    settings = subject.workspace.settings
+    return subject.find(
+        """
+        WITH due AS (SELECT arm, unnest($seeds::BIGINT[]) AS seed FROM (SELECT unnest($arms::VARCHAR[]) AS arm)),
+        measured AS (
+            SELECT DISTINCT arm, seed, true AS counts FROM eval_results
+            SEMI JOIN (FROM checkpoints WHERE is_current) USING (checkpoint_id)
+        )
+        SELECT arm || '|' || seed AS id, NOT counts AS wrong FROM due LEFT JOIN measured USING (arm, seed)
+        """,
+        "runs have no results", arms=list(settings.selection.arms), seeds=list(settings.training.seeds),
+    )  # fmt: skip

@@ -1,0 +1,74 @@
+"""Rules of checkpoints."""
+
+from importlib.metadata import version
+
+from icon_assets.core.errors import IconError
+from icon_assets.core.finetuning import load_fine_tuned
+from icon_assets.core.quality.rule import Finding, Subject, judge, rule
+
+
+@rule("checkpoint", blocking=True, mend="delete its directory and materialize it again: it is trained anew")
+def files_are_as_recorded(subject: Subject) -> Finding:
+    """The checkpoint's directory holds the files that training left, byte for byte. What is evaluated, exported or served must be
+    what the lineage describes.
+    """
+    what = "checkpoint directories are gone or hold other files than training left"
+    return judge(1, int(subject.files != subject.made.digest), what, [subject.made.summary["path"]])
+
+
+def _base_model(subject: Subject) -> dict[str, str]:
+    """Digest and directory of the model that the checkpoint was made from."""
+    rows = subject.rows(
+        """
+        SELECT m.model_digest AS digest, m.path FROM delta.checkpoints c JOIN delta.models m USING (model_digest)
+        WHERE c.checkpoint_id = $checkpoint ORDER BY m.prepared_at DESC LIMIT 1
+        """,
+        checkpoint=subject.made.summary["checkpoint_id"],
+    )
+    if not rows:
+        raise IconError(f"{subject.name}: its base model is not in the table models; materialize it again")
+    return rows[0]
+
+
+def _loaded_with(subject: Subject) -> str:
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    return f"checkpoint {subject.files}, base model {_base_model(subject)['digest']}, {libraries}"
+
+
+@rule(
+    "checkpoint", blocking=True, mend="look at its files; delete its directory to train anew", verdict_of=_loaded_with
+)
+def checkpoint_loads(subject: Subject) -> Finding:
+    """Base model and checkpoint load with transformers and peft on a CPU, and answer with finite numbers. Else it would come out
+    at the first use, long after the money was spent. The same files are loaded again only by the check on its own.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    base = subject.workspace.root / _base_model(subject)["path"]
+    try:
+        model, tokenizer = load_fine_tuned(base, subject.directory, "float32", "cpu")
+        with torch.inference_mode():
+            logits = model(torch.tensor([tokenizer("Hello.").input_ids or [0]])).logits
+    except (IconError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+        return Finding(1, 1, f"it does not load ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+    finite = bool(torch.isfinite(logits).all())
+    return Finding(1, int(not finite), "it loads and answers" if finite else "it loads, but its logits are not finite")
+
+
+@rule("checkpoint", blocking=True, mend="materialize it again after deleting its directory: it is trained anew")
+def manifest_names_the_subset(subject: Subject) -> Finding:
+    """The checkpoint's manifest names the samples of its subset, all of them and no other, each source line once. It is what
+    answers which lines a model was trained on.
+    """
+    return subject.find(
+        """
+        WITH manifest AS (
+            SELECT sample_id, count(*) = count(DISTINCT (shard, "row")) AS once FROM delta.checkpoint_samples
+            WHERE checkpoint_id = $checkpoint GROUP BY sample_id
+        ), subset AS (SELECT DISTINCT sample_id, true AS chosen FROM delta.selections WHERE subset_id = $subset)
+        SELECT sample_id AS id, NOT (once AND chosen) AS wrong FROM manifest FULL JOIN subset USING (sample_id)
+        """,
+        "samples differ between manifest and subset",
+        checkpoint=subject.made.summary["checkpoint_id"], subset=subject.made.summary["subset_id"],
+    )  # fmt: skip
