@@ -4,7 +4,7 @@ What is derived from a choice (paths of produced things, digests) does not belon
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
@@ -393,7 +393,7 @@ class Workspace:
     """A directory laid out like `data/`: the inputs, `settings.yaml`, and everything that is produced from them."""
 
     root: Path
-    settings: Settings
+    settings: Settings = field(hash=False)  # it may hold what has no hash
 
     @classmethod
     def load(cls, root: Path | str | None = None) -> "Workspace":

@@ -247,9 +247,9 @@ def _report(
     context: dg.AssetExecutionContext, store: Store, recipe: Recipe, metrics: Sequence[Metric], checkpoint_id: str,
     arm: str, seed: int,
 ) -> dg.MaterializeResult:  # fmt: skip
-    rows = [{"checkpoint_id": checkpoint_id, "arm": arm, "seed": seed, **vars(metric)} for metric in metrics]
-    shape = {"stderr": pl.Float64, "value": pl.Float64}
-    frame = pl.DataFrame(rows, schema_overrides=shape).drop("items")
+    named = {"checkpoint_id": checkpoint_id, "arm": arm, "seed": seed}
+    rows = [{**named, "task": m.task, "metric": m.metric, "value": m.value, "stderr": m.stderr} for m in metrics]
+    frame = pl.DataFrame(rows, schema_overrides={"stderr": pl.Float64, "value": pl.Float64})
     store.replace("eval_items", _items(metrics, checkpoint_id), checkpoint_id=checkpoint_id)
     store.replace("eval_results", frame, checkpoint_id=checkpoint_id)
     return finish(context, store, recipe, frame_digest(frame), {"checkpoint_id": checkpoint_id, "metrics": len(rows)}, {

@@ -192,7 +192,7 @@ def test_selecting_from_half_scored_shards_is_refused(
     write_jsonl(workspace.root / "pool" / "new.jsonl", [alpaca("New?", "Yes.")])
     outcomes = run(workspace, instance, ("raw_pool", "selected_subset"))
     errors = [o.error for o in outcomes if o.asset == "selected_subset"]
-    assert all(error and "1 shards have none yet (new.jsonl" in error for error in errors)
+    assert all(error and "1 shards are not made yet (new.jsonl" in error for error in errors)
 
 
 def test_a_probe_that_the_pool_or_the_evaluation_data_holds_is_left_out(

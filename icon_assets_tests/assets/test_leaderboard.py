@@ -124,10 +124,3 @@ def test_an_arm_owes_the_scoring_it_waited_for_and_its_training(store: Store) ->
     costs = ["n_samples", "training_tokens", "scoring_tflop", "training_tflop", "total_tflop"]
     assert shown.columns == ["arm", "n_seeds", "t acc", *costs]
     assert shown.filter(arm="icon")["total_tflop"].item() == pytest.approx(40_960e-12, rel=1e-3)
-
-
-def test_training_that_was_not_counted_costs_six_operations_per_parameter_and_token(store: Store) -> None:
-    _trained(store, "icon", 1, None)
-    assert (
-        store.query("SELECT training_flops FROM leaderboard WHERE arm = 'icon'").item() == (40_000 + 6 * 10 * 1000) / 2
-    )

@@ -118,7 +118,7 @@ def test_an_arm_that_can_not_be_had_stops_no_other(workspace: Workspace, instanc
     outcomes = run(workspace, instance, arms=["random", "rds", "icon_selector"])
     assert [o.error is None for name, o in outcomes.items() if name.startswith("selected")] == [True, False, False]
     assert "probe_features: not materialized yet" in str(outcomes["selected_subset[rds]"].error)
-    assert "predicted_scores: 2 shards have none yet" in str(outcomes["selected_subset[icon_selector]"].error)
+    assert "predicted_scores: 2 shards are not made yet" in str(outcomes["selected_subset[icon_selector]"].error)
     assert outcomes["selection_trust[random]"].error is None
     assert "selected_subset [rds]: not materialized yet" in str(outcomes["selection_trust[rds]"].error)
 

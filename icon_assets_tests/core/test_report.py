@@ -79,6 +79,11 @@ def add_figures(store: Store) -> None:
         for t, v, d in differences
     ]  # fmt: skip
     store.replace("leaderboard_differences", pl.DataFrame(rows))
+    selector = {
+        "selector_id": "s", "kind": "light", "model_digest": "m" * 32, "control": "none", "n_train": 4, "n_held_out": 4, "path": "p",
+        "digest": "d", "settings": "{}", "created_at": datetime.now(UTC),
+    }  # fmt: skip
+    store.append("selectors", pl.DataFrame([selector]))
     store.replace(
         "selector_metrics",
         pl.DataFrame(
