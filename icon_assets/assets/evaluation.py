@@ -30,6 +30,10 @@ from icon_assets.settings import Workspace
 
 CODE_VERSION = "3"
 REPORT_CODE_VERSION = "1"
+_RESULT_COLUMNS = {
+    "checkpoint_id": pl.String, "arm": pl.String, "seed": pl.Int64, "task": pl.String, "metric": pl.String, "value": pl.Float64,
+    "stderr": pl.Float64,
+}  # fmt: skip
 # What of the settings changes how results are compared, not the results.
 _NOT_MEASURED = {"batch_size", "bootstrap_draws", "confidence", "pairwise"}
 
@@ -249,7 +253,7 @@ def _report(
 ) -> dg.MaterializeResult:  # fmt: skip
     named = {"checkpoint_id": checkpoint_id, "arm": arm, "seed": seed}
     rows = [{**named, "task": m.task, "metric": m.metric, "value": m.value, "stderr": m.stderr} for m in metrics]
-    frame = pl.DataFrame(rows, schema_overrides={"stderr": pl.Float64, "value": pl.Float64})
+    frame = pl.DataFrame(rows, _RESULT_COLUMNS)
     store.replace("eval_items", _items(metrics, checkpoint_id), checkpoint_id=checkpoint_id)
     store.replace("eval_results", frame, checkpoint_id=checkpoint_id)
     return finish(context, store, recipe, frame_digest(frame), {"checkpoint_id": checkpoint_id, "metrics": len(rows)}, {

@@ -44,7 +44,7 @@ def test_answers_are_generated_and_judged_once(
         return {o.name: o for o in outcomes}
 
     with serving(judges.good) as service:
-        training = {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128}
+        training = {"seeds": [0], "epochs": 8, "batch_size": 1, "micro_batch_size": 1, "max_tokens": 128}
         workspace = make_workspace(
             evaluation=evaluation(service), selection={"arms": ["random", "icon"], "fraction": 0.5},
             training={**training, "learning_rate": 0.05},

@@ -255,7 +255,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(workspace: Workspace, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("icon_assets.core.export._card", full)
-    with pytest.raises(IconError, match="could not be written .*No space left on device"):
+    with pytest.raises(IconError, match=r"could not be written .*No space left on device"):
         export(workspace, "icon", "alpaca")
     assert len(loaded(first)) == first.samples
     assert [path.name for path in workspace.exports_dir.iterdir() if path.is_dir() and path.name != "cache"] == [

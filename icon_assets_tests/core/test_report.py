@@ -155,8 +155,8 @@ def test_every_section_is_filled_when_its_table_is(workspace: Workspace) -> None
     page = Page(report.path)
     assert page.text.count("To fill this section") == 1
     for shown in (
-        "Worse than random on held_out perplexity (+0.2, +0.05 to +0.35); not distinguishable on 1 other measure.",
-        "Length alone tells its samples from the rest (AUC 0.93)", "25", "± 0.71, 2 seeds", "1,234,567", "1 T", "≈ 8 T",
+        "A loss: worse than random in held-out perplexity; 2 seeds.", "held_out perplexity against random: +0.2, +0.05 to +0.35",
+        "Length alone tells its samples from the rest (AUC 0.93)", "25", "± 0.71, 2 seeds", "1,234,567", "1 T", "2 P",
         "6 scored", "missing_field", "word word", "more characters",
     ):  # fmt: skip
         assert shown in page.text, shown
