@@ -34,9 +34,12 @@ def main() -> None:
     first, *others = [arguments.folder / f"{100 * fraction:g}" for fraction in arguments.fractions]
     lay_out(first, arguments)
     result: dict[str, Any] = {}
+    whole = not (arguments.stages or arguments.only_report)  # a copy of less would have to be scored again
     for root, fraction in zip([first, *others], arguments.fractions, strict=True):
-        if root != first and not root.exists():
+        if whole and not root.exists():
             _copy(first, root, fraction)
+        if not root.exists():
+            continue
         workspace = Workspace.load(root)
         if not arguments.only_report:
             _materialize(workspace, arguments.stages)
