@@ -19,7 +19,8 @@ from icon_assets.runner import Outcome
 _SHOWN = {
     "samples": "samples", "quarantined": "quarantined", "probes": "probes", "strata": "strata", "parameters": "parameters",
     "dtype": "", "new_pairs": "new pairs", "control_pairs": "control pairs", "tokens": "tokens", "tokens_per_second": "tokens/s", "steps": "steps",
-    "final_loss": "final loss", "metrics": "metrics", "arms": "arms",
+    "final_loss": "final loss", "figures": "figures", "warnings": "warnings (see `icon-assets trust`)", "metrics": "metrics", "arms": "arms",
+    "comparisons": "comparisons", "new_answers": "new answers", "asked": "judgements asked for", "bytes": "bytes",
 }  # fmt: skip
 _SHOWN_AS_ZERO = {"samples", "quarantined", "new_pairs"}
 

@@ -65,10 +65,9 @@ def test_odd_texts_and_hostile_probes_go_through_the_whole_graph(
         write_jsonl(workspace.root / folder / "odd.jsonl", odd if folder == "pool" else odd[:1])
         (workspace.root / folder / "outside.jsonl").symlink_to("/dev/zero")
         (workspace.root / folder / "broken.parquet").write_bytes(b"PAR1")
-    write_jsonl(
-        workspace.root / "eval" / "held_out.jsonl",
-        [alpaca("Held.", "Out."), alpaca("\x02\x1b[0m\u202eheld", "\x7f\x7f")],
-    )
+    write_jsonl(workspace.root / "eval" / "held_out.jsonl", [
+        alpaca("Held.", "Out."), alpaca(f"Say {SPECIAL_TOKENS}", "Said."), alpaca("lengthy " * 4000, "Cut."),
+    ])  # fmt: skip
     outcomes = run(workspace, instance, *STAGES)
     assert [o.error for o in outcomes if o.error] == []
     store = Store(workspace.store_dir)
