@@ -31,6 +31,7 @@ from icon_assets.settings import Workspace
 MARK = '<meta name="generator" content="icon-assets report">'
 _BINS = 40
 _LOSS_BINS = 100
+_SHOWN_METRICS = ("acc", "perplexity")  # where there are any; the others stand in the table of parts
 _EXAMPLES = 2  # at each end and in the middle
 _TEXT_CHARS = 500
 _SHOWN_ROWS = 40
@@ -176,7 +177,7 @@ def _verdicts(source: _Source) -> list[dict[str, Any]]:
     """Of each arm what is claimed, the differences behind it, and whether length alone explains the choice."""
     auc = {row["arm"]: row["value"] for row in _trust_rows(source) if row["figure"] == "length_auc"}
     claims = comparison.verdicts(source.differences)
-    behind = comparison.headline(source.differences).to_dicts()
+    behind = comparison.headline(source.differences).filter(pl.col("against").is_in(comparison.RIVALS)).to_dicts()
     return [
         {
             "arm": arm, "claim": f"{claims[arm][0].upper()}{claims[arm][1:]}.", "length_auc": auc.get(arm),
@@ -197,12 +198,14 @@ def _is_headline(row: Mapping[str, Any]) -> bool:
 
 def _leaderboard(source: _Source) -> dict[str, Any] | None:
     rows = source.rows("FROM leaderboard ORDER BY task, metric, arm")
-    measures = list(dict.fromkeys((row["task"], row["metric"]) for row in rows if _is_headline(row)))
+    whole = list(dict.fromkeys((row["task"], row["metric"]) for row in rows if _is_headline(row)))
+    measures = [measure for measure in whole if measure[1] in _SHOWN_METRICS] or whole
+    measures = measures[:_SHOWN_MEASURES]
     by_arm = {arm: {} for arm in _in_order(source, (row["arm"] for row in rows))}
     for row in rows:
         by_arm[row["arm"]][row["task"], row["metric"]] = row
-    parts = [row for row in rows if not _is_headline(row)]
-    return {"measures": measures[:_SHOWN_MEASURES], "arms": by_arm, "parts": parts} if rows else None
+    parts = [row for row in rows if (row["task"], row["metric"]) not in measures]
+    return {"measures": measures, "arms": by_arm, "parts": parts} if rows else None
 
 
 def _in_order(source: _Source, arms: Iterable[str]) -> list[str]:
