@@ -22,6 +22,7 @@ from icon_assets.core.selection import (
     made_with,
     select,
     tables_needed,
+    tables_of_arms,
     token_budget,
     work_owed,
 )
@@ -111,7 +112,7 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
 
 def _dependencies(settings: Settings) -> list[dg.AssetDep]:
     """Scores of every shard, and what the arms of the settings rank by besides."""
-    tables = {table for arm in settings.selection.arms for table in tables_needed(arm, settings.selection)}
+    tables = tables_of_arms(settings.selection)
     every = dg.AllPartitionMapping()
     return [
         dg.AssetDep(sample_scores, partition_mapping=every),
@@ -186,8 +187,9 @@ def _chosen(store: Store, arm: str, subset_id: str) -> list[str]:
 
 
 def _scoring_cost(store: Store, key: str, arm: str) -> dict[str, Any]:
-    """What scoring the pool has cost so far, and which kinds of `scoring_costs` the arm owes; those without score owe nothing."""
-    tokens, seconds = total_cost(store, key) if (owes := work_owed(arm)) else (0, 0.0)
+    """Which kinds of `scoring_costs` the arm owes, and what they have cost so far; arms without score owe nothing."""
+    owes = work_owed(arm)
+    tokens, seconds = total_cost(store, key, owes)
     return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1), "owes": owes}
 
 

@@ -215,9 +215,14 @@ def tables_needed(name: str, settings: SelectionSettings) -> set[str]:
     return tables | ({"sample_features"} if settings.diversity and name != "full" else set())
 
 
+def tables_of_arms(settings: SelectionSettings) -> set[str]:
+    """What has to be made for the arms of the settings besides contributions."""
+    return {table for name in settings.arms for table in tables_needed(name, settings)}
+
+
 def needed_assets(settings: SelectionSettings) -> set[str]:
     """Those of `ON_DEMAND` that the arms of the settings ask for."""
-    tables = {table for name in settings.arms for table in tables_needed(name, settings)}
+    tables = tables_of_arms(settings)
     return tables | ({"sample_features", "selector"} if "predicted_scores" in tables else set())
 
 

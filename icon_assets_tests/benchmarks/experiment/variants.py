@@ -12,6 +12,8 @@ import numpy as np
 from scipy.stats import rankdata, trim_mean
 
 from icon_assets.core.contribution import influences, matrix
+from icon_assets.core.peers import typical
+from icon_assets.core.trust import auc, spearman
 from icon_assets.resources import WorkspaceResource
 
 SPLITS = 40
@@ -133,9 +135,8 @@ def _controls(icon: WorkspaceResource) -> Iterator[tuple[str, Pairs]]:
 
 
 def _peers(ratio: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """What a typical sample of the length does: per probe a cubic in log length, fitted to log ratios."""
-    x = np.vander(np.log(length) - np.log(length).mean(), 4)
-    return np.exp(x @ np.linalg.lstsq(x, np.log(ratio), rcond=None)[0])
+    """What a typical sample of the length does to each probe."""
+    return np.exp(typical(length, np.log(ratio), length))
 
 
 def _judged(pairs: Pairs, score: Score) -> dict[str, float]:
@@ -146,7 +147,7 @@ def _judged(pairs: Pairs, score: Score) -> dict[str, float]:
         halves.append(_half(pairs, score, order[: len(order) // 2], order[len(order) // 2 :]))
     means = {name: float(np.mean([half[name] for half in halves])) for name in halves[0]}
     return {
-        "length_spearman": _rank_correlation(whole, pairs.length), "length_auc": _auc(whole, pairs.length),
+        "length_spearman": spearman(whole, pairs.length), "length_auc": _auc(whole, pairs.length),
         "overlap_with_paper": _overlap(whole, _paper(pairs, np.arange(pairs.ratio.shape[1]))), **means,
     }  # fmt: skip
 
@@ -158,16 +159,15 @@ def _half(pairs: Pairs, score: Score, seen: np.ndarray, unseen: np.ndarray) -> d
     expected = _expected(gain, pairs.length)
     best = _top(a)
     return {
-        "reliability": _rank_correlation(a, b),
-        "reliability_beyond_length": _rank_correlation(a - _expected(a, pairs.length), b - _expected(b, pairs.length)),
+        "reliability": spearman(a, b),
+        "reliability_beyond_length": spearman(a - _expected(a, pairs.length), b - _expected(b, pairs.length)),
         "unseen_gain": float(gain[best].mean() - gain.mean()),
         "unseen_gain_beyond_length": float((gain - expected)[best].mean()),
     }
 
 
 def _expected(values: np.ndarray, length: np.ndarray) -> np.ndarray:
-    x = np.vander(np.log(length) - np.log(length).mean(), 4)
-    return x @ np.linalg.lstsq(x, values, rcond=None)[0]
+    return typical(length, values[:, None], length)[:, 0]
 
 
 def _top(values: np.ndarray) -> np.ndarray:
@@ -178,12 +178,8 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return len(set(_top(a)) & set(_top(b))) / len(_top(a))
 
 
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-
-
 def _auc(score: np.ndarray, length: np.ndarray) -> float:
     """How well length tells the chosen from the others."""
-    ranks, best = rankdata(length), _top(score)
-    n, m = len(best), len(score) - len(best)
-    return float((ranks[best].sum() - n * (n + 1) / 2) / (n * m))
+    chosen = np.zeros(len(score), bool)
+    chosen[_top(score)] = True
+    return auc(length, chosen)
