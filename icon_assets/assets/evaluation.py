@@ -28,7 +28,7 @@ from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 REPORT_CODE_VERSION = "1"
 _RESULT_COLUMNS = {
     "checkpoint_id": pl.String, "arm": pl.String, "seed": pl.Int64, "task": pl.String, "metric": pl.String, "value": pl.Float64,

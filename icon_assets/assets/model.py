@@ -7,6 +7,7 @@ import polars as pl
 
 from icon_assets.assets.shell import finish, mendable, unchanged
 from icon_assets.core import ledger
+from icon_assets.core.digests import digest
 from icon_assets.core.language_model import choose_device, choose_dtype, prepare
 from icon_assets.core.recipes import CODE_VERSIONS, base_model_recipe
 from icon_assets.metadata import OWNERS, column_schema
@@ -38,6 +39,7 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
     store.append("models", pl.DataFrame([row]))
     summary = {
         "name": record.name, "revision": record.revision, "path": path, "dtype": dtype, "device": device,
-        "parameters": record.n_parameters, "max_positions": record.max_positions,
+        "model_digest": record.digest, "parameters": record.n_parameters, "max_positions": record.max_positions,
     }  # fmt: skip
-    return finish(context, store, recipe, record.digest, summary)
+    # What follows is computed in this dtype: the same files in another one are another model.
+    return finish(context, store, recipe, digest([record.digest, dtype]), summary)

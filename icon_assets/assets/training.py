@@ -28,7 +28,7 @@ from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import TrainingSettings, Workspace
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 MANIFEST = "manifest.jsonl"
 
 

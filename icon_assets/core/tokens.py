@@ -76,14 +76,16 @@ def encode_probe(
 
 
 def encode_training(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_tokens: int) -> Encoded:
-    """A sample for fine-tuning: BOS where the tokenizer puts one, response closed by EOS, cut at the end.
+    """A sample for fine-tuning: BOS where the tokenizer puts one, response closed by EOS, `max_tokens` at most.
 
-    At least one response token is kept; the prompt gives way when it alone fills `max_tokens`.
+    The response is cut at its end, to a quarter of `max_tokens` at the least; then the prompt gives way, and keeps its end:
+    what stands right before a response says that one is due.
     """
-    prompt = [*leading_ids(tokenizer), *encode(tokenizer, rendered, "prompt")]
+    leading, prompt = list(leading_ids(tokenizer)), encode(tokenizer, rendered, "prompt")
     response = encode(tokenizer, rendered, "response")
     if tokenizer.eos_token_id is not None:
         response = [*response, tokenizer.eos_token_id]
-    cut = len(prompt) + len(response) > max_tokens
-    prompt = prompt[: max_tokens - 1]
+    cut = len(leading) + len(prompt) + len(response) > max_tokens
+    room = max_tokens - len(leading) - min(len(response), max(1, max_tokens // 4))
+    prompt = [*leading, *prompt[max(0, len(prompt) - room) :]]
     return Encoded(tuple(prompt), tuple(response[: max_tokens - len(prompt)]), cut)

@@ -113,9 +113,15 @@ def test_in_a_chat_template_only_the_templates_own_special_tokens_are_real() -> 
     assert plain.prompt == "<s>user\nhello</s><s>assistant\n"
 
 
-def test_training_closes_the_response_and_always_keeps_one_token_of_it() -> None:
+def test_training_closes_the_response() -> None:
     rendered = render_for_training(Sample("Hi", "", "Yo"), "alpaca")
     encoded = encode_training(TOKENIZER, rendered, 500)
     assert (encoded.prompt_ids[0], encoded.response_ids[-1], encoded.truncated) == (0, 1, False)
-    short = encode_training(TOKENIZER, rendered, 16)
-    assert (len(short.prompt_ids), len(short.response_ids), short.truncated) == (15, 1, True)
+
+
+def test_an_overlong_prompt_keeps_its_end_and_leaves_the_response_a_quarter() -> None:
+    rendered = render_for_training(Sample("Hi " * 50, "", "Yo " * 50), "alpaca")
+    whole, short = (encode_training(TOKENIZER, rendered, limit) for limit in (5000, 16))
+    assert (len(short.prompt_ids), len(short.response_ids), short.truncated) == (12, 4, True)
+    assert short.prompt_ids == (*leading_ids(TOKENIZER), *whole.prompt_ids[-11:])
+    assert short.response_ids == whole.response_ids[:4]
