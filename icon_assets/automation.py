@@ -17,7 +17,7 @@ import dagster as dg
 
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.selection import ON_DEMAND, needed_assets
+from icon_assets.core.selection import ON_DEMAND, draws, needed_assets
 from icon_assets.jobs import NIGHTLY
 from icon_assets.runner import UNFINISHED
 from icon_assets.settings import Settings, Workspace
@@ -51,7 +51,9 @@ _MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
     "sample_features": _scoring,
     "probe_features": _scoring,
     "selector": lambda s: [s.selector.model_dump(), s.controls.primary],
-    "selected_subset": lambda s: s.selection.model_dump(exclude={"arms", "length_warning"}),
+    "selected_subset": lambda s: [
+        s.selection.model_dump(exclude={"arms", "length_warning"}), [draws(arm, s.training.seeds) for arm in s.selection.arms],
+    ],
     "selection_trust": lambda s: [s.selection.model_dump(exclude={"length_warning"}), s.controls.model_dump(), s.probes.near_duplicate],
     "checkpoint": lambda s: s.training.recipe,
     "eval_results": lambda s: s.evaluation.model_dump(exclude=_COMPARISON),

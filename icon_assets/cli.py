@@ -14,7 +14,7 @@ from rich.console import Console
 
 from icon_assets.core.errors import IconError
 from icon_assets.interrupts import end_like_ctrl_c
-from icon_assets.settings import WORKSPACE_VARIABLE, Workspace
+from icon_assets.settings import WORKSPACE_VARIABLE, Settings, Workspace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +158,7 @@ def _print_results(workspace: Workspace) -> None:
         "\nLeaderboard (mean ± spread over seeds; base: before fine-tuning; cost: all of the scoring, one seed's training)"
     )
     _print_frame(wide_board(store.query("FROM leaderboard ORDER BY task, metric, arm")))
-    _print_differences(store, workspace.settings.evaluation.confidence)
+    _print_differences(store, workspace.settings)
     command = f"icon-assets -w {os.path.relpath(workspace.root)}"
     print(f"""
 Where to look next
@@ -168,7 +168,7 @@ Where to look next
   assets and lineage      {command} ui, then http://127.0.0.1:3000""")
 
 
-def _print_differences(store: Any, confidence: float) -> None:
+def _print_differences(store: Any, settings: Settings) -> None:
     """Differences to the first arm that everything must beat, and what is to be said of each arm."""
     from icon_assets.assets.evaluation import wide_differences
     from icon_assets.core.comparison import AGAINST, differences_of, headline, verdicts
@@ -177,10 +177,10 @@ def _print_differences(store: Any, confidence: float) -> None:
     for against in [each for each in AGAINST if each in differences["against"].to_list()][:1]:
         n = headline(differences).filter(pl.col("against") == against)["n_comparisons"].max()
         print(
-            f"\nDifferences to {against}, {confidence:.0%} intervals over items and seeds (verdicts: Holm over {n} arms)"
+            f"\nDifferences to {against}, {settings.evaluation.confidence:.0%} intervals over items and seeds (verdicts: after Holm over {n} comparisons)"
         )
         _print_frame(wide_differences(differences, against))
-    for arm, sentence in verdicts(differences).items():
+    for arm, sentence in verdicts(differences, settings.selection.reference).items():
         print(f"{arm}: {sentence}")
 
 

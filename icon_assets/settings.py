@@ -136,7 +136,7 @@ class ControlSettings(Section):
 
 
 class SelectionSettings(Section):
-    arms: tuple[str, ...] = Field(default=("full", "random", "icon"), min_length=1)
+    arms: tuple[str, ...] = Field(default=("full", "random", "length_matched", "longest", "icon"), min_length=1)
     fraction: float = Field(
         default=0.15, gt=0, le=1, description="Share of the unique samples that every arm but `full` takes."
     )

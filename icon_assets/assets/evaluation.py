@@ -105,7 +105,10 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         )
         differences = comparison.as_frame(found)
         store.replace("leaderboard_differences", differences)
-        board, verdicts = store.query("FROM leaderboard ORDER BY task, metric, arm"), comparison.verdicts(differences)
+        board, verdicts = (
+            store.query("FROM leaderboard ORDER BY task, metric, arm"),
+            comparison.verdicts(differences, icon.settings.selection.reference),
+        )
         summary = {
             "arms": board["arm"].n_unique(), "metrics": board.select("task", "metric").n_unique(),
             "comparisons": differences.height, "verdicts": verdicts,

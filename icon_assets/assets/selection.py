@@ -12,13 +12,14 @@ from icon_assets.assets.training import encode_samples
 from icon_assets.core import ledger
 from icon_assets.core.candidates import TOKENS, Candidates, read_candidates
 from icon_assets.core.costs import total_cost
-from icon_assets.core.digests import frame_digest
+from icon_assets.core.digests import digest, frame_digest
 from icon_assets.core.language_model import ModelRecord
 from icon_assets.core.ledger import Event, Input, Recipe
 from icon_assets.core.peers import PEERS
 from icon_assets.core.selection import (
     Subset,
     controls_needed,
+    draws,
     made_with,
     select,
     tables_needed,
@@ -47,29 +48,16 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     )  # fmt: skip
     @mendable
     def selected_subset(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """The samples one arm chose, with rank, score and reason. `full` is the whole pool, duplicates once."""
-        arm, store, settings = context.partition_key, icon.store, icon.settings
-        recipe = Recipe(
-            "selected_subset", arm, _made_from(store, arm, settings), _subset_settings(arm, settings), settings.selection.seed,
-            CODE_VERSION,
-        )  # fmt: skip
-        if event := kept(context, icon, recipe):
-            return unchanged(event)
-        pool = _candidates(icon, arm)
-        subset = select(arm, pool)
-        store.replace(
-            "selections",
-            subset.rows.with_columns(subset_id=pl.lit(subset.subset_id), arm=pl.lit(arm)),
-            arm=arm, subset_id=subset.subset_id,
-        )  # fmt: skip
-        summary = {
-            "subset_id": subset.subset_id, "samples": subset.rows.height, "pool_samples": pool.samples.height,
-            **({"skipped_near_duplicates": subset.skipped} if settings.selection.diversity else {}),
-            **_token_figures(subset, pool), **_scoring_cost(store, icon.score_key().value, arm),
-        }  # fmt: skip
-        return finish(context, store, recipe, subset.subset_id, summary, {
-            "dagster/row_count": subset.rows.height, **_pictures(subset, pool.samples),
-        })  # fmt: skip
+        """The samples one arm chose, with rank, score and reason. `full` is the whole pool, duplicates once. Where chance chooses, it
+        does so once for each training seed: `random`, `random.1`, ...
+        """
+        arm, seeds = context.partition_key, icon.settings.training.seeds
+        # The arm's own last: it is what the partition shows.
+        results = [_choose(context, icon, name) for name in reversed(draws(arm, seeds))]
+        versions = [result.data_version.value for result in results if result.data_version]
+        return (
+            results[-1] if len(versions) == 1 else results[-1]._replace(data_version=dg.DataVersion(digest(versions)))
+        )
 
     @dg.asset(
         partitions_def=arm_partitions(workspace), group_name="selection", kinds={"polars", "duckdb"}, owners=OWNERS,
@@ -108,6 +96,31 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
         })  # fmt: skip
 
     return [selected_subset, selection_trust]
+
+
+def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: str) -> dg.MaterializeResult:
+    """Choose and store the subset of an arm, or of one of its draws."""
+    store, settings = icon.store, icon.settings
+    recipe = Recipe(
+        "selected_subset", name, _made_from(store, name, settings), _subset_settings(name, settings), settings.selection.seed,
+        CODE_VERSION,
+    )  # fmt: skip
+    if event := kept(context, icon, recipe):
+        return unchanged(event)
+    pool = _candidates(icon, name)
+    subset = select(name, pool)
+    store.replace(
+        "selections", subset.rows.with_columns(subset_id=pl.lit(subset.subset_id), arm=pl.lit(name)),
+        arm=name, subset_id=subset.subset_id,
+    )  # fmt: skip
+    summary = {
+        "subset_id": subset.subset_id, "samples": subset.rows.height, "pool_samples": pool.samples.height,
+        **({"skipped_near_duplicates": subset.skipped} if settings.selection.diversity else {}),
+        **_token_figures(subset, pool), **_scoring_cost(store, icon.score_key().value, name),
+    }  # fmt: skip
+    return finish(context, store, recipe, subset.subset_id, summary, {
+        "dagster/row_count": subset.rows.height, **_pictures(subset, pool.samples),
+    })  # fmt: skip
 
 
 def _dependencies(settings: Settings) -> list[dg.AssetDep]:

@@ -21,6 +21,7 @@ from icon_assets.core.language_model import ModelRecord, load_tokenizer
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.prompts import render_for_training
 from icon_assets.core.quality import refuse
+from icon_assets.core.selection import drawn_for
 from icon_assets.core.store import Store
 from icon_assets.core.tokens import Encoded, encode_training
 from icon_assets.metadata import OWNERS, column_schema, curve
@@ -57,17 +58,19 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
     )  # fmt: skip
     @mendable
     def checkpoint(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """The base model fine-tuned on an arm's subset, on response tokens only, with the manifest of its samples."""
+        """The base model fine-tuned on an arm's subset, or on the draw for this seed, on response tokens only, with the manifest of
+        its samples.
+        """
         arm, seed = arm_and_seed(context)
         store, settings = icon.store, icon.settings.training
-        subset = needed(store, "selected_subset", arm)
+        subset = needed(store, "selected_subset", drawn_for(arm, settings.seeds, seed))
         recipe = Recipe(
             "checkpoint", f"{arm}|{seed}", (subset.as_input(), needed(store, "base_model").as_input()),
             settings.recipe, seed, CODE_VERSION,
         )  # fmt: skip
         if (event := ledger.made(store, recipe)) and (icon.workspace.root / str(event.summary["path"])).is_dir():
             return unchanged(event)
-        refuse(icon.workspace, "selected_subset", arm)
+        refuse(icon.workspace, "selected_subset", subset.partition)
         refuse(icon.workspace, "base_model")
         run = _train(context, icon, recipe, arm, seed, subset)
         _store(store, run, recipe)
@@ -119,7 +122,7 @@ def _train(
     checkpoint_id = recipe.fingerprint
     name = f"{arm}-seed{seed}-{checkpoint_id[:8]}"
     target, work = workspace.checkpoints_dir / name, workspace.checkpoints_dir / f".{name}.work"
-    manifest = _manifest(store, arm, subset.digest)
+    manifest = _manifest(store, subset)
     # One row per sample to train on; the manifest names every source line that holds it.
     chosen = manifest.unique("sample_id", keep="first", maintain_order=True)
     encoded = encode_samples(record, chosen, settings)
@@ -149,13 +152,13 @@ def _remove_abandoned(target: Path, run: str) -> None:
             shutil.rmtree(left)
 
 
-def _manifest(store: Store, arm: str, subset_id: str) -> pl.DataFrame:
+def _manifest(store: Store, subset: Event) -> pl.DataFrame:
     return store.query(
         """
         SELECT s.*, c."rank", c.score FROM selections c JOIN samples s USING (sample_id)
         WHERE c.arm = $arm AND c.subset_id = $subset_id ORDER BY c."rank", s.file, s."row"
         """,
-        {"arm": arm, "subset_id": subset_id},
+        {"arm": subset.partition, "subset_id": subset.digest},
     )
 
 

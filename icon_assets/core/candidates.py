@@ -23,12 +23,14 @@ class Candidates:
         samples: by sample_id: n_response_chars, n_tokens, what arms rank by (one column each), and n_training_tokens where
             `selection.budget` counts those.
         embeddings: where arms find vectors, if any are stored.
+        draw: which of several draws a drawn arm makes.
         rankings: what arms made of it, kept because other arms and figures ask again.
     """
 
     samples: pl.DataFrame
     settings: SelectionSettings
     embeddings: Embeddings | None = None
+    draw: int = 0
     rankings: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     def at(self, fraction: float) -> "Candidates":

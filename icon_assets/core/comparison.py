@@ -5,14 +5,14 @@ difference would move with other items, and with other seeds, adds up to one sta
 the degrees of freedom that so few seeds leave (Satterthwaite). With one seed there is nothing to tell its share from: the interval
 is of the items alone, and whoever reports it says so.
 
-Many comparisons find a winner by chance. A verdict therefore holds after Holm's correction over all comparisons with the same arm
-in the same metric; intervals are those of each comparison alone. The mean over tasks and the whole of the held-out data, which
-verdicts on arms are about, are corrected over arms only; single tasks and strata, where one finds more to look at than to believe,
-over arms and tasks. Different metrics, and different arms to compare with, are not corrected for each other.
+Many comparisons find a winner by chance. A verdict therefore holds after Holm's correction; intervals are those of each comparison
+alone. What verdicts on arms are about, accuracy in the mean over tasks and perplexity on the whole of the held-out data, is corrected
+together, over arms and both metrics; single tasks and strata, where one finds more to look at than to believe, over arms and tasks of
+each metric. Different arms to compare with are not corrected for each other: a gain must be one over each of them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-BASE, MEAN = "base", "mean"
+BASE, MEAN, ACCURACY = "base", "mean", "acc"
 BETTER, WORSE, OPEN = "better", "worse", "not distinguishable"
 AGAINST = ("random", "length_matched", "longest", "full", BASE)
-# A gain is claimed over all of these, as far as they are there: what a selection costs nothing to beat.
+# A gain is claimed over all of these together: what a selection costs nothing to beat.
 RIVALS = AGAINST[:3]
 LESS_IS_BETTER = frozenset({NLL, PERPLEXITY})
 _CELLS = 4_000_000  # counts of resampled items at a time: bounds memory
@@ -100,12 +100,11 @@ def compare(items: pl.DataFrame, *, draws: int, confidence: float, seed: int = 0
         drawn = {task: _drawn_pairs(rows, metric, draws, seed) for task, rows in sorted(tasks.items())}
         if source != NLL and len(drawn) > 1:
             drawn[MEAN] = _means(drawn.values())
-        found = [
+        judged += [
             _judged(pair, task, metric, each, draws, confidence, seed)
             for task, pairs in drawn.items() for pair, each in pairs.items()
         ]  # fmt: skip
-        judged += _corrected(found, 1 - confidence)
-    return sorted(judged, key=lambda d: (d.metric, AGAINST.index(d.against), d.task, d.arm))
+    return sorted(_corrected(judged, 1 - confidence), key=lambda d: (d.metric, AGAINST.index(d.against), d.task, d.arm))
 
 
 def _drawn_pairs(rows: pl.DataFrame, metric: str, draws: int, seed: int) -> dict[_Pair, _Drawn]:
@@ -214,10 +213,12 @@ def _error_and_freedom(variances: Sequence[float], freedoms: Sequence[int]) -> t
 
 
 def _corrected(found: Sequence[Difference], level: float) -> list[Difference]:
-    """Verdicts of one metric after Holm's step-down over each family; what it does not reach is not distinguishable."""
+    """Verdicts after Holm's step-down over each family; what it does not reach is not distinguishable."""
+    is_main = _headline({each.task for each in found if each.metric == ACCURACY})
     families: defaultdict[tuple[str, str], list[Difference]] = defaultdict(list)
     for each in found:
-        families[each.against, each.task if each.task in {MEAN, HELD_OUT} else ""].append(each)
+        whole = each.task in {MEAN, HELD_OUT}
+        families[each.against, "" if is_main(each.metric, each.task) else f"{each.metric} {whole}"].append(each)
     corrected = []
     for family in families.values():
         told = True
@@ -225,6 +226,14 @@ def _corrected(found: Sequence[Difference], level: float) -> list[Difference]:
             told = told and each.p_value <= level / left
             corrected.append(replace(each, n_comparisons=len(family), verdict=each.verdict if told else OPEN))
     return corrected
+
+
+def _headline(tasks: Collection[str]) -> Callable[[str, str], bool]:
+    """Whether a metric of a task is what verdicts are about: accuracy in the mean over these tasks (or in the only one, or the
+    first), and held-out perplexity.
+    """
+    main = MEAN if MEAN in tasks else min(tasks, default="")
+    return lambda metric, task: (metric, task) in {(ACCURACY, main), (PERPLEXITY, HELD_OUT)}
 
 
 def as_frame(differences: Sequence[Difference]) -> pl.DataFrame:
@@ -241,51 +250,67 @@ def differences_of(store: Store) -> pl.DataFrame:
 
 def headline(differences: pl.DataFrame) -> pl.DataFrame:
     """The rows a verdict is about: accuracy in the mean over tasks (or of the only one), and held-out perplexity."""
-    accuracy = differences.filter(pl.col("metric") == "acc")
-    tasks = accuracy["task"].unique().to_list()
-    main = MEAN if MEAN in tasks else (tasks[0] if tasks else "")
-    held_out = (pl.col("task") == HELD_OUT) & (pl.col("metric") == PERPLEXITY)
-    return differences.filter(((pl.col("metric") == "acc") & (pl.col("task") == main)) | held_out)
+    is_main = _headline(set(differences.filter(pl.col("metric") == ACCURACY)["task"]))
+    return differences.filter([is_main(*each) for each in differences.select("metric", "task").iter_rows()])
 
 
-def verdicts(differences: pl.DataFrame) -> dict[str, str]:
-    """One sentence per arm: does it beat what costs nothing (`RIVALS`), and what was seen."""
-    rows = headline(differences).filter(pl.col("against").is_in(RIVALS)).to_dicts()
+def verdicts(differences: pl.DataFrame, reference: str = "") -> dict[str, str]:
+    """One sentence per arm: does it beat what costs nothing (`RIVALS`), what was seen, and how it stands to `full` and `base`.
+
+    Args:
+        reference: the arm whose lengths `length_matched` has; told where it is not the arm spoken of.
+    """
     by_arm: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: RIVALS.index(row["against"])):
+    for row in sorted(headline(differences).to_dicts(), key=lambda row: AGAINST.index(row["against"])):
         by_arm[row["arm"]].append(row)
-    return {arm: _sentence(seen) for arm, seen in sorted(by_arm.items())}
+    return {arm: _sentence(arm, seen, reference) for arm, seen in sorted(by_arm.items())}
 
 
-def _sentence(seen: Sequence[Mapping[str, Any]]) -> str:
+def _sentence(arm: str, seen: Sequence[Mapping[str, Any]], reference: str) -> str:
+    names = {"length_matched": f"length_matched (lengths of {reference})"} if reference not in {"", arm} else {}
+    rivals = [row for row in seen if row["against"] in RIVALS]
+    told = [_claim(arm, rivals), *([f": {_compared(rivals, names)}"] if rivals else [])]
+    others = [row for row in seen if row["against"] not in RIVALS]
+    beside = f"; {_compared(others, {'full': 'the full pool', BASE: 'the base model'})}" if others else ""
+    seeds = min(row["n_seeds"] for row in seen)
+    alone = "; one seed: another one could change this" if seeds == 1 else f"; {seeds} seeds"
+    return f"{''.join(told)}{beside}{alone}"
+
+
+def _compared(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Like `better than random in accuracy; not distinguishable from longest in accuracy and held-out perplexity`."""
     parts = []
     for verdict, words in ((BETTER, "better than"), (WORSE, "worse than"), (OPEN, "not distinguishable from")):
         things: defaultdict[str, list[str]] = defaultdict(list)
-        for row in seen:
+        for row in rows:
             if row["verdict"] == verdict:
-                things[row["against"]].append("accuracy" if row["metric"] == "acc" else "held-out perplexity")
-        rivals: defaultdict[str, list[str]] = defaultdict(list)
-        for rival, told in things.items():
-            rivals[" and ".join(sorted(told))].append(rival)
-        parts += [f"{words} {_listed(names)} in {told}" for told, names in rivals.items()]
-    seeds = min(row["n_seeds"] for row in seen)
-    alone = "; one seed: another one could change this" if seeds == 1 else f"; {seeds} seeds"
-    return f"{_claim(seen)}: {'; '.join(parts)}{alone}"
+                name = names.get(row["against"], row["against"])
+                things[name].append("accuracy" if row["metric"] == ACCURACY else "held-out perplexity")
+        others: defaultdict[str, list[str]] = defaultdict(list)
+        for name, told in things.items():
+            others[" and ".join(sorted(told))].append(name)
+        parts += [f"{words} {_listed(named)} in {told}" for told, named in others.items()]
+    return "; ".join(parts)
 
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
-def _claim(seen: Sequence[Mapping[str, Any]]) -> str:
-    """A gain must be one over every rival in one metric at least, and a loss against none in any."""
-    said: defaultdict[str, set[str]] = defaultdict(set)
+def _claim(arm: str, seen: Sequence[Mapping[str, Any]]) -> str:
+    """A gain must be one over every rival in one metric at least, with more than one seed; and a loss one against any in any."""
+    said: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for row in seen:
-        said[row["metric"]].add(row["verdict"])
-    gain, loss = any(each == {BETTER} for each in said.values()), any(WORSE in each for each in said.values())
-    if gain:
-        return "a gain in one thing, a loss in another" if loss else "a gain"
-    return "a loss" if loss else "no gain is shown"
+        said[row["metric"]][row["against"]] = row["verdict"]
+    missing = [rival for rival in RIVALS if rival != arm and rival not in {row["against"] for row in seen}]
+    ahead = any(set(each.values()) == {BETTER} for each in said.values())
+    if any(WORSE in each.values() for each in said.values()):
+        return "a gain in one thing, a loss in another" if ahead and not missing else "a loss"
+    if not ahead:
+        return "no gain is shown"
+    if missing:
+        return f"ahead, but not compared with {_listed(missing)}"
+    return "a gain" if min(row["n_seeds"] for row in seen) > 1 else "ahead with one seed"
 
 
 def interval(row: Mapping[str, Any]) -> str:

@@ -176,7 +176,7 @@ class _Source:
 def _verdicts(source: _Source) -> list[dict[str, Any]]:
     """Of each arm what is claimed, the differences behind it, and whether length alone explains the choice."""
     auc = {row["arm"]: row["value"] for row in _trust_rows(source) if row["figure"] == "length_auc"}
-    claims = comparison.verdicts(source.differences)
+    claims = comparison.verdicts(source.differences, source.workspace.settings.selection.reference)
     behind = comparison.headline(source.differences).filter(pl.col("against").is_in(comparison.RIVALS)).to_dicts()
     return [
         {

@@ -6,7 +6,7 @@ much of it is taken, so that what is chosen at one fraction is chosen at every l
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class Arm:
         control: whose contributions it ranks by, if any.
         tables: of the store, that it ranks by besides.
         settings: of `selection`, that it depends on besides what all arms do.
+        drawn: whether chance ranks. Then each training seed has a draw of its own (`draws`): of one draw alone nobody could
+            tell whether another would have done as well.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Arm:
     control: str | None
     tables: tuple[str, ...]
     settings: tuple[str, ...]
+    drawn: bool
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,34 @@ _ARMS: dict[str, Arm] = {}
 
 
 def arm(
-    name: str, description: str, *, control: str | None = None, tables: tuple[str, ...] = (), settings: tuple[str, ...] = ()
+    name: str, description: str, *, control: str | None = None, tables: tuple[str, ...] = (), settings: tuple[str, ...] = (),
+    drawn: bool = False,
 ) -> Callable[[Order], Order]:  # fmt: skip
     """Register an arm; see `Arm`."""
 
     def register(order: Order) -> Order:
-        _ARMS[name] = Arm(name, description, order, control, tables, settings)
+        _ARMS[name] = Arm(name, description, order, control, tables, settings, drawn)
         return order
 
     return register
+
+
+def draws(name: str, seeds: Sequence[int]) -> list[str]:
+    """The subsets of an arm for training with these seeds: the arm's own, and `random.1`, ... for the further seeds of a drawn
+    one. All else here takes such a name where it takes an arm's.
+    """
+    return [name, *(f"{name}.{draw}" for draw in range(1, len(seeds)) if _ARMS[name].drawn)]
+
+
+def drawn_for(name: str, seeds: Sequence[int], seed: int) -> str:
+    """The subset of an arm that a training with `seed` gets."""
+    names = draws(name, seeds)
+    return names[seeds.index(seed)] if len(names) > 1 else name
+
+
+def _arm_and_draw(name: str) -> tuple[Arm, int]:
+    arm_name, _, draw = name.partition(".")
+    return _ARMS[arm_name], int(draw or 0)
 
 
 def _ranked(pool: Candidates, score: pl.Expr, descending: bool = True) -> pl.DataFrame:
@@ -81,6 +103,7 @@ def _ranked(pool: Candidates, score: pl.Expr, descending: bool = True) -> pl.Dat
 
 def _drawn(pool: Candidates, *purpose: str) -> pl.DataFrame:
     """The samples in a random order in which the place of each does not depend on the rest of the pool."""
+    purpose = (*purpose, *([f"draw {pool.draw}"] if pool.draw else []))
     keys = [draw_key(pool.settings.seed, *purpose, sample_id) for sample_id in pool.samples["sample_id"]]
     return pool.samples.with_columns(pl.Series("key", keys)).sort("key").drop("key")
 
@@ -90,14 +113,15 @@ def _full(pool: Candidates) -> pl.DataFrame:
     return pool.samples.sort("sample_id").select("sample_id", score=pl.lit(None, pl.Float64))
 
 
-@arm("random", "drawn at random; the draw of a sample does not depend on the rest of the pool")
+@arm("random", "drawn at random; the draw of a sample does not depend on the rest of the pool", drawn=True)
 def _random(pool: Candidates) -> pl.DataFrame:
     return _drawn(pool).select("sample_id", score=pl.lit(None, pl.Float64))
 
 
 @arm(
-    "length_matched", "drawn at random, with the lengths of the samples that another arm chose", settings=("reference",)
-)
+    "length_matched", "drawn at random, with the lengths of the samples that another arm chose",
+    settings=("reference",), drawn=True,
+)  # fmt: skip
 def _length_matched(pool: Candidates) -> pl.DataFrame:
     """For each sample of the reference, from its top, one drawn from the same narrow bin of token lengths, without putting back.
 
@@ -201,7 +225,8 @@ def check_arms(settings: SelectionSettings, controls: Collection[str]) -> None:
 
 def _with_reference(name: str, settings: SelectionSettings) -> list[Arm]:
     """The arm, and the one it follows."""
-    return [_ARMS[name], *([_ARMS[settings.reference]] if "reference" in _ARMS[name].settings else [])]
+    own, _ = _arm_and_draw(name)
+    return [own, *([_ARMS[settings.reference]] if "reference" in own.settings else [])]
 
 
 def controls_needed(name: str, settings: SelectionSettings) -> set[str]:
@@ -237,17 +262,18 @@ def made_with(name: str, settings: SelectionSettings) -> dict[str, Any]:
 
 def ranks_by(name: str) -> str | None:
     """The control whose contributions an arm ranks by, if any."""
-    return _ARMS[name].control
+    return _arm_and_draw(name)[0].control
 
 
 def has_score(name: str) -> bool:
     """Whether every sample that the arm chose has a score."""
-    return bool(_ARMS[name].control or _ARMS[name].tables)
+    own, _ = _arm_and_draw(name)
+    return bool(own.control or own.tables)
 
 
 def work_owed(name: str) -> list[str]:
     """The kinds of work in `scoring_costs` that the arm ranks by, and so owes; measured or predicted, contributions cost scoring."""
-    owner = _ARMS[name]
+    owner, _ = _arm_and_draw(name)
     scored = owner.control is not None or "predicted_scores" in owner.tables
     return [*(["pairs", "controls"] if scored else []), *(["features"] if owner.tables else [])]
 
@@ -255,7 +281,8 @@ def work_owed(name: str) -> list[str]:
 def rank(name: str, pool: Candidates) -> pl.DataFrame:
     """All that an arm can rank, best first: sample_id and score."""
     if name not in pool.rankings:
-        pool.rankings[name] = _ARMS[name].order(pool)
+        own, draw = _arm_and_draw(name)
+        pool.rankings[name] = own.order(replace(pool, draw=draw))
     return pool.rankings[name]
 
 
@@ -272,7 +299,7 @@ def select(name: str, pool: Candidates) -> Subset:
         taken = pl.concat(parts)
         if due := _due(name, taken, pool):
             rows = taken.head(due).select("sample_id", "score").with_row_index("rank", offset=1)
-            rows = rows.with_columns(pl.col("rank").cast(pl.Int64), reason=pl.lit(_ARMS[name].description))
+            rows = rows.with_columns(pl.col("rank").cast(pl.Int64), reason=pl.lit(_arm_and_draw(name)[0].description))
             return Subset(name, subset_id(name, rows["sample_id"].to_list()), rows, taken["place"][due - 1] + 1 - due)
     raise _too_few(name, sum(part.height for part in parts), pool)
 

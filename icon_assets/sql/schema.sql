@@ -148,7 +148,7 @@ COMMENT ON COLUMN leaderboard_differences.difference IS 'arm minus against, in t
 COMMENT ON COLUMN leaderboard_differences.low IS 'Lower end of the interval of this comparison alone, at evaluation.confidence.';
 COMMENT ON COLUMN leaderboard_differences.n_seeds IS 'Seeds that both arms have. With one the interval knows nothing of how much another seed would change.';
 COMMENT ON COLUMN leaderboard_differences.verdict IS 'better, worse, not distinguishable: by p_value after Holm''s correction for n_comparisons.';
-COMMENT ON COLUMN leaderboard_differences.n_comparisons IS 'Comparisons that the verdict is corrected for: same against and metric, over arms; for single tasks and strata over these too.';
+COMMENT ON COLUMN leaderboard_differences.n_comparisons IS 'Comparisons with the same arm that the verdict is corrected for: over arms and both headline metrics, or over arms, tasks and strata of one metric.';
 
 CREATE TABLE answers (
     checkpoint_id VARCHAR, arm VARCHAR, seed BIGINT, prompt_set VARCHAR, prompt_id VARCHAR, prompt VARCHAR, answer VARCHAR, n_tokens BIGINT,

@@ -8,7 +8,7 @@ SELECT
     (SELECT max_by("name" || ' (' || dtype || ', ' || device || ')', prepared_at) FROM models) AS model,
     (SELECT count(*) FROM pair_scores) AS pairs_stored,
     (SELECT count(DISTINCT sample_id) FROM current_scores) AS samples_scored,
-    (SELECT string_agg(DISTINCT arm, ', ' ORDER BY arm) FROM selections) AS arms_selected,
+    (SELECT string_agg(DISTINCT arm, ', ' ORDER BY arm) FROM selections WHERE NOT contains(arm, '.')) AS arms_selected,
     (SELECT count(*) FROM checkpoints WHERE is_current) AS checkpoints,
     (SELECT count(DISTINCT checkpoint_id) FROM eval_results) AS evaluations,
     (SELECT max(created_at)::VARCHAR FROM ledger) AS last_change

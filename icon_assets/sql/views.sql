@@ -48,8 +48,17 @@ CREATE VIEW trust_figures AS
 SELECT * FROM delta.trust_figures SEMI JOIN (
     SELECT "partition" AS arm, max_by(digest, created_at) AS subset_id FROM delta.ledger WHERE asset = 'selected_subset' GROUP BY ALL
 ) USING (arm, subset_id);
+-- Current is the newest run of an arm and seed, if it can be compared with what was made last: trained by the same settings on a
+-- subset that is its arm's present one, chosen at the same fraction.
 CREATE VIEW checkpoints AS
-SELECT *, row_number() OVER (PARTITION BY arm, seed ORDER BY created_at DESC) = 1 AS is_current FROM delta.checkpoints;
+WITH present AS (
+    SELECT digest AS subset_id, settings->>'fraction' IS NOT DISTINCT FROM max_by(settings->>'fraction', created_at) OVER () AS comparable
+    FROM delta.ledger WHERE asset = 'selected_subset'
+    QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC) = 1
+)
+SELECT c.*, coalesce(p.comparable, false) AND settings = max_by(settings, created_at) OVER ()
+    AND row_number() OVER (PARTITION BY arm, seed ORDER BY created_at DESC) = 1 AS is_current
+FROM delta.checkpoints c LEFT JOIN (SELECT subset_id, bool_or(comparable) AS comparable FROM present GROUP BY ALL) p USING (subset_id);
 CREATE VIEW checkpoint_samples AS SELECT * FROM delta.checkpoint_samples;
 CREATE VIEW loss_curves AS SELECT * FROM delta.loss_curves;
 CREATE VIEW eval_results AS SELECT checkpoint_id, arm, seed, task, metric, value, stderr FROM delta.eval_results;
@@ -71,11 +80,20 @@ FROM sample_scores c
 JOIN score_keys k ON k.score_key = c.score_key AND k.is_current
 JOIN samples s ON s.sample_id = c.sample_id AND NOT s.is_duplicate;
 
--- Which metrics count: of the newest checkpoint of each arm and seed, and of the base model as it is now.
+-- Which metrics count: of the current checkpoints and of the base model as it is now, as far as they were measured on the same files
+-- in the same way as the last of them.
 CREATE VIEW current_results AS
+WITH measured AS (
+    SELECT summary->>'checkpoint_id' AS checkpoint_id, created_at,
+        settings || list_sort(list_filter(from_json(inputs, '[{"asset": "VARCHAR", "partition": "VARCHAR", "digest": "VARCHAR"}]'),
+            lambda i: i.asset NOT IN ('checkpoint', 'base_model')))::VARCHAR AS how
+    FROM delta.ledger WHERE asset IN ('eval_results', 'base_eval')
+    QUALIFY row_number() OVER (PARTITION BY summary->>'checkpoint_id' ORDER BY created_at DESC) = 1
+)
 SELECT * FROM eval_results
-WHERE checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
-    OR checkpoint_id = 'base-' || (SELECT max_by(model_digest, prepared_at) FROM delta.models);
+WHERE checkpoint_id IN (SELECT checkpoint_id FROM measured WHERE how = (SELECT max_by(how, created_at) FROM measured))
+    AND (checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
+        OR checkpoint_id = 'base-' || (SELECT max_by(model_digest, prepared_at) FROM delta.models));
 
 -- Which work of scoring an arm owes is in the record of its subset; what that work has cost grows with every run.
 CREATE VIEW arm_scoring_costs AS
@@ -119,6 +137,6 @@ COMMENT ON VIEW leaderboard IS 'Arms compared: mean over seeds of each metric, i
 COMMENT ON COLUMN leaderboard.scoring_flops IS 'Of all the scoring that the arm had to wait for, under the current score_key; 0 for arms that need none.';
 COMMENT ON COLUMN leaderboard.training_flops IS 'Mean over seeds.';
 COMMENT ON COLUMN leaderboard.total_flops IS 'Scoring and training of one seed.';
-COMMENT ON VIEW current_results IS 'The metrics that count on the leaderboard: of the newest checkpoints, and of the base model as it is now.';
+COMMENT ON VIEW current_results IS 'The metrics that count on the leaderboard: of current checkpoints, and of the base model as it is now, measured in the same way.';
 COMMENT ON VIEW arm_scoring_costs IS 'What scoring has cost the arms that need it, under the current score_key.';
 COMMENT ON VIEW training_lineage IS 'Every source line each checkpoint was trained on, with its rank and score.';

@@ -80,6 +80,27 @@ def test_every_asset_is_produced_and_a_second_run_changes_nothing(
     assert [o.metadata["digest"] for o in first] == [o.metadata["digest"] for o in second]
 
 
+def test_each_seed_trains_on_a_random_draw_of_its_own(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace(selection={"arms": ["random", "icon"], "fraction": 0.5})
+    stages = (*SCORING_STAGES, "selected_subset", "checkpoint")
+    assert [o.error for o in run(workspace, instance, stages) if o.error] == []
+    change(workspace, "training", {"seeds": [0, 1, 2]})
+    second = {o.name: o.metadata["changed"] for o in run(workspace, instance, stages) if not o.error}
+    assert {name: second[f"checkpoint[{name}]"] for name in ("random|0", "random|2", "icon|0", "icon|1")} == {
+        "random|0": False, "random|2": True, "icon|0": False, "icon|1": True,
+    }  # fmt: skip
+    store = Store(workspace.store_dir)
+    trained = store.query("SELECT arm, seed, list_sort(list(sample_id)) AS ids FROM training_lineage GROUP BY ALL")
+    assert trained.filter(arm="icon")["ids"].n_unique() == 1
+    assert trained.filter(arm="random")["ids"].n_unique() == 3
+    lineage = store.query(
+        "SELECT DISTINCT inputs FROM ledger WHERE asset = 'checkpoint' AND \"partition\" = 'random|2'"
+    )
+    assert '"partition":"random.2"' in lineage.item()
+
+
 def _refuse_to_load(*_: Any) -> Any:
     raise AssertionError("the model was loaded although nothing changed")
 

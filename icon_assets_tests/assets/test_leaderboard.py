@@ -10,7 +10,7 @@ import pytest
 from icon_assets.assets.evaluation import difference_metadata, wide_board, wide_differences
 from icon_assets.core import ledger
 from icon_assets.core.comparison import Difference, as_frame
-from icon_assets.core.ledger import Recipe
+from icon_assets.core.ledger import Input, Recipe
 from icon_assets.core.store import Store
 
 NOW = datetime.now(UTC)
@@ -51,7 +51,7 @@ def _row(**values: Any) -> pl.DataFrame:
     return pl.DataFrame([values])
 
 
-def _measured(store: Store, checkpoint: str, arm: str, seed: int) -> None:
+def _measured(store: Store, checkpoint: str, arm: str, seed: int, **settings: Any) -> None:
     result = {
         "checkpoint_id": checkpoint,
         "arm": arm,
@@ -61,16 +61,19 @@ def _measured(store: Store, checkpoint: str, arm: str, seed: int) -> None:
         "value": 0.5,
         "stderr": 0.1,
     }
-    store.append("eval_results", _row(**result))
+    store.replace("eval_results", _row(**result), checkpoint_id=checkpoint)
+    inputs = (Input("checkpoint", f"{arm}|{seed}", checkpoint), Input("held_out", "held_out.jsonl", "digest"))
+    recipe = Recipe("eval_results", f"{arm}|{seed}", inputs, settings)
+    ledger.record(store, recipe, "digest", "run", {"checkpoint_id": checkpoint})
 
 
-def _trained(store: Store, arm: str, seed: int, flops: int | None) -> None:
+def _trained(store: Store, arm: str, seed: int, flops: int | None, subset: str = "digest", settings: str = "x") -> None:
     checkpoint = f"{arm}-{seed}"
-    text = dict.fromkeys(("subset_id", "path", "digest", "settings"), "x")
+    text = {"subset_id": subset, "settings": settings, **dict.fromkeys(("path", "digest"), "x")}
     numbers = dict.fromkeys(("n_samples", "n_response_tokens", "n_steps"), 1)
     store.append("checkpoints", _row(
         **text, **numbers, checkpoint_id=checkpoint, arm=arm, seed=seed, model_digest="m", n_tokens=1000, seconds=1.0,
-        final_loss=1.0, flops=flops, created_at=NOW,
+        final_loss=1.0, flops=flops, created_at=datetime.now(UTC),
     ))  # fmt: skip
     _measured(store, checkpoint, arm, seed)
 
@@ -124,3 +127,26 @@ def test_an_arm_owes_the_scoring_it_waited_for_and_its_training(store: Store) ->
     costs = ["n_samples", "training_tokens", "scoring_tflop", "training_tflop", "total_tflop"]
     assert shown.columns == ["arm", "n_seeds", "t acc", *costs]
     assert shown.filter(arm="icon")["total_tflop"].item() == pytest.approx(40_960e-12, rel=1e-3)
+
+
+def _shown(store: Store) -> set[str]:
+    return set(store.query("SELECT DISTINCT arm FROM leaderboard")["arm"])
+
+
+def test_what_was_trained_or_measured_in_another_way_than_the_newest_does_not_stand_beside_it(store: Store) -> None:
+    everything = {"icon", "rico", "rds", "random", "base"}
+    assert _shown(store) == everything
+
+    _trained(store, "icon", 1, 40_000, settings="another recipe")
+    assert _shown(store) == {"icon", "base"}, "only one is trained anew so far"
+    for arm in ("rico", "rds", "random"):
+        _trained(store, arm, 1, 40_000, settings="another recipe")
+    assert _shown(store) == everything
+
+    ledger.record(store, Recipe("selected_subset", "rds", settings={"fraction": 0.3}), "larger", "run", {})
+    assert _shown(store) == {"base"}, "arms of different sizes"
+    _trained(store, "rds", 1, 40_000, subset="larger", settings="another recipe")
+    assert _shown(store) == {"rds", "base"}
+
+    _measured(store, "base-m", "base", 0, tasks=["another one"])
+    assert _shown(store) == {"base"}

@@ -214,27 +214,47 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says(
     assert low <= held / 400 <= high
 
 
-def _told(**verdicts_by_rival: Mapping[str, str]) -> str:
-    rows = [
+def _rows(**verdicts_by_rival: Mapping[str, str]) -> list[Difference]:
+    return [
         Difference("icon", rival, task, metric, 0.1, -0.1, 0.3, 3, verdict, 10, 0.5, 4)
         for rival, by_metric in verdicts_by_rival.items()
         for (task, metric), verdict in zip((("t", "acc"), ("held_out", "perplexity")), by_metric.values(), strict=True)
     ]
-    return verdicts(as_frame(rows))["icon"]
+
+
+def _told(**verdicts_by_rival: Mapping[str, str]) -> str:
+    return verdicts(as_frame(_rows(**verdicts_by_rival)))["icon"]
 
 
 def test_a_gain_is_claimed_only_over_every_rival_in_the_same_thing() -> None:
-    assert _told(random={"a": BETTER, "p": OPEN}, longest={"a": BETTER, "p": OPEN}) == (
-        "a gain: better than random and longest in accuracy; "
-        "not distinguishable from random and longest in held-out perplexity; 3 seeds"
+    gain = {"a": BETTER, "p": OPEN}
+    assert _told(random=gain, length_matched=gain, longest=gain) == (
+        "a gain: better than random, length_matched and longest in accuracy; "
+        "not distinguishable from random, length_matched and longest in held-out perplexity; 3 seeds"
+    )
+    assert _told(random=gain, longest=gain).startswith(
+        "ahead, but not compared with length_matched: better than random"
     )
     for random, longest, claim in (
         ({"a": BETTER, "p": OPEN}, {"a": OPEN, "p": BETTER}, "no gain is shown: "),
         ({"a": BETTER, "p": OPEN}, {"a": BETTER, "p": WORSE}, "a gain in one thing, a loss in another: "),
-        ({"a": OPEN, "p": WORSE}, {"a": OPEN, "p": OPEN}, "a loss: worse than random in held-out perplexity; "),
-        ({"a": OPEN, "p": OPEN}, {"a": OPEN, "p": OPEN}, "no gain is shown: not distinguishable from random and longest in accuracy and held-out"),
+        ({"a": OPEN, "p": WORSE}, {"a": OPEN, "p": OPEN}, "a loss: worse than random and length_matched in held-out perplexity; "),
+        ({"a": OPEN, "p": OPEN}, {"a": OPEN, "p": OPEN}, "no gain is shown: not distinguishable from random, length_matched and longest in accuracy and held-out"),
     ):  # fmt: skip
-        assert _told(random=random, longest=longest).startswith(claim)
+        assert _told(random=random, length_matched=random, longest=longest).startswith(claim)
+
+
+def test_a_verdict_tells_whose_lengths_were_matched_and_how_the_arm_stands_to_full_and_base() -> None:
+    seen = {"a": OPEN, "p": WORSE}
+    rows = _rows(random=seen, length_matched=seen, full=seen, base={"a": BETTER, "p": BETTER})
+    assert verdicts(as_frame(rows), "icon")["icon"] == (
+        "a loss: worse than random and length_matched in held-out perplexity; not distinguishable from random and length_matched "
+        "in accuracy; better than the base model in accuracy and held-out perplexity; worse than the full pool in held-out perplexity; "
+        "not distinguishable from the full pool in accuracy; 3 seeds"
+    )
+    assert (
+        "worse than random and length_matched (lengths of rico) in held-out" in verdicts(as_frame(rows), "rico")["icon"]
+    )
 
 
 def test_the_mean_over_tasks_is_corrected_over_arms_and_single_tasks_over_both() -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
+from icon_assets.core.ledger import Recipe
 from icon_assets.core.report import write_report
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
@@ -118,6 +119,7 @@ def add_figures(store: Store) -> None:
         store.replace(
             "eval_results", pl.DataFrame(results, schema_overrides={"stderr": pl.Float64}), checkpoint_id=f"c{seed}"
         )
+        ledger.record(store, Recipe("eval_results", f"icon|{seed}"), "d", "run", {"checkpoint_id": f"c{seed}"})
     cost = {
         "created_at": datetime.now(UTC), "score_key": "k", "work": "pairs", "device": "<script>cpu", "engine": "e", "pairs": 5,
         "forwards": 1, "tokens": 1234567, "flops": 10**12, "seconds": 9.0, "peak_flops_per_second": 1e12,

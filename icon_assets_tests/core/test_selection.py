@@ -17,6 +17,8 @@ from icon_assets.core.selection import (
     Subset,
     check_arms,
     controls_needed,
+    drawn_for,
+    draws,
     made_with,
     rank,
     select,
@@ -297,3 +299,27 @@ def test_an_arm_says_what_it_needs_and_what_it_is_made_with() -> None:
     scored = {"icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest"}
     assert {arm for arm in RANKING if "pairs" in work_owed(arm)} == scored
     assert {arm for arm in RANKING if "features" in work_owed(arm)} == {"perplexity", "ifd", "icon_selector"}
+
+
+@pytest.mark.parametrize("arm", ["random", "length_matched"])
+def test_each_training_seed_has_a_draw_of_its_own(arm: str) -> None:
+    names = draws(arm, (7, 3, 5))
+    assert names == [arm, f"{arm}.1", f"{arm}.2"]
+    assert [drawn_for(arm, (7, 3, 5), seed) for seed in (7, 3, 5)] == names
+    chosen = [set(ids(choose(name, 0.3))) for name in names]
+    assert len({frozenset(each) for each in chosen}) == 3
+    assert set(ids(choose(f"{arm}.1", 0.3))) <= set(ids(choose(f"{arm}.1", 0.5))), "nested as the arm itself"
+    assert len({choose(name, 0.3).subset_id for name in names}) == 3
+
+
+def test_one_pool_gives_every_draw_of_every_arm_whatever_was_asked_before() -> None:
+    pool = Candidates(POOL, of("random", fraction=0.3, reference="random"))
+    asked = ["length_matched.1", "random", "length_matched", "random.1"]
+    alone = [select(name, Candidates(POOL, pool.settings)).subset_id for name in asked]
+    assert [select(name, pool).subset_id for name in asked] == alone
+
+
+@pytest.mark.parametrize("arm", ["full", "icon", "longest"])
+def test_an_arm_that_nothing_is_drawn_for_has_one_subset_for_all_seeds(arm: str) -> None:
+    assert draws(arm, (0, 1)) == [arm]
+    assert drawn_for(arm, (0, 1), 1) == arm

@@ -131,20 +131,19 @@ def differences_are_finite(subject: Subject) -> Finding:
     )  # fmt: skip
 
 
-@rule("leaderboard", warns=True, mend="materialize eval_results of these, and the leaderboard again")
+@rule("leaderboard", warns=True, mend="materialize checkpoint and eval_results of these, and the leaderboard again")
 def every_run_counts(subject: Subject) -> Finding:
-    """Every arm of the settings stands on the leaderboard with all of its seeds. The mean over fewer seeds has a smaller spread
-    than it should, and looks more certain than it is.
+    """Every arm of the settings stands on the leaderboard with all of its seeds. What was trained or measured in another way than
+    the newest is left out there; and the mean over fewer seeds has a smaller spread than it should, and looks more certain than it is.
     """
     settings = subject.workspace.settings
     return subject.find(
         """
         WITH due AS (SELECT arm, unnest($seeds::BIGINT[]) AS seed FROM (SELECT unnest($arms::VARCHAR[]) AS arm)),
         measured AS (
-            SELECT DISTINCT arm, seed, true AS counts FROM eval_results
-            SEMI JOIN (FROM checkpoints WHERE is_current) USING (checkpoint_id)
+            SELECT DISTINCT arm, seed, true AS counts FROM current_results
         )
         SELECT arm || '|' || seed AS id, NOT counts AS wrong FROM due LEFT JOIN measured USING (arm, seed)
         """,
-        "runs have no results", arms=list(settings.selection.arms), seeds=list(settings.training.seeds),
+        "runs have no results that can be compared with the newest", arms=list(settings.selection.arms), seeds=list(settings.training.seeds),
     )  # fmt: skip
