@@ -144,6 +144,7 @@ HELD_OUT = [
 CHOICES = [{"query": f"What is {n} plus 1?", "choices": [str(n + 1), str(n + 5)], "gold": 0} for n in range(6)]
 
 
+TRAINING = {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128}
 TWO_SHARDS = {"a.jsonl": POOL_A, "b.jsonl": POOL_B}
 
 
@@ -162,7 +163,7 @@ def lay_out(
         "scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64},
         "controls": {"lengths": [8, 32], "draws": 2},
         "selection": {"arms": ["full", "random", "icon"], "fraction": 0.5},
-        "training": {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128},
+        "training": TRAINING,
         "evaluation": {
             "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": "eval/held_out.jsonl",
         },

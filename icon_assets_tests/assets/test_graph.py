@@ -15,7 +15,7 @@ from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets, build_defs
 from icon_assets.runner import SCORING_STAGES, STAGES, Outcome, run_stages, stages_of
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import POOL_A, alpaca, change, write_jsonl
+from icon_assets_tests.conftest import POOL_A, TRAINING, alpaca, change, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]
 
@@ -86,7 +86,7 @@ def test_each_seed_trains_on_a_random_draw_of_its_own(
     workspace = make_workspace(selection={"arms": ["random", "icon"], "fraction": 0.5})
     stages = (*SCORING_STAGES, "selected_subset", "checkpoint")
     assert [o.error for o in run(workspace, instance, stages) if o.error] == []
-    change(workspace, "training", {"seeds": [0, 1, 2]})
+    change(workspace, "training", {**TRAINING, "seeds": [0, 1, 2]})
     second = {o.name: o.metadata["changed"] for o in run(workspace, instance, stages) if not o.error}
     assert {name: second[f"checkpoint[{name}]"] for name in ("random|0", "random|2", "icon|0", "icon|1")} == {
         "random|0": False, "random|2": True, "icon|0": False, "icon|1": True,
