@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.evaluation import placed
-from icon_assets.core.prompts import Template, render_for_training
+from icon_assets.core.prompts import Rendered, Template, render_for_training
 from icon_assets.core.samples import Sample
-from icon_assets.core.tokens import encode, leading_ids
+from icon_assets.core.tokens import closing_ids, encode, leading_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,18 +39,20 @@ def greedy_answers(
     """
     placed(model, device)
     room = max(1, model.config.max_position_embeddings - max_new_tokens)
-    ids = [_prompt_ids(tokenizer, prompt, template, room) for prompt in prompts]
+    rendered = [render_for_training(prompt, template, tokenizer) for prompt in prompts]
+    ids = [_prompt_ids(tokenizer, each, room) for each in rendered]
+    ends = {*_end_ids(model, tokenizer), *(closing_ids(tokenizer, rendered[0]) if rendered else [])}
     order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        said = _generate(model, tokenizer, [ids[index] for index in batch], max_new_tokens)
+        said = _generate(model, tokenizer, [ids[index] for index in batch], max_new_tokens, ends)
         yield list(zip(batch, said, strict=True))
 
 
-def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: Sample, template: Template, room: int) -> list[int]:
+def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: Rendered, room: int) -> list[int]:
     """As in fine-tuning; cut, it keeps its end, after which the answer begins."""
     leading = [*leading_ids(tokenizer)]
-    ids = encode(tokenizer, render_for_training(prompt, template, tokenizer), "prompt")
+    ids = encode(tokenizer, prompt, "prompt")
     return [*leading, *ids[-max(1, room - len(leading)) :]]
 
 
@@ -59,12 +61,12 @@ def _generate(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
+    ends: set[int],
 ) -> list[Answer]:
     import torch
     from transformers import GenerationConfig
 
     any_model: Any = model
-    ends = _end_ids(any_model, tokenizer)
     width = max(len(ids) for ids in prompts)
     # Padded left, so that every answer begins in the same column. What the padding is does not matter: it is masked.
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])

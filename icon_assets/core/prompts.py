@@ -6,6 +6,7 @@ Scoring and training use different templates on purpose: the paper scores with a
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from icon_assets.core.errors import IconError
 from icon_assets.core.samples import Sample
 
 if TYPE_CHECKING:
@@ -54,13 +55,28 @@ def messages_before_response(sample: Sample) -> list[dict[str, str]]:
 def _chat(sample: Sample, tokenizer: "PreTrainedTokenizerBase") -> Rendered:
     messages = messages_before_response(sample)
     marked = [{**message, "content": f"{_MARK}{i}{_MARK}"} for i, message in enumerate(messages)]
-    text: Any = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+    text = _applied(tokenizer, marked, prompt=True)
     pieces = tuple(
         (messages[int(piece)]["content"], False) if i % 2 else (piece, True)
         for i, piece in enumerate(text.split(_MARK))
         if piece
     )
     return Rendered("".join(piece for piece, _ in pieces), sample.response, pieces)
+
+
+def _applied(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], *, prompt: bool) -> str:
+    if not tokenizer.chat_template:
+        raise IconError(
+            "the model's tokenizer has no chat template; set scoring.template and training.template to alpaca"
+        )
+    text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    return text
+
+
+def after_response(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the chat template writes after a response: the mark of the end of a turn, and what follows it."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _MARK}]
+    return _applied(tokenizer, messages, prompt=False).rpartition(_MARK)[2]
 
 
 def render_for_scoring(

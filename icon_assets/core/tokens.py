@@ -7,7 +7,7 @@ do not depend on what stands before it. One BOS opens the sequence exactly when 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from icon_assets.core.prompts import Rendered
+from icon_assets.core.prompts import Rendered, after_response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,11 +40,14 @@ def encode(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, part: str) 
     """Ids of `rendered.prompt` or `rendered.response` (`part`). Special tokens written in data stay plain text."""
     text = getattr(rendered, part)
     if part == "prompt" and rendered.pieces is not None:
-        return [
+        ids = [
             token
             for piece, trusted in rendered.pieces
             for token in tokenizer(piece, add_special_tokens=False, split_special_tokens=not trusted).input_ids
         ]
+        # A chat template may write the BOS, too: the one before the whole sequence is enough.
+        leading = leading_ids(tokenizer)
+        return ids[1:] if leading and ids[:1] == [*leading] else ids
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 
@@ -53,6 +56,18 @@ def leading_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     bos: Any = tokenizer.bos_token_id
     ids = tokenizer("a").input_ids
     return (bos,) if bos is not None and ids and ids[0] == bos else ()
+
+
+def closing_ids(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered) -> list[int]:
+    """What ends a response: of a chat the template's own mark, if it has one, else EOS."""
+    if rendered.pieces is not None:
+        ids = tokenizer(after_response(tokenizer), add_special_tokens=False).input_ids
+        if ids and ids[0] in {
+            *tokenizer.all_special_ids,
+            *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special),
+        }:
+            return ids[:1]
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 def encode_context(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_tokens: int) -> Context:
@@ -76,15 +91,13 @@ def encode_probe(
 
 
 def encode_training(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_tokens: int) -> Encoded:
-    """A sample for fine-tuning: BOS where the tokenizer puts one, response closed by EOS, `max_tokens` at most.
+    """A sample for fine-tuning: BOS where the tokenizer puts one, response closed, `max_tokens` at most.
 
     The response is cut at its end, to a quarter of `max_tokens` at the least; then the prompt gives way, and keeps its end:
     what stands right before a response says that one is due.
     """
     leading, prompt = list(leading_ids(tokenizer)), encode(tokenizer, rendered, "prompt")
-    response = encode(tokenizer, rendered, "response")
-    if tokenizer.eos_token_id is not None:
-        response = [*response, tokenizer.eos_token_id]
+    response = [*encode(tokenizer, rendered, "response"), *closing_ids(tokenizer, rendered)]
     cut = len(leading) + len(prompt) + len(response) > max_tokens
     room = max_tokens - len(leading) - min(len(response), max(1, max_tokens // 4))
     prompt = [*leading, *prompt[max(0, len(prompt) - room) :]]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from icon_assets.core.errors import IconError
 from icon_assets.core.prompts import Rendered, render_for_scoring, render_for_training
 from icon_assets.core.samples import Sample, Turn
 from icon_assets.core.tokens import encode_context, encode_probe, encode_training, leading_ids
@@ -111,6 +112,31 @@ def test_in_a_chat_template_only_the_templates_own_special_tokens_are_real() -> 
     assert [e.prompt_ids.count(1) for e in ends] == [1, 1]
     assert 1 not in ends[1].response_ids
     assert plain.prompt == "<s>user\nhello</s><s>assistant\n"
+
+
+def test_a_bos_that_the_chat_template_writes_is_not_written_twice() -> None:
+    tokenizer = make_tokenizer(bos=True)
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    bos = leading_ids(tokenizer)
+    encoded = encode_training(tokenizer, render_for_training(Sample("Hi", "", "Yo"), "chat", tokenizer), 100)
+    assert encoded.prompt_ids[:1] == bos
+    assert bos[0] not in encoded.prompt_ids[1:]
+    context = encode_context(tokenizer, render_for_scoring(Sample("Hi", "", "Yo"), "chat", tokenizer), 100)
+    assert bos[0] not in context.ids, "the one before the whole sequence is put there later"
+
+
+def test_a_chat_response_is_closed_by_the_templates_mark() -> None:
+    tokenizer = make_tokenizer(bos=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    for end, closing in (("<turn>\n", "<turn>"), ("\n\n", tokenizer.eos_token)):
+        tokenizer.chat_template = f"{{% for m in messages %}}{{{{ m['content'] }}}}{end}{{% endfor %}}"
+        encoded = encode_training(tokenizer, render_for_training(Sample("Hi", "", "Yo"), "chat", tokenizer), 100)
+        assert encoded.response_ids[-1] == tokenizer.convert_tokens_to_ids(closing)
+
+
+def test_a_model_without_chat_template_says_which_setting_to_change() -> None:
+    with pytest.raises(IconError, match=r"no chat template; set scoring.template and training.template to alpaca"):
+        render_for_training(Sample("Hi", "", "Yo"), "chat", make_tokenizer(bos=True))
 
 
 def test_training_closes_the_response() -> None:
