@@ -17,6 +17,7 @@ from icon_assets.core.held_out import HeldOutSample, held_out_metrics
 from icon_assets.core.ingest import SourceFile, ingest, sample_frame
 from icon_assets.core.language_model import load
 from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.memory import freed_memory_kept
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import files_are_as_recorded
 from icon_assets.core.recipes import evaluation_files
@@ -227,13 +228,14 @@ def _evaluate(icon: WorkspaceResource, model: Any, tokenizer: Any) -> list[Metri
     workspace, settings = icon.workspace, icon.settings.evaluation
     tasks = {task.name: read_choice_items(workspace.input_path(task.path)) for task in settings.multiple_choice}
     metrics: list[Metric] = []
-    if tasks or settings.tasks:
-        metrics += choice_metrics(
-            model, tokenizer, tasks, names=settings.tasks, limit=settings.limit, batch_size=settings.batch_size,
-            device=icon.device(),
-        )  # fmt: skip
-    if settings.held_out:
-        metrics += held_out_metrics(model, _held_out(icon, settings.held_out), device=icon.device())
+    with freed_memory_kept(icon.device()):
+        if tasks or settings.tasks:
+            metrics += choice_metrics(
+                model, tokenizer, tasks, names=settings.tasks, limit=settings.limit, batch_size=settings.batch_size,
+                device=icon.device(),
+            )  # fmt: skip
+        if settings.held_out:
+            metrics += held_out_metrics(model, _held_out(icon, settings.held_out), device=icon.device())
     return metrics
 
 

