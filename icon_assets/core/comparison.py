@@ -243,7 +243,7 @@ def headline(differences: pl.DataFrame) -> pl.DataFrame:
     """The rows a verdict is about: accuracy in the mean over tasks (or of the only one), and held-out perplexity."""
     accuracy = differences.filter(pl.col("metric") == "acc")
     tasks = accuracy["task"].unique().to_list()
-    main = MEAN if MEAN in tasks else (tasks[0] if tasks else "")
+    main = MEAN if MEAN in tasks else min(tasks, default="")
     held_out = (pl.col("task") == HELD_OUT) & (pl.col("metric") == PERPLEXITY)
     return differences.filter(((pl.col("metric") == "acc") & (pl.col("task") == main)) | held_out)
 
