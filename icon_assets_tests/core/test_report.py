@@ -185,7 +185,7 @@ def test_a_comparison_of_which_no_verdict_was_readable_is_shown_without_a_win_ra
         "checkpoint_id": "c0", "other_id": "c1", "arm": "icon", "against": "random", "seed": 0, "prompt_set": "talk", "n": 0, "wins": 0,
         "ties": 0, "losses": 0, "win_rate": None, "low": None, "high": None, "unreadable": 3, "judge": "j",
     }  # fmt: skip
-    rates = dict.fromkeys(("win_rate", "low", "high"), pl.Float64)
+    rates: Any = dict.fromkeys(("win_rate", "low", "high"), pl.Float64)
     store.append("pairwise_results", pl.DataFrame([row], schema_overrides=rates))
     report = write_report(workspace)
     assert list(report.missing) == []
