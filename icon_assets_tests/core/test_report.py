@@ -62,7 +62,7 @@ def add_figures(store: Store) -> None:
     subsets = {arm: event.digest for arm, event in ledger.latest(store, "selected_subset").items()}
     trust = [
         ("length_auc", "", 0.93), ("length_spearman", "", 0.4), ("nestedness", "0.3", 1.0), ("arm_overlap", "random", 0.25),
-        ("stratum_share", "<script>stratum", 0.5), ("probe_overlap", "bootstrap", 0.7),
+        ("stratum_share", "<script>stratum", 0.5), ("probe_overlap", "another set of as many probes", 0.7),
     ]  # fmt: skip
     rows = [
         {"subset_id": subsets["icon"], "arm": "icon", "figure": f, "against": a, "value": v, "low": v - 0.1, "high": None, "detail": "<script>"}
