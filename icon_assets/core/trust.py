@@ -20,7 +20,7 @@ from icon_assets.core.peers import PEERS, Draw, draw, peer_influences
 from icon_assets.core.probes import Candidate, near_duplicates
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.selection import rank, ranks_by, select
-from icon_assets.core.selector import relearn
+from icon_assets.core.selector import LEAST_SAMPLES, relearn
 from icon_assets.core.similarity import Rounds, Sieve
 from icon_assets.core.store import Store
 from icon_assets.settings import ControlSettings, Settings
@@ -166,6 +166,8 @@ def _redrawn(store: Store, key: ScoreKey, settings: Settings, arm: str, pool: Ca
     if control is None:
         return []
     drawn = draw(store, key, settings.probes.seed)
+    if learned and len(drawn.sample_ids) < LEAST_SAMPLES:
+        return []
     scores = relearn(store, key, drawn.sample_ids, settings.selector) if learned else _as_they_are
     top = _topper(arm, "predicted" if learned else control, drawn.sample_ids, pool)
     figures = probe_overlap(

@@ -1,6 +1,7 @@
 """Trust figures, against plain counting, scipy and planted cases."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_nestedness_stops_where_the_arm_can_rank_no_more() -> None:
     assert nestedness("full", pool) == []
 
 
-def tops(pool: Candidates) -> trust.Top:
+def tops(pool: Candidates) -> Callable[[np.ndarray], set[str]]:
     order = np.array(pool.samples["sample_id"])
     return lambda scores: set(order[np.argsort(-scores, kind="stable")[: math.ceil(0.15 * len(order))]])
 
@@ -196,8 +197,8 @@ def test_a_redrawn_choice_follows_the_token_budget_and_passes_over_what_the_sele
     samples = pool_of(40).samples.with_columns(pl.col("n_tokens").alias(TOKENS))
     ids = samples["sample_id"].to_list()
     embeddings = put_embeddings(Store(tmp_path), {each: np.eye(8)[i % 8] for i, each in enumerate(ids)})
-    for settings in ({"budget": "tokens"}, {"diversity": 0.9}):
-        pool = Candidates(samples, SelectionSettings(**settings), embeddings)
+    for settings in (SelectionSettings(budget="tokens"), SelectionSettings(diversity=0.9)):
+        pool = Candidates(samples, settings, embeddings)
         top = trust._topper("icon", "none", ids, pool)
         assert top(samples["none"].to_numpy()) == set(select("icon", pool).rows["sample_id"])
         assert top(-samples["none"].to_numpy()) == set(select("lowest", pool).rows["sample_id"])
@@ -226,7 +227,7 @@ def test_draws_of_random_contexts_are_held_against_draws_that_share_no_seed(
 def test_one_half_of_the_probes_is_held_against_the_other_where_they_are_asked_in_turn(tmp_path: Path) -> None:
     draw = np.random.default_rng(4)
     vectors = {f"{i:04}": draw.normal(size=8) for i in range(200)}
-    alike = dict.fromkeys(("p0", "p1", "p2", "p3"), draw.normal(size=8))
+    alike = {f"p{i}": np.arange(8.0) for i in range(4)}
     unlike = {f"p{i}": draw.normal(size=8) for i in range(16)}
     found = []
     for name, probes in (("alike", alike), ("unlike", unlike), ("one", {"p": draw.normal(size=8)})):
@@ -339,9 +340,9 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
     assert "control_overlap" not in set(of_peers["figure"]), "peers are not drawn"
     assert of_peers.filter(pl.col("figure") == "probe_overlap")["value"].item() > 0.5
     predicted = Candidates(pool.samples.with_columns(predicted=pl.col("none")), pool.settings)
-    for name, kind in (("random", "light"), ("length_matched", "light"), ("icon_selector", "lora")):
-        other = settings.model_copy(update={"selector": SelectorSettings(kind=kind)})
-        rows = trust_figures(world.store, KEY, other, predicted, Selected(name, chosen.sample_ids, {}))
+    lora = settings.model_copy(update={"selector": SelectorSettings(kind="lora")})
+    for name in ("random", "length_matched", "icon_selector"):
+        rows = trust_figures(world.store, KEY, lora, predicted, Selected(name, chosen.sample_ids, {}))
         assert not {"probe_overlap", "control_overlap"} & set(rows["figure"]), f"{name} has nothing to draw anew"
 
     world.store.replace("trust_figures", figures.with_columns(subset_id=pl.lit("old")), arm="rico")
