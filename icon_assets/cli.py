@@ -162,7 +162,7 @@ def _print_results(workspace: Workspace) -> None:
     command = f"icon-assets -w {os.path.relpath(workspace.root)}"
     print(f"""
 Where to look next
-  every score             {command} sql "FROM current_scores ORDER BY contribution DESC LIMIT 10"
+  every score             {command} sql "FROM current_scores WHERE control = '{workspace.settings.controls.primary}' ORDER BY rank LIMIT 10"
   a page to send          {workspace.exports_dir / "report.html"}
   any DuckDB client       {workspace.store_dir / "scores.duckdb"} (read-only)
   assets and lineage      {command} ui, then http://127.0.0.1:3000""")

@@ -35,7 +35,7 @@ from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Settings, TrainingSettings, Workspace
 
 CODE_VERSION = "1"
-TRUST_CODE_VERSION = "1"
+TRUST_CODE_VERSION = "2"
 _OF_SHARDS = ("sample_features", "predicted_scores")
 
 

@@ -5,7 +5,7 @@ serial dropout for each of them), and the cross-entropy over the vocabulary. On 
 """
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ATTENTION = "icon_samples"
 _QUERIES = 256  # of a sample at a time, backward: bounds memory, and skips what causality hides
+_MASKS = 64  # kept from layer to layer: more than a row has shapes of blocks, and bounded where lengths are many
 _ROWS = 64  # of logits at a time: they stay in the cache
 
 
@@ -99,7 +100,7 @@ def _blocks(bounds: list[int]) -> Iterator[tuple[int, int, int]]:
             yield first, start, min(start + _QUERIES, last)
 
 
-@cache
+@lru_cache(maxsize=_MASKS)
 def _hidden(queries: int, keys: int, groups: int) -> "torch.Tensor":
     """[groups * queries, keys]: the last query sees every key, each one before it one key less."""
     import torch

@@ -294,7 +294,7 @@ def _facts(workspace: Workspace, chosen: Selected) -> dict[str, Any]:
         .sort("lines", "file", descending=[True, False])
     )
     return {
-        "reason": lines["reason"][0], "control": ranks_by(chosen.arm), "subset_id": chosen.subset_id,
+        "reason": _reason(chosen), "control": ranks_by(chosen.arm), "selector": chosen.selector, "subset_id": chosen.subset_id,
         "chosen_at": chosen.event("selected_subset")["created_at"], "choice": chosen.event("selected_subset"),
         "scores": chosen.event("sample_scores"), "score_key": chosen.score_key, "model": chosen.event("base_model"),
         "probes": chosen.event("probe_set"), "source_files": files.head(_SHOWN_FILES).to_dicts(),
@@ -302,6 +302,12 @@ def _facts(workspace: Workspace, chosen: Selected) -> dict[str, Any]:
         "profile": chosen.profile.to_dicts(), "trust": chosen.trust.to_dicts(),
         "licences": _licences(lines), "licence_files": _licence_files(workspace),
     }  # fmt: skip
+
+
+def _reason(chosen: Selected) -> str:
+    """Why the arm chose, with the name of the arm that it follows."""
+    reference = chosen.event("selected_subset")["settings"].get("reference", "another arm")
+    return chosen.lines["reason"][0].replace("another arm", reference)
 
 
 def _licences(lines: pl.DataFrame) -> list[tuple[str, int]]:

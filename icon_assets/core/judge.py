@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from icon_assets.core.digests import digest
@@ -74,8 +75,9 @@ class Judge:
 
     @property
     def name(self) -> str:
-        """The model, and a digest of how it is asked: another wording is another judge."""
-        return f"{self._settings.model}#{digest([_TASK, _SHOWN, _AGAIN, self._settings.options])[:8]}"
+        """The model, who serves it, and a digest of how it is asked: another service or wording is another judge."""
+        asked = digest([_TASK, _SHOWN, _AGAIN, self._settings.options])[:8]
+        return f"{self._settings.model}@{urlsplit(self._settings.url).netloc}#{asked}"
 
     def question(self, prompt: str, first: str, second: str) -> str:
         """Names one question to this judge."""

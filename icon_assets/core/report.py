@@ -6,7 +6,7 @@ Every section is a function of the store; where its table is empty, the page say
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from icon_assets.core.ledger import Input
 from icon_assets.core.pages import page
 from icon_assets.core.selection import ranks_by
 from icon_assets.core.store import Store, sql_text
+from icon_assets.core.trust import explained_by_length
 from icon_assets.settings import Workspace
 
 MARK = '<meta name="generator" content="icon-assets report">'
@@ -86,7 +87,8 @@ def gather(workspace: Workspace) -> dict[str, Any]:
         "model": source.model, "arms": source.arms, "primary": workspace.settings.controls.primary,
         "score_key": source.score_key, "changed_at": source.products["created_at"].max(),
         "probe_set": next(iter(source.products.filter(pl.col("asset") == "probe_set")["digest"]), ""),
-        "fraction": workspace.settings.selection.fraction, "length_warning": workspace.settings.selection.length_warning,
+        "fraction": workspace.settings.selection.fraction, "length_warning": source.length_warning,
+        "by_length": partial(explained_by_length, limit=source.length_warning),
         "featured": next((arm for arm in source.chosen if ranks_by(arm)), next(iter(source.chosen), "")),
         "sections": {
             "verdict": _verdicts(source), "leaderboard": _leaderboard(source), "differences": _differences(source),
@@ -105,6 +107,7 @@ class _Source:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace, self.store = workspace, Store(workspace.store_dir)
+        self.length_warning = workspace.settings.selection.length_warning
 
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
         return self.store.query(sql, parameters or None).to_dicts()
@@ -161,12 +164,20 @@ class _Source:
         return primary.sort("contribution", "sample_id", descending=[True, False]).with_row_index("place")
 
     @cached_property
+    def lengths(self) -> pl.DataFrame:
+        """Tokens as a context of every sample of the pool, also of those that were not scored."""
+        pool = self.store.query(sql_text("pool_scores.sql"), {"score_key": self.score_key})
+        return pool.select("sample_id", "n_tokens")
+
+    @cached_property
     def chosen(self) -> dict[str, pl.DataFrame]:
-        """What each arm chose, best first, with the place in the ranking; `full` is everything and left out."""
+        """What each arm chose, best first, with the place in the ranking where it is scored; `full` is everything and left out."""
         rows = self.store.query(
             'SELECT arm, sample_id, "rank" FROM delta.selections WHERE list_contains($subsets, subset_id)',
             {"subsets": [subset for arm, subset in self.subsets.items() if arm != "full"]},
-        ).join(self.ranking.select("sample_id", "place", "n_context_tokens"), on="sample_id").sort("rank")  # fmt: skip
+        ).join(self.ranking.select("sample_id", "place"), on="sample_id", how="left").join(
+            self.lengths, on="sample_id", how="left"
+        ).sort("rank")  # fmt: skip
         return {arm: rows.filter(pl.col("arm") == arm) for arm in self.arms if arm != "full"}
 
 
@@ -174,13 +185,16 @@ class _Source:
 
 
 def _verdicts(source: _Source) -> list[dict[str, Any]]:
-    """Of each arm what is claimed, the differences behind it, and whether length alone explains the choice."""
-    auc = {row["arm"]: row["value"] for row in _trust_rows(source) if row["figure"] == "length_auc"}
+    """Of each arm what is claimed, the differences behind it, and the AUC of length where that alone explains the choice."""
+    by_length = {
+        row["arm"]: row["value"] for row in _trust_rows(source)
+        if row["figure"] == "length_auc" and explained_by_length(row["value"], source.length_warning)
+    }  # fmt: skip
     claims = comparison.verdicts(source.differences, source.workspace.settings.selection.reference)
     behind = comparison.headline(source.differences).filter(pl.col("against").is_in(comparison.RIVALS)).to_dicts()
     return [
         {
-            "arm": arm, "claim": f"{claims[arm][0].upper()}{claims[arm][1:]}.", "length_auc": auc.get(arm),
+            "arm": arm, "claim": f"{claims[arm][0].upper()}{claims[arm][1:]}.", "length_auc": by_length.get(arm),
             "differences": [_measured(row) for row in behind if row["arm"] == arm],
         }
         for arm in _in_order(source, claims)
@@ -260,11 +274,12 @@ def _control(source: _Source, control: Any, scores: pl.DataFrame) -> dict[str, A
 
 def _examples(source: _Source) -> list[dict[str, Any]]:
     """Of each arm some of the chosen, by rank, beside some of the rest, by contribution."""
-    picked = {arm: (_some(rows["place"].to_numpy()), _some(_rest(source, rows))) for arm, rows in source.chosen.items()}
+    scored = {arm: rows["place"].drop_nulls().to_numpy() for arm, rows in source.chosen.items()}
+    picked = {arm: (_some(places), _some(_rest(source, places))) for arm, places in scored.items()}
     places = sorted({place for both in picked.values() for each in both for part in each for place in part})
     samples = _sample_cards(source, places)
     return [
-        {"arm": arm, "rows": [
+        {"arm": arm, "scored": len(scored[arm]), "chosen": source.chosen[arm].height, "rows": [
             {"chosen": [samples[p] for p in left], "rest": [samples[p] for p in right]}
             for left, right in zip(*both, strict=True)
         ]}
@@ -272,9 +287,9 @@ def _examples(source: _Source) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _rest(source: _Source, chosen: pl.DataFrame) -> "np.ndarray[Any, Any]":
+def _rest(source: _Source, chosen: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     left = np.ones(source.ranking.height, bool)
-    left[chosen["place"].to_numpy()] = False
+    left[chosen] = False
     return np.flatnonzero(left)
 
 
@@ -355,8 +370,9 @@ def _trust(source: _Source) -> dict[str, Any]:
         "overlap": {arm: values for arm, values in overlap.items() if values},
         "strata": {arm: values for arm, values in strata.items() if values},
         "stratum_names": sorted({name for values in strata.values() for name in values}),
-        "lengths": {arm: rows["n_context_tokens"].median() for arm, rows in source.chosen.items()},
-        "pool_length": source.ranking["n_context_tokens"].median(),
+        "lengths": {arm: rows["n_tokens"].median() for arm, rows in source.chosen.items()},
+        "scored": {arm: (rows["place"].count(), rows.height) for arm, rows in source.chosen.items()},
+        "pool_length": source.lengths["n_tokens"].median(),
     } if source.chosen else {}  # fmt: skip
 
 

@@ -49,10 +49,10 @@ class Selected:
         return self.store.query(sql_text("made_from.sql"), key)
 
     def event(self, asset: str) -> Mapping[str, Any]:
-        """Digest, settings and summary of something it was made from; empty texts where the ledger has no such thing."""
+        """Digest, settings, seed and summary of something it was made from; empty texts where the ledger has no such thing."""
         row = next(self.made_from.filter(pl.col("asset") == asset).iter_rows(named=True), None)
         if row is None:
-            return {"digest": "", "settings": {}, "summary": {}}
+            return {"digest": "", "settings": {}, "seed": None, "summary": {}}
         return {**row, "settings": json.loads(row["settings"]), "summary": json.loads(row["summary"])}
 
     @property
@@ -76,6 +76,14 @@ class Selected:
             """,
             self._parameters,
         )
+
+    @cached_property
+    def selector(self) -> Mapping[str, Any] | None:
+        """The selector that predicted its scores, and how well it does that; None where none did."""
+        asked = {"id": self.event("selector")["summary"].get("selector_id")}
+        found = self.store.query("FROM selectors WHERE selector_id = $id", asked).to_dicts()
+        metrics = self.store.query("FROM selector_metrics WHERE selector_id = $id ORDER BY ALL DESC", asked).to_dicts()
+        return {**found[0], "metrics": metrics} if found else None
 
     @property
     def _parameters(self) -> dict[str, str]:

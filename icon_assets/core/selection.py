@@ -7,6 +7,7 @@ much of it is taken, so that what is chosen at one fraction is chosen at every l
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -359,7 +360,8 @@ def token_budget(pool: Candidates) -> float:
 
 def subset_size(name: str, pool_samples: int, fraction: float) -> int:
     """How many of the pool's unique samples an arm takes."""
-    return pool_samples if name == "full" else math.ceil(fraction * pool_samples)
+    # As it is written: 0.07 of 100 is 7, where the nearest binary number gives a little more, and so 8.
+    return pool_samples if name == "full" else math.ceil(Decimal(str(fraction)) * pool_samples)
 
 
 def subset_id(name: str, sample_ids: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ compared with length and with chance: a selector that knows length alone is no s
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -83,6 +83,8 @@ def part_of(sample_id: str, seed: int, n_parts: int) -> int:
 
 # Light
 
+Relearn = Callable[[np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Light:
@@ -98,14 +100,15 @@ class Light:
         """Ridge regression; how strongly weights are held down is chosen by leave-one-out.
 
         Without an intercept: the target is centred, and the mean of a training fold would tell the held-out fold that it
-        lies on the other side.
+        lies on the other side. Of several targets, [samples, targets], each has its own weights; `alpha` is their mean.
         """
         from sklearn.linear_model import RidgeCV
 
         mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
         scale[scale == 0] = 1
-        ridge: Any = RidgeCV(_ALPHAS, fit_intercept=False).fit((inputs - mean) / scale, target)
-        return cls(mean, scale, np.asarray(ridge.coef_), float(ridge.alpha_))
+        ridge: Any = RidgeCV(_ALPHAS, fit_intercept=False, alpha_per_target=target.ndim > 1)
+        ridge.fit((inputs - mean) / scale, target)
+        return cls(mean, scale, np.asarray(ridge.coef_).T, float(np.mean(ridge.alpha_)))
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         return ((inputs - self.mean) / self.scale) @ self.weights
@@ -148,13 +151,7 @@ def train_light(
     Raises:
         IconError: some samples have no features.
     """
-    features = scored.select("sample_id").join(features_of(store, key, scored["sample_id"].to_list()), on="sample_id")
-    if features.height < scored.height:
-        raise IconError(
-            f"selector: {scored.height - features.height:,} of {scored.height:,} scored samples have no features; "
-            "materialize sample_features for every shard first"
-        )
-    rows = features.join(scored, on="sample_id").sort("sample_id")
+    rows = _features(store, key, scored["sample_id"].to_list()).join(scored, on="sample_id").sort("sample_id")
     inputs, target = light_inputs(rows), normal_ranks(rows["contribution"])
     held_out = rows.select("sample_id", score=pl.Series(out_of_fold(inputs, target, rows["sample_id"], settings)))
     model = Light.fit(inputs, target)
@@ -179,11 +176,39 @@ def out_of_fold(
 ) -> np.ndarray:
     """What models say that were trained on the other folds."""
     fold = np.array([part_of(sample_id, settings.seed, settings.folds) for sample_id in sample_ids])
-    predicted = np.zeros(len(target))
+    predicted = np.zeros(target.shape)
     for number in np.unique(fold):
         held_out = fold == number
         predicted[held_out] = Light.fit(inputs[~held_out], target[~held_out]).predict(inputs[held_out])
     return predicted
+
+
+def relearn(store: Store, key: ScoreKey, sample_ids: Sequence[str], settings: SelectorSettings) -> Relearn:
+    """The light selector trained anew on these samples by other contributions: from contributions to predictions out of
+    fold, [samples, draws] both.
+
+    Raises:
+        IconError: some samples have no features.
+    """
+    inputs = light_inputs(_features(store, key, sample_ids))
+
+    def predictions(contributions: np.ndarray) -> np.ndarray:
+        targets = [normal_ranks(pl.Series(column)) for column in contributions.T]
+        return out_of_fold(inputs, np.stack(targets, axis=1), sample_ids, settings)
+
+    return predictions
+
+
+def _features(store: Store, key: ScoreKey, sample_ids: Sequence[str]) -> pl.DataFrame:
+    """In the order of these samples."""
+    features = features_of(store, key, sample_ids)
+    if features.height < len(sample_ids):
+        raise IconError(
+            f"selector: {len(sample_ids) - features.height:,} of {len(sample_ids):,} scored samples have no features; "
+            "materialize sample_features for every shard first"
+        )
+    order = pl.DataFrame({"sample_id": list(sample_ids)})
+    return order.join(features, on="sample_id", maintain_order="left")
 
 
 # LoRA

@@ -63,6 +63,10 @@ class Embeddings:
         ).row(0)
         return n == len(sample_ids)
 
+    def held(self, sample_ids: Sequence[str]) -> "Held":
+        """The same for these samples, read once."""
+        return Held(self.store, self.score_key, dict(zip(sample_ids, self.of(sample_ids), strict=True)))
+
     def of(self, sample_ids: Sequence[str]) -> np.ndarray:
         """The vectors of these samples, in their order.
 
@@ -85,6 +89,16 @@ class Embeddings:
         return _unit(order.join(rows, on="sample_id", how="left", maintain_order="left")["embedding"])
 
 
+@dataclass(frozen=True)
+class Held(Embeddings):
+    """Embeddings of some samples that lie in memory, because they are asked for again and again."""
+
+    vectors: dict[str, np.ndarray]
+
+    def of(self, sample_ids: Sequence[str]) -> np.ndarray:
+        return np.stack([self.vectors[each] for each in sample_ids])
+
+
 def _unit(column: pl.Series) -> np.ndarray:
     vectors = column.explode().to_numpy().reshape(len(column), -1).astype(np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -103,12 +117,31 @@ def round_robin(embeddings: Embeddings) -> pl.DataFrame:
     for start in range(0, len(probes), _PROBES_AT_ONCE):
         cosines = _cosines(embeddings, sample_ids, probes[start : start + _PROBES_AT_ONCE])
         for offset, column in enumerate(cosines):
-            named = np.empty(len(sample_ids), np.int64)
-            named[np.argsort(-column, kind="stable")] = np.arange(len(sample_ids)) * len(probes) + start + offset
+            named = _places(column) * len(probes) + start + offset
             earlier = named < turn
             turn[earlier], score[earlier] = named[earlier], column[earlier]
     order = np.argsort(turn)
     return pl.DataFrame({"sample_id": sample_ids[order].astype(str), "score": score[order].astype(float)})
+
+
+def _places(cosines: np.ndarray) -> np.ndarray:
+    """When a probe names each sample, from 0: the most similar first."""
+    places = np.empty(len(cosines), np.int64)
+    places[np.argsort(-cosines, kind="stable")] = np.arange(len(cosines))
+    return places
+
+
+class Rounds:
+    """The same for a few samples and for any of the probes: what each probe thinks of them is looked up once."""
+
+    def __init__(self, embeddings: Embeddings, sample_ids: Sequence[str]) -> None:
+        cosines = np.round(embeddings.probes() @ embeddings.of(sample_ids).T, _DECIMALS)
+        self.places = np.stack([_places(column) for column in cosines])
+
+    def order(self, probes: np.ndarray) -> np.ndarray:
+        """The samples, by their number, in the order in which these probes name them."""
+        turns = self.places[probes] * len(probes) + np.arange(len(probes))[:, None]
+        return np.argsort(turns.min(axis=0))
 
 
 def _cosines(embeddings: Embeddings, sample_ids: np.ndarray, probes: np.ndarray) -> np.ndarray:

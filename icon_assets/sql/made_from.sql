@@ -12,6 +12,6 @@ made_from AS (
     UNION
     SELECT i.input_asset, i.input_partition, i.input_digest FROM made_from m JOIN input i USING (asset, "partition", digest)
 )
-SELECT m.asset, m."partition", m.digest, e.created_at, e.run_id, e.code_version, e.settings, e.summary
+SELECT m.asset, m."partition", m.digest, e.created_at, e.run_id, e.code_version, e.settings, e.seed, e.summary
 FROM made_from m LEFT JOIN event e USING (asset, "partition", digest)
 ORDER BY m.asset, m."partition", m.digest

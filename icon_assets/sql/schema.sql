@@ -109,8 +109,8 @@ CREATE TABLE trust_figures (
 );
 COMMENT ON TABLE trust_figures IS 'Whether to believe a selection: what else explains it, and how much of it another draw would keep.';
 COMMENT ON COLUMN trust_figures.figure IS 'length_auc length_spearman nestedness probe_overlap control_overlap stratum_share near_duplicates arm_overlap.';
-COMMENT ON COLUMN trust_figures.against IS 'What it is compared with: a length, a fraction, a control, a stratum or another arm.';
-COMMENT ON COLUMN trust_figures.low IS 'Lower end of the interval of 95 %, NULL where the figure is exact; beside a stratum: of what chance gives.';
+COMMENT ON COLUMN trust_figures.against IS 'What it is compared with: a length, a fraction, other probes, a control, a stratum or another arm.';
+COMMENT ON COLUMN trust_figures.low IS 'Lower end of the interval of 95 %, NULL where the figure is exact or of one comparison; beside a stratum: of what chance gives.';
 COMMENT ON COLUMN trust_figures.detail IS 'What the figure is to be read against, in words.';
 
 CREATE TABLE checkpoints (

@@ -145,6 +145,15 @@ def test_the_mean_over_tasks_weighs_each_task_the_same_and_is_surer_than_one_tas
     assert set(as_frame(found).filter(pl.col("metric") == "acc").pipe(headline)["task"]) == {"mean"}
 
 
+def test_without_a_mean_a_verdict_is_about_the_first_task_by_name_in_whatever_order_they_come() -> None:
+    tasks = [*"gcaebfd"]
+    rng = np.random.default_rng(9)
+    items = [run(arm, 0, flips(rng, 9, 0.5), task) for task in tasks for arm in ("icon", "random")]
+    alone = as_frame(compared(frame(*items), 100)).filter(pl.col("task").is_in(tasks))
+    orders = [alone.sample(fraction=1, shuffle=True, seed=seed) for seed in range(5)]
+    assert [headline(rows)["task"].unique().to_list() for rows in orders] == [["a"]] * 5
+
+
 def test_no_p_value_is_smaller_than_that_of_as_many_coins() -> None:
     found = one(compared(frame(run("icon", 0, [1] * 4), run("random", 0, [0] * 4))), arm="icon")
     assert found.p_value == 2**-3

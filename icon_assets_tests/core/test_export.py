@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ import polars as pl
 import pytest
 import yaml
 
+from icon_assets.core import ledger
 from icon_assets.core.digests import file_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.export import FORMATS, Exported, Format, export
+from icon_assets.core.ledger import Recipe
 from icon_assets.core.samples import Sample, Turn, parse_row
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 from icon_assets_tests.conftest import alpaca, put_shards
-from icon_assets_tests.selected import selected_workspace
+from icon_assets_tests.selected import choose, selected_workspace
 
 CHAT = {
     "messages": [
@@ -156,6 +159,58 @@ def test_the_card_says_what_from_where_and_how(workspace: Workspace) -> None:
         "| not stated |", "| contribution \\(none\\) |".replace("\\(", "(").replace("\\)", ")"),
     ]  # fmt: skip
     assert [fact for fact in facts if fact not in text] == []
+
+
+def rechosen(workspace: Workspace, arm: str, settings: dict[str, Any], **summary: int) -> str:
+    """The card of an arm after its choice went on record with other settings."""
+    store = Store(workspace.store_dir)
+    event = ledger.newest(store, "selected_subset", arm)
+    assert event is not None
+    recipe = Recipe("selected_subset", arm, event.inputs, settings, 7)
+    ledger.record(store, recipe, event.digest, "run", {**event.summary, **summary})
+    return card_of(export(workspace, arm, "alpaca"))[1]
+
+
+def test_the_card_prints_the_settings_of_the_choice_and_names_what_it_followed(tmp_path: Path) -> None:
+    workspace = selected_workspace(tmp_path / "ws", FILES, ("icon", "length_matched"))
+    text = rechosen(workspace, "length_matched", {"fraction": 0.5, "reference": "icon", "diversity": 0.9})
+    assert "with the lengths of the samples that icon chose" in text
+    assert "| diversity | 0.9 |\n| fraction | 0.5 |\n| reference | icon |\n| seed | 7 |" in text
+
+
+def test_a_share_of_tokens_is_not_told_as_one_of_samples(workspace: Workspace) -> None:
+    tokens = {"training_tokens": 49, "pool_training_tokens": 100}
+    text = rechosen(workspace, "icon", {"fraction": 0.5, "budget": "tokens", "max_tokens": 64}, **tokens)
+    assert "| 0.5 of its training tokens: 49 of 100, in 4 of 7 unique samples |" in text
+    assert "| budget | tokens |" in text
+
+
+def test_the_card_of_a_predicted_choice_names_the_selector_and_what_it_knows(workspace: Workspace) -> None:
+    store = Store(workspace.store_dir)
+    row = {
+        "selector_id": "s1", "kind": "light", "model_digest": "m" * 32, "control": "random_tokens", "n_train": 40, "n_held_out": 39,
+        "path": "p", "digest": "d", "settings": "{}", "created_at": datetime.now(UTC),
+    }  # fmt: skip
+    store.append("selectors", pl.DataFrame([row]))
+    metric = {
+        "selector_id": "s1",
+        "predictor": "selector",
+        "metric": "spearman",
+        "value": 0.71,
+        "low": 0.6,
+        "high": 0.8,
+    }
+    store.append("selector_metrics", pl.DataFrame([metric]))
+    shards = store.query("SELECT DISTINCT shard, sample_id, length(response) / 10 AS score FROM samples")
+    store.append("predicted_scores", shards.with_columns(selector_id=pl.lit("s1")))
+    scores = tuple(event.as_input() for event in ledger.latest(store, "sample_scores").values())
+    made = ledger.record(store, Recipe("selector", inputs=scores), "d", "run", {"selector_id": "s1"}).as_input()
+    choose(store, "icon_selector", 0.5, [made])
+    text = card_of(export(workspace, "icon_selector", "alpaca"))[1]
+    assert "| `random_tokens`, as the selector predicts it |" in text
+    assert "`light`, id `s1`, trained on 40 scored samples. On 39 samples" in text
+    assert "| selector | spearman | 0.71 | 0.6 | 0.8 |" in text
+    assert "The selector" not in card_of(export(workspace, "icon", "alpaca"))[1]
 
 
 def test_licences_are_told_as_given(tmp_path: Path) -> None:

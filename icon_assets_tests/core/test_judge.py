@@ -171,12 +171,14 @@ def test_the_key_is_neither_logged_nor_part_of_the_judge_s_name(caplog: pytest.L
     assert KEY not in caplog.text + judge.name + judged.detail + repr(judge) + repr(vars(judge)["_settings"])
 
 
-def test_another_model_wording_or_option_is_another_judge_and_another_address_is_not() -> None:
+def test_another_model_service_or_option_is_another_judge_and_another_path_is_not() -> None:
     names = [
         judge_of(url, model=model, options=options).name
         for url, model, options in (
-            ("http://a/v1", "wise", {}), ("http://b/v1", "wise", {}), ("http://a/v1", "wiser", {}), ("http://a/v1", "wise", {"top_p": 1}),
+            ("http://a:8/v1", "wise", {}), ("http://a:8/v2/", "wise", {}), ("http://a:9/v1", "wise", {}), ("http://b:8/v1", "wise", {}),
+            ("http://a:8/v1", "wiser", {}), ("http://a:8/v1", "wise", {"top_p": 1}),
         )
     ]  # fmt: skip
     assert names[0] == names[1]
-    assert len(set(names)) == 3
+    assert names[0].startswith("wise@a:8#")
+    assert len(set(names)) == 5

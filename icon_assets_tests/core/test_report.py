@@ -13,11 +13,11 @@ import yaml
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
 from icon_assets.core.ledger import Recipe
-from icon_assets.core.report import write_report
+from icon_assets.core.report import gather, write_report
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 from icon_assets_tests.conftest import alpaca
-from icon_assets_tests.selected import selected_workspace
+from icon_assets_tests.selected import SCORE_KEY, selected_workspace
 
 HOSTILE = [
     alpaca("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'),
@@ -62,7 +62,7 @@ def add_figures(store: Store) -> None:
     subsets = {arm: event.digest for arm, event in ledger.latest(store, "selected_subset").items()}
     trust = [
         ("length_auc", "", 0.93), ("length_spearman", "", 0.4), ("nestedness", "0.3", 1.0), ("arm_overlap", "random", 0.25),
-        ("stratum_share", "<script>stratum", 0.5), ("probe_overlap", "bootstrap", 0.7),
+        ("stratum_share", "<script>stratum", 0.5), ("probe_overlap", "another set of as many probes", 0.7),
     ]  # fmt: skip
     rows = [
         {"subset_id": subsets["icon"], "arm": "icon", "figure": f, "against": a, "value": v, "low": v - 0.1, "high": None, "detail": "<script>"}
@@ -158,11 +158,57 @@ def test_every_section_is_filled_when_its_table_is(workspace: Workspace) -> None
     assert page.text.count("To fill this section") == 1
     for shown in (
         "A loss: worse than random in held-out perplexity; 2 seeds.", "held_out perplexity against random: +0.2, +0.05 to +0.35",
-        "Length alone tells its samples from the rest (AUC 0.93)", "25", "± 0.71, 2 seeds", "1,234,567", "1 T", "2 P",
+        "Length alone tells its samples from the rest (AUC 0.93: they are longer)", "25", "± 0.71, 2 seeds", "1,234,567", "1 T", "2 P",
         "6 scored", "missing_field", "word word", "more characters",
     ):  # fmt: skip
         assert shown in page.text, shown
     assert "0.12" not in page.text, "figures of an older subset are left out"
+
+
+@pytest.mark.parametrize(("auc", "said"), [(0.05, "(AUC 0.05: they are shorter)"), (0.8, None), (0.21, None)])
+def test_a_choice_of_the_shortest_is_marked_as_one_by_length_too(
+    workspace: Workspace, auc: float, said: str | None
+) -> None:
+    store = Store(workspace.store_dir)
+    add_figures(store)
+    rows = store.query("FROM delta.trust_figures WHERE figure = 'length_auc' AND subset_id <> 'an older subset'")
+    store.replace("trust_figures", rows.with_columns(value=pl.lit(auc), low=None, high=None))
+    path = write_report(workspace).path
+    assert (re.search(rf'<span class="worse">\s*{auc}', path.read_text("utf-8")) is not None) == bool(said)
+    assert ("Length alone tells" in Page(path).text) == bool(said)
+    assert (said or "") in Page(path).text
+
+
+def test_a_comparison_of_which_no_verdict_was_readable_is_shown_without_a_win_rate(workspace: Workspace) -> None:
+    store = Store(workspace.store_dir)
+    add_figures(store)
+    row = {
+        "checkpoint_id": "c0", "other_id": "c1", "arm": "icon", "against": "random", "seed": 0, "prompt_set": "talk", "n": 0, "wins": 0,
+        "ties": 0, "losses": 0, "win_rate": None, "low": None, "high": None, "unreadable": 3, "judge": "j",
+    }  # fmt: skip
+    rates: Any = dict.fromkeys(("win_rate", "low", "high"), pl.Float64)
+    store.append("pairwise_results", pl.DataFrame([row], schema_overrides=rates))
+    report = write_report(workspace)
+    assert list(report.missing) == []
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", report.path.read_text("utf-8").split("Answers compared by a judge")[1])
+    assert cells[:9] == ["icon", "random", "0", "talk", "0", "3", "0", "0", "0"]
+    assert cells[9] == "-"
+
+
+def test_the_leaderboard_says_what_each_arm_cost(workspace: Workspace) -> None:
+    store = Store(workspace.store_dir)
+    add_figures(store)
+    store.replace(
+        "scoring_costs",
+        store.query("SELECT * EXCLUDE peak_share FROM scoring_costs").with_columns(
+            score_key=pl.lit(SCORE_KEY), flops=3 * 10**15
+        ),
+    )
+    subset = ledger.newest(store, "selected_subset", "icon")
+    assert subset is not None
+    ledger.record(store, Recipe("selected_subset", "icon"), subset.digest, "run", {"owes": ["pairs"]})
+    row = write_report(workspace).path.read_text("utf-8").split('id="leaderboard"')[1].split("<b>icon</b>")[1]
+    assert re.findall(r"[\w ]*\d P", row)[:3] == ["4 P", "scoring 3 P", "training 1 P"]
 
 
 def test_an_empty_workspace_has_a_report_that_says_what_to_run(tmp_path: Path) -> None:
@@ -194,6 +240,22 @@ def test_chosen_and_not_chosen_are_told_apart_and_no_sample_is_shown_twice(tmp_p
     shown = re.findall(r"Question number \d+\.", text)
     assert len(shown) == len(set(shown)) == 12
     assert text.index("Chosen: last ranks") < text.index("Question number 30.") < text.index("Question number 0.")
+
+
+def test_samples_that_were_not_scored_count_for_length_and_are_said_to_lack_examples(tmp_path: Path) -> None:
+    rows = [alpaca(f"Question number {n}.", "x" * (n + 1)) for n in range(40)]
+    workspace = selected_workspace(tmp_path / "ws", {"a.jsonl": rows}, ("random", "longest"), 0.25)
+    store = Store(workspace.store_dir)
+    store.replace("sample_scores", store.query("FROM delta.sample_scores WHERE n_context_tokens <= 34"))
+    trust = gather(workspace)["sections"]["trust"]
+    assert trust["scored"]["longest"] == (4, 10)
+    assert trust["scored"]["random"][0] < 10 == trust["scored"]["random"][1]
+    assert trust["lengths"]["longest"] != 32.5, "that is the median of the scored ones"
+    assert trust["pool_length"] != 17.5, "likewise"
+    text = Page(write_report(workspace).path).text
+    assert "longest: of the 4 of 10 chosen that are scored" in text
+    assert "longest4 of 10 scored" in text
+    assert "Question number 39." not in text
 
 
 def test_only_an_earlier_report_is_written_over(workspace: Workspace, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from icon_assets.core.selection import (
     made_with,
     rank,
     select,
+    subset_size,
     tables_needed,
     work_owed,
 )
@@ -96,6 +97,13 @@ def test_ties_are_broken_by_the_id(arm: str) -> None:
     equal = POOL.with_columns(**dict.fromkeys(columns, ONES)).with_columns(ifd=pl.lit(0.5))
     chosen = ids(choose(arm, 0.25, equal.sample(fraction=1, shuffle=True, seed=1)))
     assert chosen == sorted(chosen)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "of", "size"), [(0.07, 100, 7), (0.15, 387, 59), (0.29, 1000, 290), (0.01, 3, 1), (1, 9, 9)]
+)
+def test_a_size_is_the_fraction_as_it_is_written_rounded_up(fraction: float, of: int, size: int) -> None:
+    assert subset_size("icon", of, fraction) == size
 
 
 def test_full_takes_everything_whatever_the_fraction() -> None:

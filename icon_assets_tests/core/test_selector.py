@@ -21,6 +21,7 @@ from icon_assets.core.selector import (
     out_of_fold,
     part_of,
     predict_by_features,
+    relearn,
     report,
     scored_samples,
     train_light,
@@ -102,6 +103,21 @@ def test_inputs_that_say_nothing_predict_nothing() -> None:
     ids = [digest(number) for number in range(40)]
     target = normal_ranks(pl.Series(range(40)))
     assert not out_of_fold(np.ones((40, 3)), target, ids, SelectorSettings()).any()
+
+
+def test_learning_anew_by_the_same_contributions_gives_what_the_selector_said_and_each_draw_is_learned_alone(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path / "store", signal=3, length=0)
+    scored = scored_samples(world.store, KEY, "none", 1000).sample(fraction=1, shuffle=True, seed=1)
+    (tmp_path / "model").mkdir()
+    trained = train_light(world.store, KEY, scored, SelectorSettings(), tmp_path / "model")
+    again = relearn(world.store, KEY, scored["sample_id"].to_list(), SelectorSettings())
+    values = scored["contribution"].to_numpy()
+    said = again(np.column_stack([values, -values, np.random.default_rng(1).normal(size=len(values))]))
+    own = scored.select("sample_id").join(trained.held_out, on="sample_id", maintain_order="left")["score"].to_numpy()
+    assert said[:, 0] == pytest.approx(own)
+    assert said[:, 1] == pytest.approx(-own)
 
 
 def test_a_selector_that_knows_length_alone_is_seen_through(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from icon_assets.core import similarity
 from icon_assets.core.errors import IconError
-from icon_assets.core.similarity import Embeddings, Sieve, round_robin
+from icon_assets.core.similarity import Embeddings, Rounds, Sieve, round_robin
 from icon_assets.core.store import Store
 from icon_assets_tests.conftest import put_embeddings
 
@@ -42,6 +42,12 @@ def test_every_probe_names_its_most_similar_sample_in_turn(
     assert ranking["sample_id"].to_list() == named_in_turn(samples, probes)
     by_first = cosine(samples[ranking["sample_id"][0]], probes["p000"])
     assert ranking["score"][0] == pytest.approx(by_first, abs=1e-5)
+    few, asked = sorted(samples)[::2], [1, 3, 4]
+    rounds = Rounds(put_embeddings(Store(tmp_path / "few"), samples, probes), few)
+    named = [few[number] for number in rounds.order(np.array(asked))]
+    assert named == named_in_turn(
+        {each: samples[each] for each in few}, {f"p{i:03}": probes[f"p{i:03}"] for i in asked}
+    )
 
 
 def test_a_probe_that_everything_resembles_does_not_take_it_all(tmp_path: Path) -> None:

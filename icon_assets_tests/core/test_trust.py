@@ -1,6 +1,7 @@
 """Trust figures, against plain counting, scipy and planted cases."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from icon_assets.core import ledger, selection, trust
-from icon_assets.core.candidates import Candidates
+from icon_assets.core.candidates import TOKENS, Candidates
 from icon_assets.core.ledger import Recipe
 from icon_assets.core.selection import arm, rank, select
 from icon_assets.core.similarity import Embeddings
@@ -23,6 +24,8 @@ from icon_assets.core.trust import (
     arm_overlaps,
     auc,
     auc_error,
+    control_overlap,
+    halved_draws,
     length_figures,
     nestedness,
     pool_strata,
@@ -33,7 +36,7 @@ from icon_assets.core.trust import (
     trust_figures,
     warnings,
 )
-from icon_assets.settings import SelectionSettings, Settings
+from icon_assets.settings import ControlSettings, SelectionSettings, SelectorSettings, Settings
 from icon_assets_tests.conftest import put_embeddings, put_shards
 from icon_assets_tests.core.test_peers import KEY, PROBES, World
 
@@ -136,28 +139,104 @@ def test_nestedness_stops_where_the_arm_can_rank_no_more() -> None:
     assert nestedness("full", pool) == []
 
 
-def tops(pool: Candidates) -> trust.Top:
+def tops(pool: Candidates) -> Callable[[np.ndarray], set[str]]:
     order = np.array(pool.samples["sample_id"])
     return lambda scores: set(order[np.argsort(-scores, kind="stable")[: math.ceil(0.15 * len(order))]])
 
 
-def test_probes_that_agree_keep_a_selection_and_probes_that_do_not_lose_it() -> None:
+def only(figures: list[trust.Figure]) -> trust.Figure:
+    (figure,) = figures
+    return figure
+
+
+@pytest.mark.parametrize("reliability", [0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_the_overlap_is_what_an_independent_set_of_as_many_probes_keeps(reliability: float, heavy: bool) -> None:
+    """Measured on one set alone, against other sets of the same kind: with nothing but noise, what chance keeps."""
+    pool, draw, n_probes = pool_of(400), np.random.default_rng(3), 32
+    top, said, kept = tops(pool), list[float](), list[float]()
+    for _ in range(4):
+        worth = draw.normal(0, math.sqrt(reliability / (1 - reliability) / n_probes), (400, 1))
+        own, *others = (
+            worth + (draw.standard_t(4, (400, n_probes)) / math.sqrt(2) if heavy else draw.normal(size=(400, n_probes)))
+            + draw.normal(0, 2, n_probes)
+            for _ in range(9)
+        )  # fmt: skip
+        chosen = top(own.mean(axis=1))
+        said.append(only(probe_overlap(top, own, 0)).value)
+        kept += [len(chosen & top(other.mean(axis=1))) / 60 for other in others]
+    assert np.mean(said) == pytest.approx(np.mean(kept), abs=0.06)
+    if not reliability:
+        assert np.mean(kept) == pytest.approx(0.15, abs=0.03)
+
+
+def test_probes_that_agree_keep_a_selection_and_probes_that_do_not_are_warned_of() -> None:
     pool, draw = pool_of(400), np.random.default_rng(3)
     worth = draw.normal(size=(400, 1))
-    agree = probe_overlap(tops(pool), worth + draw.normal(0, 0.3, (400, 64)), pool, 0)
-    noise = probe_overlap(tops(pool), draw.normal(size=(400, 64)), pool, 0)
-    same = probe_overlap(tops(pool), np.repeat(worth, 64, axis=1), pool, 0)
-    assert agree.value > 0.9 > 0.75 > noise.value > 0.3
+    agree = only(probe_overlap(tops(pool), worth + draw.normal(0, 0.3, (400, 64)), 0))
+    noise = only(probe_overlap(tops(pool), draw.normal(size=(400, 64)), 0))
+    same = only(probe_overlap(tops(pool), np.repeat(worth, 64, axis=1), 0))
+    assert agree.value > 0.9
     assert (same.value, same.low, same.high) == (1, 1, 1)
     for figure in (agree, noise):
         assert figure.low is not None
         assert figure.high is not None
         assert figure.low < figure.value < figure.high
-    assert noise.detail == "200 draws of 64 probes, 400 samples; by chance 0.15"
+    assert noise.detail == "0.15 would stay by chance alone; 200 draws of 64 probes, 400 samples"
     rows = pl.DataFrame([{**vars(f), "arm": "icon"} for f in (agree, noise)])
-    assert [line.split(" of it")[0] for line in warnings(rows, 0.8)] == [
-        f"icon: with other probes of the same kind {1 - noise.value:.0%}"
+    assert warnings(rows, 0.8) == [
+        f"icon: with another set of as many probes {1 - noise.value:.0%} of it would be other samples "
+        "(0.15 would stay by chance alone); raise probes.count"
     ]
+    assert probe_overlap(tops(pool), worth, 0) == [], "one probe alone tells nothing of another"
+
+
+def test_a_redrawn_choice_follows_the_token_budget_and_passes_over_what_the_selection_passes_over(
+    tmp_path: Path,
+) -> None:
+    samples = pool_of(40).samples.with_columns(pl.col("n_tokens").alias(TOKENS))
+    ids = samples["sample_id"].to_list()
+    embeddings = put_embeddings(Store(tmp_path), {each: np.eye(8)[i % 8] for i, each in enumerate(ids)})
+    for settings in (SelectionSettings(budget="tokens"), SelectionSettings(diversity=0.9)):
+        pool = Candidates(samples, settings, embeddings)
+        top = trust._topper("icon", "none", ids, pool)
+        assert top(samples["none"].to_numpy()) == set(select("icon", pool).rows["sample_id"])
+        assert top(-samples["none"].to_numpy()) == set(select("lowest", pool).rows["sample_id"])
+    narrow = Candidates(samples, SelectionSettings(diversity=0.9, fraction=0.5), embeddings)
+    assert trust._topper("icon", "none", ids, narrow)(samples["none"].to_numpy()) is None, "8 of them differ"
+
+
+@pytest.mark.parametrize(("draws", "parts"), [
+    (2, [(5, 1), (6, 1)]), (3, [(5, 1), (6, 1), (7, 1)]), (4, [(5, 2), (7, 2)]), (5, [(5, 2), (7, 2)]), (64, [(5, 32), (37, 32)]),
+])  # fmt: skip
+def test_draws_of_random_contexts_are_held_against_draws_that_share_no_seed(
+    draws: int, parts: list[tuple[int, int]]
+) -> None:
+    controls = ControlSettings(seed=5, draws=draws)
+    assert [(part.seed, part.draws) for part in halved_draws(controls)] == parts
+    pool, draw = pool_of(400), np.random.default_rng(3)
+    figure = only(control_overlap(tops(pool), draw.normal(size=(400, len(parts))), "random_tokens", draws))
+    assert figure.value == pytest.approx(0.15, abs=0.1)
+    assert (figure.low is None) == (figure.high is None) == (len(parts) == 2), "one comparison has no interval"
+    each = "single draws" if draws < 4 else f"{draws // 2} draws together"
+    assert figure.detail == f"0.15 would stay by chance alone; {each} against others, where the arm averages {draws}"
+    (said,) = warnings(pl.DataFrame([{**vars(figure), "arm": "rico"}]), 0.8)
+    assert said.endswith(f"of it would be other samples ({figure.detail}); raise controls.draws")
+
+
+def test_one_half_of_the_probes_is_held_against_the_other_where_they_are_asked_in_turn(tmp_path: Path) -> None:
+    draw = np.random.default_rng(4)
+    vectors = {f"{i:04}": draw.normal(size=8) for i in range(200)}
+    alike = {f"p{i}": np.arange(8.0) for i in range(4)}
+    unlike = {f"p{i}": draw.normal(size=8) for i in range(16)}
+    found = []
+    for name, probes in (("alike", alike), ("unlike", unlike), ("one", {"p": draw.normal(size=8)})):
+        embeddings = put_embeddings(Store(tmp_path / name), vectors, probes)
+        found.append(trust._halved("rds", Candidates(pool_of(200).samples, SelectionSettings(), embeddings), 0))
+    assert (only(found[0]).value, only(found[0]).against) == (1, "the other half of the probes")
+    assert only(found[1]).value < 0.5
+    assert "50 times 8 probes against 8 others, 200 samples" in only(found[1]).detail
+    assert found[2] == []
 
 
 def test_shares_of_strata_stand_beside_what_chance_gives() -> None:
@@ -254,11 +333,17 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
     assert found["near_duplicates", "words"] == 29 / 30, "all but the first repeat it"
     assert found["stratum_share", "f"] == 1
     assert found["length_spearman", "tokens"] > 0.5
-    assert found["probe_overlap", "probes"] > 0.8
+    assert found["probe_overlap", "another set of as many probes"] > 0.8
     assert found["control_overlap", "random_tokens"] < 0.9
+    assert figures.filter(pl.col("figure") == "control_overlap")["low"].item() is None
     of_peers = trust_figures(world.store, KEY, settings, Candidates(pool.samples.with_columns(peers=pl.col("none")), pool.settings), Selected("icon_peers", chosen.sample_ids, {}))  # fmt: skip
     assert "control_overlap" not in set(of_peers["figure"]), "peers are not drawn"
     assert of_peers.filter(pl.col("figure") == "probe_overlap")["value"].item() > 0.5
+    predicted = Candidates(pool.samples.with_columns(predicted=pl.col("none")), pool.settings)
+    lora = settings.model_copy(update={"selector": SelectorSettings(kind="lora")})
+    for name in ("random", "length_matched", "icon_selector"):
+        rows = trust_figures(world.store, KEY, lora, predicted, Selected(name, chosen.sample_ids, {}))
+        assert not {"probe_overlap", "control_overlap"} & set(rows["figure"]), f"{name} has nothing to draw anew"
 
     world.store.replace("trust_figures", figures.with_columns(subset_id=pl.lit("old")), arm="rico")
     ledger.record(world.store, Recipe("selected_subset", "rico"), "new", "run", {})
@@ -267,6 +352,31 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
     assert world.store.query("FROM trust_figures").height == figures.height
     (row,) = summary(world.store.query("FROM trust_figures")).iter_rows(named=True)
     assert (row["arm"], row["near-duplicates"], row["nested"]) == ("rico", 29 / 30, 1)
+
+
+def test_a_light_selector_is_trained_anew_for_other_probes(tmp_path: Path) -> None:
+    """What it can learn from the embeddings is the worth that all probes agree on: more stable than the contributions."""
+    world, draw = World(tmp_path, 200), np.random.default_rng(2)
+    signal = np.column_stack([world.worth + draw.normal(0, 0.01, 200), draw.normal(0, 0.1, (200, 7))]).astype("f4")
+    world.store.append("sample_features", pl.DataFrame({
+        "score_key": KEY.value, "origin": "a", "sample_id": world.ids, "n_tokens": world.lengths, "nll_sum": 2.0, "nll_alone": 3.0,
+        "truncated": False, "embedding": signal.tolist(),
+    }, schema_overrides={"embedding": pl.List(pl.Float32)}))  # fmt: skip
+    columns = {
+        "sample_id": world.ids,
+        "n_tokens": world.lengths,
+        "n_response_chars": world.lengths,
+        "predicted": world.worth,
+    }
+    pool = Candidates(pl.DataFrame(columns), SelectionSettings())
+    figure = only(trust._redrawn(world.store, KEY, Settings(), "icon_selector", pool))
+    assert figure.value > 0.8
+    assert figure.detail.endswith("200 draws of 6 probes, 200 samples")
+    world.store.replace("sample_features", world.store.query("FROM delta.sample_features").with_columns(
+        pl.Series("embedding", draw.normal(size=(200, 8)).astype("f4").tolist(), pl.List(pl.Float32)), n_tokens=7,
+    ))  # fmt: skip
+    (noise,) = trust._redrawn(world.store, KEY, Settings(), "icon_selector", pool) or [None]
+    assert noise is None or noise.value < figure.value
 
 
 def test_near_duplicates_are_counted_by_embeddings_where_there_are_any(tmp_path: Path) -> None:
