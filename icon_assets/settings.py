@@ -168,7 +168,9 @@ class ClassifierSettings(Section):
     dropout: float = Field(default=0.05, ge=0, lt=1)
     targets: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
     epochs: int = Field(
-        default=5, ge=1, description="The best of them by average precision on the held-out tenth is kept."
+        default=5,
+        ge=1,
+        description="The best of them by average precision on a tenth is kept; metrics are of another tenth.",
     )
     learning_rate: float = Field(default=5e-5, gt=0)
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)

@@ -34,7 +34,7 @@ from icon_assets.partitions import arm_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Settings, TrainingSettings, Workspace
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 TRUST_CODE_VERSION = "2"
 _OF_SHARDS = ("sample_features", "predicted_scores")
 
@@ -116,7 +116,7 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
     summary = {
         "subset_id": subset.subset_id, "samples": subset.rows.height, "pool_samples": pool.samples.height,
         **({"skipped_near_duplicates": subset.skipped} if settings.selection.diversity else {}),
-        **_token_figures(subset, pool), **_scoring_cost(store, icon.score_key().value, name),
+        **_token_figures(subset, pool), **_scoring_cost(store, icon.score_key().value, name, settings),
     }  # fmt: skip
     return finish(context, store, recipe, subset.subset_id, summary, {
         "dagster/row_count": subset.rows.height, **_pictures(subset, pool.samples),
@@ -199,9 +199,9 @@ def _chosen(store: Store, arm: str, subset_id: str) -> list[str]:
     return rows["sample_id"].to_list()
 
 
-def _scoring_cost(store: Store, key: str, arm: str) -> dict[str, Any]:
-    """Which kinds of `scoring_costs` the arm owes, and what they have cost so far; arms without score owe nothing."""
-    owes = work_owed(arm)
+def _scoring_cost(store: Store, key: str, arm: str, settings: Settings) -> dict[str, Any]:
+    """Which kinds of `scoring_costs` the arm owes, and what they have cost so far."""
+    owes = work_owed(arm, settings.selection)
     tokens, seconds = total_cost(store, key, owes)
     return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1), "owes": owes}
 

@@ -22,6 +22,7 @@ from icon_assets.core.recipes import CODE_VERSIONS, predicted_scores_recipe, sel
 from icon_assets.core.selector import (
     SELECTOR,
     Trained,
+    crowding,
     predict_by_classifier,
     predict_by_features,
     report,
@@ -45,7 +46,8 @@ _ALL_SHARDS = dg.AllPartitionMapping()
 @mendable
 def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """What learned from the directly scored samples to foretell contribution: ridge regression on the features, or the
-    paper's LoRA classifier. How well it does is measured on samples it has not seen, beside length alone and chance.
+    paper's LoRA classifier. How well it does is measured beside length alone and chance, on samples that it was neither
+    trained on nor chosen by; of the classifier also how far those that it was trained on crowd its top.
     """
     workspace, store, settings = icon.workspace, icon.store, icon.settings
     control = settings.selector.control or settings.controls.primary
@@ -67,6 +69,8 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
         })  # fmt: skip
         product = directory_digest(partial)
     metrics = report(scored, trained.held_out, settings.selector)
+    if trained.in_sample is not None:
+        metrics = pl.concat([metrics, crowding(trained.in_sample, trained.held_out, settings.selector)])
     made = _Made(recipe, control, target.relative_to(workspace.root).as_posix(), product, trained, metrics)
     _store(icon, made)
     return finish(context, store, recipe, product, made.summary, {
@@ -111,7 +115,7 @@ def _train(
         context.log.info(f"epoch {epoch} of {settings.selector.lora.epochs}: average precision {precision:.3f}")
 
     return train_classifier(
-        icon.store, record, icon.encoder(), scored, settings.selector, directory, dtype, icon.device(), say
+        icon.store, icon.score_key(), record, icon.encoder(), scored, settings.selector, directory, dtype, icon.device(), say
     )  # fmt: skip
 
 
@@ -135,7 +139,8 @@ def _store(icon: WorkspaceResource, made: _Made) -> None:
 @mendable
 def predicted_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The selector's score of every sample of a shard, scored directly or not. Of samples that the light selector learned
-    from, by a model that had not seen them, so that all are ranked alike; the classifier has none: those are its own.
+    from, by a model that had not seen them, so that all are ranked alike; of those that the classifier was trained on, what it
+    says itself: they stand too high in the one list, by how much is in `selector_metrics` (`top_share_...`).
     """
     shard, store = context.partition_key, icon.store
     made = needed(store, "selector")
@@ -158,4 +163,6 @@ def _predicted(icon: WorkspaceResource, shard: str, directory: Path) -> Iterator
     if icon.settings.selector.kind == "light":
         return predict_by_features(icon.store, icon.score_key(), shard, directory)
     record, dtype = icon.base_model()
-    return predict_by_classifier(icon.store, shard, record, icon.encoder(), directory, dtype, icon.device())
+    return predict_by_classifier(
+        icon.store, icon.score_key(), shard, record, icon.encoder(), directory, dtype, icon.device()
+    )

@@ -8,12 +8,14 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icon_assets.core.errors import IconError
+from icon_assets.core.flops import Work, context_work
 from icon_assets.core.language_model import load_tokenizer, quiet_libraries
 from icon_assets.core.packing import similar_lengths
 from icon_assets.settings import ClassifierSettings
@@ -26,11 +28,27 @@ _LONGEST_STEP = 1.0  # norm that gradients are clipped to
 _TOKENS = 8192  # per forward, padded, when nothing is learned
 
 
+@dataclass
+class Passes:
+    """What a classifier has computed: texts in forwards, those that it learned from with a backward."""
+
+    texts: int = 0
+    forwards: int = 0
+    learned: Work = field(default_factory=Work)
+    read: Work = field(default_factory=Work)
+
+
 class Classifier:
-    """A base model with an adapter and a head, in memory."""
+    """A base model with an adapter and a head, in memory. `passes`: what it has computed."""
 
     def __init__(self, model: Any, dtype: str, device: str) -> None:
         self.model, self._dtype, self._device = model, dtype, device
+        self.passes = Passes()
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Weights of the adapter."""
+        return sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
 
     @classmethod
     def new(cls, base_dir: Path, settings: ClassifierSettings, seed: int, dtype: str, device: str) -> "Classifier":
@@ -77,10 +95,12 @@ class Classifier:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
     def train(
-        self, texts: Sequence[Sequence[int]], labels: np.ndarray, held_out: Sequence[Sequence[int]],
-        held_out_labels: np.ndarray, settings: ClassifierSettings, seed: int, on_epoch: OnEpoch,
+        self, texts: Sequence[Sequence[int]], labels: np.ndarray, others: Sequence[Sequence[int]],
+        other_labels: np.ndarray, settings: ClassifierSettings, seed: int, on_epoch: OnEpoch,
     ) -> list[float]:  # fmt: skip
-        """Train, and keep the epoch with the highest average precision on the held-out texts; returns that of each epoch."""
+        """Train, and keep the epoch with the highest average precision on the other texts; returns that of each epoch. The best
+        of several, it says more than the model knows: measure that on further texts.
+        """
         from sklearn.metrics import average_precision_score
 
         weights = np.where(labels, len(labels) / (2 * labels.sum()), len(labels) / (2 * (~labels).sum()))
@@ -90,7 +110,7 @@ class Classifier:
             self.model.train()
             for batch in _batches(len(texts), settings.batch_size, f"{seed}:{epoch}"):
                 step([texts[i] for i in batch], labels[batch], weights[batch])
-            precision.append(float(average_precision_score(held_out_labels, self.predict(held_out))))
+            precision.append(float(average_precision_score(other_labels, self.predict(others))))
             on_epoch(epoch + 1, precision[-1])
             if precision[-1] >= max(precision):
                 best = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -107,6 +127,7 @@ class Classifier:
             for group in similar_lengths([(0, i, len(text)) for i, text in enumerate(texts)], _TOKENS):
                 indices = [index for _, index in group]
                 logits = self._logits([texts[index] for index in indices]).double()
+                self.passes.read += _work([texts[index] for index in indices])
                 found[indices] = logits.softmax(-1)[:, 1].cpu().numpy()
         if not np.isfinite(found).all():
             raise IconError("selector: the classifier diverged; lower selector.lora.learning_rate")
@@ -136,6 +157,7 @@ class Classifier:
                     self._logits([texts[i] for i in part]), wanted, reduction="none"
                 )
                 (loss @ torch.tensor(weights[part], device=self._device).float() / float(weights.sum())).backward()
+                self.passes.learned += _work([texts[i] for i in part])
             torch.nn.utils.clip_grad_norm_(trained, _LONGEST_STEP)
             optimizer.step()
             rate.step()
@@ -150,6 +172,8 @@ class Classifier:
         width, padding = max(map(len, texts)), self.model.config.pad_token_id
         ids = torch.tensor([[*text, *[padding] * (width - len(text))] for text in texts], device=self._device)
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=self._device)
+        self.passes.texts += len(texts)
+        self.passes.forwards += 1
         with self._mixed():
             return self.model(input_ids=ids, attention_mask=mask).logits.float()
 
@@ -174,6 +198,11 @@ def _base(base_dir: Path, seed: int, dtype: str) -> Any:
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     model.config.pad_token_id = next(token for token in known if token is not None)
     return model
+
+
+def _work(texts: Sequence[Sequence[int]]) -> Work:
+    """Of one forward of each; the head of two labels counts nothing."""
+    return sum((context_work(len(text)) for text in texts), Work())
 
 
 def _head(model: Any) -> list[str]:

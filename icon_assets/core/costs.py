@@ -1,18 +1,19 @@
 """What scoring costs: counted while it runs, written down with every commit, read back as totals and as a speed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import polars as pl
 
 from icon_assets.core.engine import ScoringEngine
-from icon_assets.core.flops import ModelShape, Work, device_name, matmul_peak
+from icon_assets.core.flops import ModelShape, device_name, matmul_peak
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store
 
 _RECENT = 50  # rows that the speed is taken from
+_SCORING = ("pairs", "controls")
 
 
 @dataclass
@@ -52,27 +53,25 @@ class Spent:
 class Bill:
     """What was spent since the last commit; `settle` writes it down, so that a run that is killed has its cost on record."""
 
-    def __init__(self, store: Store, key: ScoreKey, shape: ModelShape, engine: ScoringEngine, work: str) -> None:
-        """`work`: `pairs` of candidates, `controls`, or `features` of samples."""
-        self._store, self._key, self._shape, self._engine, self._work = store, key, shape, engine, work
-        device = engine.language_model.device.type
+    def __init__(self, store: Store, key: ScoreKey, work: str, device: str, total: Callable[[], Spent]) -> None:
+        """`work`: `pairs` of candidates, `controls`, `features` of samples, or `selector`. `total`: all that was spent so far,
+        seconds aside.
+        """
+        self._store, self._key, self._work, self._total = store, key, work, total
         self._device, self._peak = device_name(device), matmul_peak(device, key.dtype)
         self._begin()
 
     def _begin(self) -> None:
-        meter = self._engine.meter
-        self._start, self._pairs, self._forwards, self._did = time.monotonic(), meter.pairs, meter.forwards, meter.work
+        self._start, self._before = time.monotonic(), self._total()
 
     def since(self) -> Spent:
-        """What the engine did since the last `settle`."""
-        meter = self._engine.meter
-        did: Work = meter.work - self._did
-        pairs = meter.pairs - self._pairs
+        """What was spent since the last `settle`."""
+        now, before = self._total(), self._before
+        pairs = now.pairs - before.pairs
         of_kind = (0, pairs) if self._work == "controls" else (pairs, 0)
         return Spent(
-            *of_kind, meter.forwards - self._forwards, did.tokens, self._shape.flops(did),
-            time.monotonic() - self._start, self._peak,
-            self._engine.description,
+            *of_kind, now.forwards - before.forwards, now.tokens - before.tokens, now.flops - before.flops,
+            time.monotonic() - self._start, self._peak, now.engine,
         )  # fmt: skip
 
     def settle(self) -> Spent:
@@ -87,7 +86,19 @@ class Bill:
         return spent
 
 
-def total_cost(store: Store, score_key: str, works: Sequence[str] = ("pairs", "controls")) -> tuple[int, float]:
+def engine_bill(store: Store, key: ScoreKey, shape: ModelShape, engine: ScoringEngine, work: str) -> Bill:
+    """The bill of what a scoring engine does."""
+
+    def total() -> Spent:
+        meter = engine.meter
+        return Spent(
+            meter.pairs, 0, meter.forwards, meter.work.tokens, shape.flops(meter.work), engine=engine.description
+        )
+
+    return Bill(store, key, work, engine.language_model.device.type, total)
+
+
+def total_cost(store: Store, score_key: str, works: Sequence[str] = _SCORING) -> tuple[int, float]:
     """Tokens and seconds that such work has taken so far under this key, over all runs."""
     return store.query(
         """
@@ -114,12 +125,13 @@ def recorded_speed(store: Store, key: ScoreKey) -> Speed | None:
     row = store.query(
         """
         WITH recent AS (
-            FROM scoring_costs WHERE score_key = $key AND "work" <> 'features' ORDER BY created_at DESC LIMIT $n
+            FROM scoring_costs WHERE score_key = $key AND "work" IN (SELECT unnest($works::VARCHAR[]))
+            ORDER BY created_at DESC LIMIT $n
         )
         SELECT device, sum(tokens) / sum(seconds) AS tokens_per_second, sum(flops) / sum(seconds) AS flops_per_second,
             sum(flops) / sum(seconds * peak_flops_per_second) AS peak_share
         FROM recent WHERE device = (SELECT max_by(device, created_at) FROM recent) GROUP BY device
         """,
-        {"key": key.value, "n": _RECENT},
+        {"key": key.value, "works": list(_SCORING), "n": _RECENT},
     )
     return Speed(**row.row(0, named=True), measured="earlier runs") if row.height else None

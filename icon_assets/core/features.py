@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from icon_assets.core.costs import Bill, Spent
+from icon_assets.core.costs import Bill, Spent, engine_bill
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import ScoringEngine
 from icon_assets.core.errors import IconError
@@ -114,7 +114,7 @@ class Reader:
         spent, done, start = Spent(), 0, time.monotonic()
         bill: Bill | None = None
         for rows in chunks:
-            bill = bill or Bill(self._store, self._key, self._shape(), self._engine, WORK)
+            bill = bill or engine_bill(self._store, self._key, self._shape(), self._engine, WORK)
             encoded, waiting = [self._encoder.probe(row) for row in rows], dict[int, Reading]()
             try:
                 for found in read(self._engine, encoded):

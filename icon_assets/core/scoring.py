@@ -17,7 +17,7 @@ import polars as pl
 from icon_assets.core.budget import Budget, affordable, cut, rungs, undecided
 from icon_assets.core.contribution import contributions, control_lengths, control_seeds, influences, matrix
 from icon_assets.core.controls import ControlContext, knots
-from icon_assets.core.costs import Bill, Spent
+from icon_assets.core.costs import Spent, engine_bill
 from icon_assets.core.digests import share_ceiling
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import Pair, ScoringEngine
@@ -244,7 +244,7 @@ class Scorer:
         """Score the wanted pairs; commit at least every `commit_seconds`, and what is finished even on the way out."""
         engine, probes = self._engine, list(self._probes.values())
         total, done, spent = sum(map(len, wanted)), 0, Spent()
-        bill = Bill(self._store, self._key, self._shape(), engine, work)
+        bill = engine_bill(self._store, self._key, self._shape(), engine, work)
         lengths = list(self._probe_tokens.values())
         engine.compile_for(sum(len(c) + sum(lengths[i] for i in w) for c, w in zip(contexts, wanted, strict=True)))
         waiting, start = list[Pair](), time.monotonic()

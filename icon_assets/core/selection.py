@@ -272,11 +272,15 @@ def has_score(name: str) -> bool:
     return bool(own.control or own.tables)
 
 
-def work_owed(name: str) -> list[str]:
-    """The kinds of work in `scoring_costs` that the arm ranks by, and so owes; measured or predicted, contributions cost scoring."""
-    owner, _ = _arm_and_draw(name)
-    scored = owner.control is not None or "predicted_scores" in owner.tables
-    return [*(["pairs", "controls"] if scored else []), *(["features"] if owner.tables else [])]
+def work_owed(name: str, settings: SelectionSettings) -> list[str]:
+    """The kinds of work in `scoring_costs` that the arm, or the one it follows, ranks and sieves by, and so owes; measured or
+    predicted, contributions cost scoring.
+    """
+    tables = tables_needed(name, settings)
+    predicted = "predicted_scores" in tables
+    scored = predicted or bool(controls_needed(name, settings))
+    works = {"pairs": scored, "controls": scored, "features": bool(tables), "selector": predicted}
+    return [work for work, owed in works.items() if owed]
 
 
 def rank(name: str, pool: Candidates) -> pl.DataFrame:

@@ -2,8 +2,8 @@
 sample. One ranking serves every fraction, so that selections are nested.
 
 `light`: ridge regression on the model's own features (see `features`). `lora`: the paper's classifier of the top fraction
-(arXiv 2505.05327), its head trained, its classes balanced. How well either does is measured on samples it has not seen, and
-compared with length and with chance: a selector that knows length alone is no selector.
+(arXiv 2505.05327), its head trained, its classes balanced. How well either does is measured on samples that it was neither
+trained on nor chosen by, and compared with length and with chance: a selector that knows length alone is no selector.
 """
 
 import json
@@ -18,10 +18,12 @@ import numpy as np
 import polars as pl
 
 from icon_assets.core.classifier import Classifier, OnEpoch
+from icon_assets.core.costs import Bill, Spent
 from icon_assets.core.digests import canonical_json, draw_key
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.errors import IconError
 from icon_assets.core.features import features_of, shard_features
+from icon_assets.core.flops import model_shape
 from icon_assets.core.language_model import ModelRecord
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store, sql_text
@@ -32,17 +34,18 @@ SELECTOR = "selector"
 _LENGTH, _RANDOM = "length", "random"
 _ALPHAS = tuple(float(alpha) for alpha in np.logspace(0, 6, 13))
 _DRAWS, _TAILS = 500, (2.5, 97.5)
-_HELD_OUT_PART = 10  # one of so many parts
+_PARTS = 10  # of the scored samples: one is reported on, one chooses the epoch, the others are trained on
 _PREDICTED_TOGETHER = 4096
 _CARD, _WEIGHTS, _OUT_OF_FOLD = "selector.json", "selector.safetensors", "out_of_fold.json"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training left besides files: predictions for the samples that the model has not seen, and figures.
+    """What training left besides files: predictions for samples that the model has not seen, and figures.
 
     Attributes:
         held_out: sample_id, score.
+        in_sample: the same of samples that the model was trained on, where the ranking has no better score of them.
         n_train: samples that the final model was trained on.
         figures: of the training, by name.
     """
@@ -50,6 +53,7 @@ class Trained:
     held_out: pl.DataFrame
     n_train: int
     figures: Mapping[str, float] = field(default_factory=dict)
+    in_sample: pl.DataFrame | None = None
 
 
 def scored_samples(store: Store, key: ScoreKey, control: str, most: int) -> pl.DataFrame:
@@ -215,30 +219,57 @@ def _features(store: Store, key: ScoreKey, sample_ids: Sequence[str]) -> pl.Data
 
 
 def train_classifier(
-    store: Store, base: ModelRecord, encoder: Encoder, scored: pl.DataFrame, settings: SelectorSettings, directory: Path,
-    dtype: str, device: str, on_epoch: OnEpoch,
+    store: Store, key: ScoreKey, base: ModelRecord, encoder: Encoder, scored: pl.DataFrame, settings: SelectorSettings,
+    directory: Path, dtype: str, device: str, on_epoch: OnEpoch,
 ) -> Trained:  # fmt: skip
-    """Train on nine tenths of the scored samples, which are labelled 1 in the top fraction, and write the model.
+    """Train on eight tenths of the scored samples, which are labelled 1 in the top fraction, keep the epoch that does best on
+    another, and write the model; the last tenth has no part in it, and is what is reported on.
 
     Raises:
-        IconError: one of both parts holds one label only.
+        IconError: one of the three parts holds one label only.
     """
     top = is_top(scored["contribution"], settings.top_fraction)
-    held = np.array([part_of(i, settings.seed, _HELD_OUT_PART) == 0 for i in scored["sample_id"]])
-    for labels in (top[held], top[~held]):
+    parts = np.array([part_of(i, settings.seed, _PARTS) for i in scored["sample_id"]])
+    held, choosing, learned = parts == 0, parts == 1, parts > 1
+    for labels in (top[held], top[choosing], top[learned]):
         if len(set(labels)) < 2:
             raise IconError(
                 f"selector: of {len(top)} scored samples, the {len(labels)} in one part are all of one class; score more samples "
                 "directly (scoring.direct_share), or set selector.kind to light"
             )
     texts = _texts(store, encoder, scored["sample_id"].to_list())
-    train, held_out = ([texts[i] for i in scored["sample_id"].filter(pl.Series(part))] for part in (~held, held))
+    train, others = ([texts[i] for i in scored["sample_id"].filter(pl.Series(part))] for part in (learned, choosing))
     model = Classifier.new(base.directory, settings.lora, settings.seed, dtype, device)
-    precision = model.train(train, top[~held], held_out, top[held], settings.lora, settings.seed, on_epoch)
+    bill = _bill(store, key, base, model, device)
+
+    def settle(epoch: int, precision: float) -> None:
+        bill.settle()
+        on_epoch(epoch, precision)
+
+    precision = model.train(train, top[learned], others, top[choosing], settings.lora, settings.seed, settle)
     model.save(directory, base.name)
     figures = {"best_epoch": 1 + max(range(len(precision)), key=lambda e: (precision[e], e))}
-    rows = scored.filter(pl.Series(held)).select("sample_id", score=pl.Series(model.predict(held_out)))
-    return Trained(rows, len(train), figures)
+    unseen, seen = (_predicted(model, scored["sample_id"].filter(pl.Series(part)), texts) for part in (held, learned))
+    bill.settle()
+    return Trained(unseen, len(train), figures, seen)
+
+
+def _predicted(model: Classifier, sample_ids: pl.Series, texts: Mapping[str, Sequence[int]]) -> pl.DataFrame:
+    return pl.DataFrame({"sample_id": sample_ids, "score": model.predict([texts[i] for i in sample_ids])})
+
+
+def _bill(store: Store, key: ScoreKey, base: ModelRecord, model: Classifier, device: str) -> Bill:
+    """The bill of what a classifier does, learning or reading."""
+    shape, adapter = model_shape(base.directory), model.adapter_parameters
+
+    def total() -> Spent:
+        done = model.passes
+        flops = shape.training_flops(done.learned, adapter) + shape.flops(done.read)
+        return Spent(
+            done.texts, 0, done.forwards, done.learned.tokens + done.read.tokens, flops, engine="classifier, padded"
+        )
+
+    return Bill(store, key, SELECTOR, device, total)
 
 
 def _texts(store: Store, encoder: Encoder, sample_ids: Sequence[str]) -> dict[str, list[int]]:
@@ -251,15 +282,21 @@ def _texts(store: Store, encoder: Encoder, sample_ids: Sequence[str]) -> dict[st
 
 
 def predict_by_classifier(
-    store: Store, shard: str, base: ModelRecord, encoder: Encoder, directory: Path, dtype: str, device: str
-) -> Iterator[pl.DataFrame]:
-    """sample_id and score of the samples of a shard, some at a time."""
+    store: Store, key: ScoreKey, shard: str, base: ModelRecord, encoder: Encoder, directory: Path, dtype: str, device: str
+) -> Iterator[pl.DataFrame]:  # fmt: skip
+    """sample_id and score of the samples of a shard, some at a time. Samples that the classifier was trained on get what it says
+    of them: too good a score among the others', by as much as `crowding` says.
+    """
     ids = store.query("SELECT DISTINCT sample_id FROM delta.pool WHERE shard = $shard ORDER BY ALL", {"shard": shard})
-    model = Classifier.load(base.directory, directory, dtype, device) if ids.height else None
+    if ids.is_empty():
+        return
+    model = Classifier.load(base.directory, directory, dtype, device)
+    bill = _bill(store, key, base, model, device)
     for part in ids.iter_slices(_PREDICTED_TOGETHER):
         texts = _texts(store, encoder, part["sample_id"].to_list())
-        assert model is not None
-        yield pl.DataFrame({"sample_id": list(texts), "score": model.predict(list(texts.values()))})
+        predicted = _predicted(model, part["sample_id"], texts)
+        bill.settle()
+        yield predicted
 
 
 # Either
@@ -302,6 +339,25 @@ def report(scored: pl.DataFrame, held_out: pl.DataFrame, settings: SelectorSetti
             low, high = np.percentile([row[metric] for row in table[1:]], _TAILS)
             metrics.append((predictor, metric, table[0][metric], float(low), float(high)))
     return pl.DataFrame(metrics, schema=["predictor", "metric", "value", "low", "high"], orient="row")
+
+
+def crowding(in_sample: pl.DataFrame, held_out: pl.DataFrame, settings: SelectorSettings) -> pl.DataFrame:
+    """How much samples that the selector was trained on crowd the top of its ranking: rows as `report` has them, the share of
+    those and of the held-out ones that stand in the top fraction of both together. Both are drawn from the same samples: what
+    the shares differ by is that the selector knows the answers of the first.
+    """
+    rng = np.random.default_rng(settings.seed)
+    seen, unseen = in_sample["score"].to_numpy(), held_out["score"].to_numpy()
+    draws = [(rng.choice(seen, len(seen)), rng.choice(unseen, len(unseen))) for _ in range(_DRAWS)]
+    shares = np.array([_top_shares(a, b, settings.top_fraction) for a, b in [(seen, unseen), *draws]])
+    low, high = np.percentile(shares[1:], _TAILS, axis=0)
+    names = ("top_share_trained_on", "top_share_held_out")
+    return pl.DataFrame({"predictor": SELECTOR, "metric": names, "value": shares[0], "low": low, "high": high})
+
+
+def _top_shares(seen: np.ndarray, unseen: np.ndarray, fraction: float) -> tuple[float, float]:
+    top = is_top(pl.Series(np.concatenate([seen, unseen])), fraction)
+    return float(top[: len(seen)].mean()), float(top[len(seen) :].mean())
 
 
 def _resampled(top: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:

@@ -70,7 +70,7 @@ CREATE TABLE scoring_costs (
     tokens BIGINT, flops BIGINT, seconds DOUBLE, peak_flops_per_second DOUBLE
 );
 COMMENT ON TABLE scoring_costs IS 'What scoring has cost: one row per commit, so that a killed run counts too.';
-COMMENT ON COLUMN scoring_costs."work" IS 'pairs: candidates; controls: probes without context and behind random contexts; features: one pass per sample (pairs counts samples).';
+COMMENT ON COLUMN scoring_costs."work" IS 'pairs: candidates; controls: probes without context and behind random contexts; features: one pass per sample (pairs counts samples); selector: training of the lora one and its passes over the pool (pairs counts passes of a sample).';
 COMMENT ON COLUMN scoring_costs.flops IS 'Useful floating-point operations: no padding, nothing elementwise.';
 COMMENT ON COLUMN scoring_costs.peak_flops_per_second IS 'Large matrix products on this device in this dtype, measured in the same process.';
 
@@ -92,14 +92,14 @@ CREATE TABLE selectors (
     digest VARCHAR, settings VARCHAR, created_at TIMESTAMPTZ
 );
 COMMENT ON TABLE selectors IS 'Models that learned to predict contribution from directly scored samples; path is relative to the workspace.';
-COMMENT ON COLUMN selectors.n_held_out IS 'Samples that its metrics are measured on, each predicted by a model that had not seen it.';
+COMMENT ON COLUMN selectors.n_held_out IS 'Samples that its metrics are measured on, each predicted by a model that was neither trained on it nor chosen by it.';
 
 CREATE TABLE selector_metrics (selector_id VARCHAR, predictor VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE);
 COMMENT ON TABLE selector_metrics IS 'How well a selector foretells contribution on held-out samples, with 95 % bootstrap intervals; length and random for comparison.';
-COMMENT ON COLUMN selector_metrics.metric IS 'spearman; auc and average_precision for the top fraction; partial_spearman: rank correlation once length is taken out of both.';
+COMMENT ON COLUMN selector_metrics.metric IS 'spearman; auc and average_precision for the top fraction; partial_spearman: rank correlation once length is taken out of both; of lora top_share_trained_on and top_share_held_out: the share of such samples in the top fraction of both together, equal where training gives no advantage.';
 
 CREATE TABLE predicted_scores (shard VARCHAR, selector_id VARCHAR, sample_id VARCHAR, score DOUBLE);
-COMMENT ON TABLE predicted_scores IS 'The current selector''s score of every sample of the pool; of samples it was trained on, where it can be, by a model that had not seen them.';
+COMMENT ON TABLE predicted_scores IS 'The current selector''s score of every sample of the pool; of samples that light was trained on by a model that had not seen them; lora ranks those too high (selector_metrics, top_share_trained_on).';
 
 CREATE TABLE selections (subset_id VARCHAR, arm VARCHAR, sample_id VARCHAR, "rank" BIGINT, score DOUBLE, reason VARCHAR);
 COMMENT ON TABLE selections IS 'The samples each arm chose, best first. Earlier subsets stay, because checkpoints refer to them.';

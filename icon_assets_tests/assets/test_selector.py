@@ -104,17 +104,22 @@ def test_growth_reads_and_scores_only_what_is_new(workspace: Workspace, instance
 
 def test_the_papers_classifier_ranks_the_pool_too(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     lora = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.01}
-    change(workspace, "selector", {"kind": "lora", "lora": lora, "seed": 1, "top_fraction": 0.5})
+    change(workspace, "selector", {"kind": "lora", "lora": lora, "seed": 6, "top_fraction": 0.5})
     run(workspace, instance)
     store = Store(workspace.store_dir)
     scores = store.query("SELECT score FROM predicted_scores")["score"]
     assert scores.len() == 44
     assert scores.is_between(0, 1).all()
     (selector,) = store.query("FROM selectors").iter_rows(named=True)
-    assert (
-        selector["n_train"] + selector["n_held_out"]
-        == store.query("SELECT count(DISTINCT sample_id) FROM sample_scores").item()
+    scored = store.query("SELECT count(DISTINCT sample_id) FROM sample_scores").item()
+    learned, held = selector["n_train"], selector["n_held_out"]
+    assert 0 < scored - learned - held < learned, "some chose the epoch"
+    crowding = store.query("SELECT metric FROM selector_metrics WHERE metric LIKE 'top_share_%' ORDER BY ALL")
+    assert crowding["metric"].to_list() == ["top_share_held_out", "top_share_trained_on"]
+    billed = store.query(
+        """SELECT sum(pairs)::BIGINT, sum(tokens) > 0, sum(flops) > 0 FROM scoring_costs WHERE "work" = 'selector'"""
     )
+    assert billed.row(0) == (2 * (scored - held) + learned + held + 44, True, True), "two epochs, the figures, the pool"
     assert (workspace.root / selector["path"] / "adapter_model.safetensors").is_file()
 
 

@@ -304,9 +304,25 @@ def test_an_arm_says_what_it_needs_and_what_it_is_made_with() -> None:
     assert made_with("icon", of("icon", length_strata=9)) == {"fraction": 0.15}, "what it does not use does not count"
     assert made_with("icon_stratified", settings) == {"fraction": 0.15, "diversity": 0.9, "length_strata": 7}
     assert made_with("length_matched", settings)["reference"] == "icon_peers"
+
+
+def test_an_arm_owes_all_work_that_it_waited_for() -> None:
+    settings = of("random", reference="perplexity")
+    owed = {arm: work_owed(arm, settings) for arm in RANKING}
     scored = {"icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest"}
-    assert {arm for arm in RANKING if "pairs" in work_owed(arm)} == scored
-    assert {arm for arm in RANKING if "features" in work_owed(arm)} == {"perplexity", "ifd", "icon_selector"}
+    assert {arm for arm in RANKING if "pairs" in owed[arm]} == scored
+    assert {arm for arm in RANKING if "features" in owed[arm]} == {
+        "perplexity",
+        "ifd",
+        "icon_selector",
+        "length_matched",
+    }
+    assert owed["icon_selector"] == ["pairs", "controls", "features", "selector"]
+    assert work_owed("length_matched", of("length_matched", reference="icon")) == ["pairs", "controls"], (
+        "its reference's"
+    )
+    sieved = of("random", diversity=0.9)
+    assert {arm: work_owed(arm, sieved) for arm in ("full", "random")} == {"full": [], "random": ["features"]}
 
 
 @pytest.mark.parametrize("arm", ["random", "length_matched"])

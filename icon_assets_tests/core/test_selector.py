@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 
 from icon_assets.core.classifier import Classifier
 from icon_assets.core.digests import digest
+from icon_assets.core.encoding import Encoder
 from icon_assets.core.errors import IconError
+from icon_assets.core.flops import Work, context_work
+from icon_assets.core.language_model import ModelRecord, load_tokenizer
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.selector import (
     Light,
+    crowding,
     is_top,
     light_inputs,
     normal_ranks,
@@ -24,6 +28,7 @@ from icon_assets.core.selector import (
     relearn,
     report,
     scored_samples,
+    train_classifier,
     train_light,
 )
 from icon_assets.core.store import Store
@@ -262,6 +267,64 @@ def test_both_classes_weigh_the_same(tiny_model_dir: Path) -> None:
     model = Classifier.new(tiny_model_dir, CHOICES, 0, "float32", "cpu")
     model.train(texts, labels, texts, labels, CHOICES.model_copy(update={"epochs": 8}), 0, lambda *_: None)
     assert 0.3 < model.predict(texts[:1])[0] < 0.7, "not one in eight"
+
+
+def test_passes_are_counted_without_padding(tiny_model_dir: Path) -> None:
+    texts, labels = [[0, 5, 6, 7], [0, 8]], np.array([True, False])
+    model = Classifier.new(tiny_model_dir, CHOICES, 0, "float32", "cpu")
+    model.train(texts, labels, texts, labels, CHOICES.model_copy(update={"epochs": 3}), 0, lambda *_: None)
+    once = context_work(4) + context_work(2)
+    assert (model.passes.learned, model.passes.read) == (once * 3, once * 3)
+    assert (model.passes.texts, model.passes.forwards) == (12, 6)
+    assert once == Work(6, 13, 0)
+    assert model.adapter_parameters == 2 * (8 * (32 + 32) + 8 * (32 + 16)), "q and v of two layers, rank 8"
+
+
+def test_the_tenth_that_is_reported_on_neither_trains_nor_chooses(tiny_model_dir: Path, tmp_path: Path) -> None:
+    world = World(tmp_path / "store", signal=1, length=0)
+    for (shard,), rows in world.store.query("FROM delta.samples").group_by("shard"):
+        asked = pl.format("Say {}.", pl.col("sample_id").str.head(4))
+        world.store.replace(
+            "samples", rows.with_columns(instruction=asked, turns=pl.lit(None, pl.String)), shard=str(shard)
+        )
+    scored = scored_samples(world.store, KEY, "none", 1000)
+    record = ModelRecord("tiny", "", tiny_model_dir, "model", 1, 2, 32, 400, 512)
+    chosen = SelectorSettings(kind="lora", top_fraction=0.4, lora=CHOICES.model_copy(update={"epochs": 1}))
+    (tmp_path / "model").mkdir()
+    trained = train_classifier(
+        world.store, KEY, record, Encoder(load_tokenizer(tiny_model_dir), KEY), scored, chosen, tmp_path / "model", "float32",
+        "cpu", lambda *_: None,
+    )  # fmt: skip
+    parts = {i: part_of(i, 0, 10) for i in scored["sample_id"]}
+    assert trained.in_sample is not None
+    assert {parts[i] for i in trained.held_out["sample_id"]} == {0}
+    assert {parts[i] for i in trained.in_sample["sample_id"]} == set(range(2, 10)), "the part left over chose the epoch"
+    assert trained.n_train == trained.in_sample.height
+    assert set(report(scored, trained.held_out, chosen)["predictor"]) == {"selector", "length", "random"}
+
+
+def test_a_selector_that_knows_answers_by_heart_is_seen_to_crowd_the_top() -> None:
+    draw = np.random.default_rng(0)
+
+    def rows(scores: np.ndarray) -> pl.DataFrame:
+        return pl.DataFrame({"sample_id": [digest(float(s)) for s in scores], "score": scores})
+
+    held_out, fair, by_heart = (draw.normal(size=n) for n in (100, 400, 400))
+    settings = SelectorSettings(top_fraction=0.2)
+    alike = crowding(rows(fair), rows(held_out), settings)
+    assert (
+        figure(alike, "selector", "top_share_trained_on")[1]
+        < 0.2
+        < figure(alike, "selector", "top_share_trained_on")[2]
+    )
+    assert figure(alike, "selector", "top_share_held_out")[1] < 0.2 < figure(alike, "selector", "top_share_held_out")[2]
+    by_heart[:80] += 5
+    crowded = crowding(rows(by_heart), rows(held_out), settings)
+    assert (
+        figure(crowded, "selector", "top_share_trained_on")[1]
+        > 0.2
+        > figure(crowded, "selector", "top_share_held_out")[2]
+    )
 
 
 def test_targets_that_the_model_lacks_are_refused(tiny_model_dir: Path) -> None:

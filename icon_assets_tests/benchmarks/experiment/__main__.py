@@ -7,14 +7,17 @@ run has finished, the next one keeps. The fraction named first is scored; the ot
 """
 
 import argparse
+import json
 import os
 import shutil
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets
 from icon_assets.home import open_instance
 from icon_assets.resources import WorkspaceResource
@@ -27,6 +30,7 @@ from icon_assets_tests.benchmarks.experiment.variants import variants
 
 # Where scoring lies: what a copy for another fraction can share by hard link, because it is never written again.
 _SHARED = shutil.ignore_patterns("dagster_home", "exports", "*.work")
+_COPIED = "copied.json"
 
 
 def main() -> None:
@@ -43,6 +47,13 @@ def main() -> None:
         workspace = Workspace.load(root)
         if not arguments.only_report:
             _materialize(workspace, arguments.stages)
+        if is_of_another(workspace):
+            print(
+                f"{root}: holds the results of the workspace that it was copied from; not reported before it has a leaderboard "
+                "of its own",
+                file=sys.stderr,
+            )
+            continue
         result[root.name] = figures(workspace)
     result["variants"] = variants(WorkspaceResource(root=str(first)))
     report(arguments, result, lines)
@@ -81,7 +92,20 @@ def _copy(source: Path, target: Path, fraction: float) -> None:
     values["selection"]["fraction"] = fraction
     (partial / "settings.yaml").unlink()  # or the source's would change with it
     write_settings(partial, values)
+    (partial / _COPIED).write_text(json.dumps({"at": datetime.now(UTC).isoformat()}), "utf-8")
     partial.rename(target)
+
+
+def is_of_another(workspace: Workspace) -> bool:
+    """Whether the results in a copy are still those that it began with: no leaderboard was made in it since."""
+    path = workspace.root / _COPIED
+    if not path.is_file():
+        return False
+    newer = Store(workspace.store_dir).query(
+        "SELECT count(*) FROM ledger WHERE asset = 'leaderboard' AND created_at > $at::TIMESTAMPTZ",
+        json.loads(path.read_text("utf-8")),
+    )
+    return not newer.item()
 
 
 def _materialize(workspace: Workspace, select: list[str]) -> None:

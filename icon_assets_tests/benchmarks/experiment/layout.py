@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ ARMS = (
     "full", "random", "length_matched", "longest", "icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest",
 )  # fmt: skip
 SHARDS = 8
+# What a later run may not ask for otherwise; arms and fraction are what a workspace's owner may change.
+_COMPARED = {"model": ("name", "dtype"), "probes": ("count", "seed"), "training": ("seeds", "epochs", "batch_size")}
 
 
 def lay_out(root: Path, arguments: argparse.Namespace) -> None:
-    """Draw everything, once: a workspace that is there is gone on with, whatever the arguments say now."""
+    """Draw everything, once: a workspace that is there is gone on with, whatever the arguments say now, and a line says so."""
     if (root / "settings.yaml").is_file():
+        if differing := differences(root, arguments):
+            print(f"{root}: goes on with what is there: {'; '.join(differing)}", file=sys.stderr)
         return
     for name in ("pool", "probes", "eval"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -33,6 +38,28 @@ def lay_out(root: Path, arguments: argparse.Namespace) -> None:
         items = draw_lines(arguments.eval / f"{task}.jsonl", arguments.items, arguments.seed)
         _write(root / "eval" / f"{task}.jsonl", items)
     write_settings(root, settings(arguments))
+
+
+def differences(root: Path, arguments: argparse.Namespace) -> list[str]:
+    """What the workspace has otherwise than the arguments ask for."""
+    there = {
+        "samples": _n_lines(*(root / "pool").glob("*.jsonl")), "held out": _n_lines(root / "eval" / "held_out.jsonl"),
+        "items": _n_lines(root / "eval" / f"{TASKS[0]}.jsonl"),
+        **_choices(yaml.safe_load((root / "settings.yaml").read_text("utf-8"))),
+    }  # fmt: skip
+    asked = {
+        "samples": arguments.samples, "held out": arguments.held_out, "items": arguments.items,
+        **_choices(settings(arguments)),
+    }  # fmt: skip
+    return [f"{name} {there[name]}, not {asked[name]}" for name in asked if there[name] != asked[name]]
+
+
+def _choices(values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": values[section].get(key) for section, keys in _COMPARED.items() for key in keys}
+
+
+def _n_lines(*paths: Path) -> int:
+    return sum(path.read_text("utf-8").count("\n") for path in paths)
 
 
 def write_settings(root: Path, values: dict[str, Any]) -> None:

@@ -32,7 +32,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
             yield from _table("trust", found["trust"], 3)
             yield from _table("selector, on held-out samples", found["selector"], 3)
             yield from _table("cost of scoring", found["costs"], 1)
-    yield from _table("scores compared on probes they have not seen", result["variants"], 3)
+    yield from _table("scores", result["variants"]["scores"], 3)
+    yield from _table("scores on probes they have not seen, against the paper's", result["variants"]["differences"], 4)
 
 
 def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -1,23 +1,31 @@
 """Why a ranking comes out as it does: changes of the score, judged on the stored pairs without training.
 
 A variant turns the influences of a sample on some probes into one number. It is judged by probes that it has not seen: ranked by one
-half of them, what do its best samples do for the other half, and how much of that is length?
+half of them, what do its best samples do for the other half, over the mean sample, and over samples of their length? And is that
+more than the paper's score reaches, beyond what other samples and other probes would change?
+
+No yardstick is neutral. `gain` is the mean of log ratios, so that it leans towards the scores of that name; `ppl_gain`, the mean share
+of perplexity saved, leans towards the paper's. What wins by both wins.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, trim_mean
+from scipy.stats import norm, rankdata, trim_mean
 
+from icon_assets.core.comparison import BETTER, OPEN, WORSE
 from icon_assets.core.contribution import influences, matrix
 from icon_assets.core.peers import typical
 from icon_assets.core.trust import auc, spearman
 from icon_assets.resources import WorkspaceResource
 
-SPLITS = 40
+SPLITS, DRAWS = 40, 400
 FRACTION = 0.15
+LEVEL = 0.05
+MEASURES = ("gain", "gain_beyond_length", "ppl_gain", "ppl_gain_beyond_length")
 Score = Callable[["Pairs", np.ndarray], np.ndarray]
 
 
@@ -31,11 +39,11 @@ class Pairs:
     n_tokens: np.ndarray  # response tokens of the probes
     strata: np.ndarray  # of the probes
 
-    @property
+    @cached_property
     def influence(self) -> np.ndarray:
         return self.control - self.ratio
 
-    @property
+    @cached_property
     def gain(self) -> np.ndarray:
         """Nats per response token that the sample saves."""
         return np.log(self.control) - np.log(self.ratio)
@@ -85,21 +93,23 @@ def _within_length(pairs: Pairs, probes: np.ndarray) -> np.ndarray:
     return rank
 
 
+PAPER = "paper (mean PPL ratio)"
 SCORES: dict[str, Score] = {
-    "paper (mean PPL ratio)": _paper, "log ratio": _log_ratio, "log ratio per token": _per_token,
+    PAPER: _paper, "log ratio": _log_ratio, "log ratio per token": _per_token,
     "trimmed mean": _trimmed, "median": _median, "standardized log ratio": _standardized, "consistency": _consistency,
     "mean over strata": _by_stratum, "within length strata": _within_length,
 }  # fmt: skip
 
 
-def variants(icon: WorkspaceResource) -> list[dict[str, Any]]:
-    """One row per control and score."""
-    rows = []
-    for control, pairs in _controls(icon):
-        rows += [
-            {"control": control, "score": name, **_judged(pairs, score)} for name, score in SCORES.items()
-        ]  # fmt: skip
-    return rows
+def variants(icon: WorkspaceResource) -> dict[str, list[dict[str, Any]]]:
+    """`scores`: what each variant is like. `differences`: what it reaches on unseen probes, against the paper's score."""
+    controls = dict(_controls(icon))
+    scores = [
+        {"control": control, "score": name, **_likeness(pairs, score)}
+        for control, pairs in controls.items()
+        for name, score in SCORES.items()
+    ]
+    return {"scores": scores, "differences": differences(controls)}
 
 
 def _controls(icon: WorkspaceResource) -> Iterator[tuple[str, Pairs]]:
@@ -139,31 +149,88 @@ def _peers(ratio: np.ndarray, length: np.ndarray) -> np.ndarray:
     return np.exp(typical(length, np.log(ratio), length))
 
 
-def _judged(pairs: Pairs, score: Score) -> dict[str, float]:
-    whole = score(pairs, np.arange(pairs.ratio.shape[1]))
-    rng, halves = np.random.default_rng(0), list[dict[str, float]]()
-    for _ in range(SPLITS):
-        order = rng.permutation(pairs.ratio.shape[1])
-        halves.append(_half(pairs, score, order[: len(order) // 2], order[len(order) // 2 :]))
-    means = {name: float(np.mean([half[name] for half in halves])) for name in halves[0]}
+def _likeness(pairs: Pairs, score: Score) -> dict[str, float]:
+    """How much of a ranking is length, how much of it another half of the probes would keep, and how like the paper's it is."""
+    probes, rng = np.arange(pairs.ratio.shape[1]), np.random.default_rng(0)
+    whole = score(pairs, probes)
+    halves = [_reliability(pairs, score, *np.array_split(rng.permutation(probes), 2)) for _ in range(SPLITS)]
     return {
         "length_spearman": spearman(whole, pairs.length), "length_auc": _auc(whole, pairs.length),
-        "overlap_with_paper": _overlap(whole, _paper(pairs, np.arange(pairs.ratio.shape[1]))), **means,
+        "overlap_with_paper": _overlap(whole, _paper(pairs, probes)),
+        "reliability": float(np.mean([plain for plain, _ in halves])),
+        "reliability_beyond_length": float(np.mean([beyond for _, beyond in halves])),
     }  # fmt: skip
 
 
-def _half(pairs: Pairs, score: Score, seen: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
-    """Ranked by the seen probes; `gain` is against no context, on the unseen ones, over the mean sample's."""
-    a, b = score(pairs, seen), score(pairs, unseen)
-    gain = -np.log(pairs.ratio[:, unseen]).mean(axis=1)
-    expected = _expected(gain, pairs.length)
-    best = _top(a)
-    return {
-        "reliability": spearman(a, b),
-        "reliability_beyond_length": spearman(a - _expected(a, pairs.length), b - _expected(b, pairs.length)),
-        "unseen_gain": float(gain[best].mean() - gain.mean()),
-        "unseen_gain_beyond_length": float((gain - expected)[best].mean()),
-    }
+def _reliability(pairs: Pairs, score: Score, half: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    a, b = score(pairs, half), score(pairs, other)
+    return spearman(a, b), spearman(a - _expected(a, pairs.length), b - _expected(b, pairs.length))
+
+
+def differences(controls: dict[str, Pairs], draws: int = DRAWS, seed: int = 0) -> list[dict[str, Any]]:
+    """Every variant against the paper's score, measure by measure: the mean over splits of the probes into seen and unseen ones,
+    an interval of 95 % that holds what other samples and other probes would change, and a verdict after Holm's correction over
+    the variants.
+    """
+    rng, worth = np.random.default_rng(seed), _worth(controls["none"])
+    weights = _weights(controls, rng)
+    names = [(control, score) for control in controls for score in SCORES]
+    paper = names.index(("none", PAPER))
+    rows = []
+    for measure, pairs in zip(MEASURES, worth, strict=True):
+        found = [float((each * pairs).sum()) for each in weights]
+        errors = [_error((each - weights[paper]) * pairs, draws, rng) for each in weights]
+        away = [value - found[paper] for value in found]
+        told = _holm(np.array([2 * norm.sf(abs(a) / e) if e else 1.0 for a, e in zip(away, errors, strict=True)]))
+        for (control, score), value, difference, error, sure in zip(names, found, away, errors, told, strict=True):
+            reach = norm.ppf(1 - LEVEL / 2) * error
+            rows.append({
+                "measure": measure, "control": control, "score": score, "value": value, "difference": difference,
+                "low": difference - reach, "high": difference + reach, "verdict": _verdict(difference, sure),
+            })  # fmt: skip
+    return rows
+
+
+def _worth(pairs: Pairs) -> np.ndarray:
+    """[measures, samples, probes]: what each sample does for each probe against no context, over the mean sample and over those of
+    its length.
+    """
+    gains = (-np.log(pairs.ratio), 1 - pairs.ratio)
+    return np.array([g - over for g in gains for over in (g.mean(axis=0), typical(pairs.length, g, pairs.length))])
+
+
+def _weights(controls: dict[str, Pairs], rng: np.random.Generator) -> np.ndarray:
+    """[variants, samples, probes]: how much a pair counts, where a variant is worth what its best samples do for the probes that it
+    was not ranked by. Each half of a split is the unseen one once.
+    """
+    n_samples, n_probes = controls["none"].ratio.shape
+    weights = np.zeros((len(controls) * len(SCORES), n_samples, n_probes))
+    for _ in range(SPLITS):
+        half, other = np.array_split(rng.permutation(n_probes), 2)
+        for seen, unseen in ((half, other), (other, half)):
+            ranked = (score(pairs, seen) for pairs in controls.values() for score in SCORES.values())
+            for variant, values in enumerate(ranked):
+                best = _top(values)
+                weights[variant][np.ix_(best, unseen)] += 1 / (2 * SPLITS * len(best) * len(unseen))
+    return weights
+
+
+def _error(parts: np.ndarray, draws: int, rng: np.random.Generator) -> float:
+    """How far the sum over [samples, probes] moves with draws of both, with replacement; what each split has chosen is kept."""
+    counts = [rng.multinomial(n, np.full(n, 1 / n), size=draws) for n in parts.shape]
+    return float(((counts[0] @ parts) * counts[1]).sum(axis=1).std(ddof=1))
+
+
+def _holm(p_values: np.ndarray) -> np.ndarray:
+    """Which differences hold although so many were looked at: Holm's step-down."""
+    order = np.argsort(p_values, kind="stable")
+    told = np.zeros(len(p_values), bool)
+    told[order] = np.logical_and.accumulate(p_values[order] <= LEVEL / np.arange(len(p_values), 0, -1))
+    return told
+
+
+def _verdict(difference: float, told: bool) -> str:
+    return (BETTER if difference > 0 else WORSE) if told else OPEN
 
 
 def _expected(values: np.ndarray, length: np.ndarray) -> np.ndarray:
