@@ -69,13 +69,14 @@ def test_the_count_of_attended_pairs_is_the_size_of_the_mask(rows: list[tuple[in
     assert layout.attended == sum(map(sum, visible(layout, tokens)))
 
 
-def inputs(heads: int, groups: int, tokens: int, size: int) -> list[torch.Tensor]:
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def inputs(heads: int, groups: int, tokens: int, size: int) -> Tensors:
     """Query, key and value as models make them, all heads of a token together; queries so large that few keys count."""
     torch.manual_seed(tokens)
-    shapes = [(1, tokens, heads * groups, size), (1, tokens, heads, size), (1, tokens, heads, size)]
-    return [
-        (torch.randn(shape) * scale).bfloat16().transpose(1, 2) for shape, scale in zip(shapes, (3, 1, 1), strict=True)
-    ]
+    query, key, value = (torch.randn(1, tokens, n, size).transpose(1, 2) for n in (heads * groups, heads, heads))
+    return (query * 3).bfloat16(), key.bfloat16(), value.bfloat16()
 
 
 def worst(found: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> float:
@@ -109,9 +110,8 @@ def test_the_fused_kernel_takes_any_strides_and_scales() -> None:
     layout, tokens = layout_of([(70, [40, 1, 130])])
     query, key, value = inputs(2, 2, tokens, 32)
     expected = fused_attention(query, key, value, None, layout)
-    spread = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (query, key, value)]
-    for tensors in ([x.contiguous() for x in (query, key, value)], spread):
-        assert torch.equal(fused_attention(*tensors, 32**-0.5, layout), expected)
+    spread = key.transpose(2, 3).contiguous().transpose(2, 3)
+    assert torch.equal(fused_attention(query.contiguous(), spread, value.contiguous(), 32**-0.5, layout), expected)
     assert torch.equal(fused_attention(query * 2, key, value, 32**-0.5 / 2, layout), expected)
 
 
