@@ -44,7 +44,8 @@ def start() -> subprocess.Popen[bytes]:
 def test_processes_that_build_at_once_share_one_library_and_later_ones_compile_nothing(cache: Path) -> None:
     processes = [start(), start()]
     assert [process.wait() for process in processes] == [0, 0]
-    (folder, file), stamp = built(cache), [path.stat().st_mtime_ns for path in cache.rglob("library.so")]
+    file, folder = built(cache)
+    stamp = [path.stat().st_mtime_ns for path in cache.rglob("library.so")]
     assert folder.startswith(NAME)
     assert file == "library.so"
     assert cache.stat().st_mode & 0o777 == 0o700
