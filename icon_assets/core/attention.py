@@ -1,14 +1,20 @@
 """Attention of a packed forward: where contexts and probes lie in it, and who may look at what.
 
-Two kernels of the same mask, both registered with transformers under one name, so that the model code stays as it is:
-scaled-dot-product attention per segment (CPU, or CUDA without Triton), and one FlexAttention call over the whole
-forward (CUDA), which gets the mask as a table of blocks and never as a tokens x tokens matrix.
+Three kernels of the same mask, all registered with transformers under one name, so that the model code stays as it is:
+- `segments`: scaled-dot-product attention per segment, which works everywhere;
+- `flex`: one FlexAttention call over the whole forward (CUDA), which gets the mask as a table of blocks and never as a
+  tokens x tokens matrix;
+- `fused`: one call of an own C++ kernel over the whole forward (a CPU with bfloat16 matrix units, and a compiler). Segments
+  are short: there torch's kernel spends more time on each call than on its products.
 """
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
+
+from icon_assets.core.native import library
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +23,7 @@ if TYPE_CHECKING:
 ATTENTION = "icon_packed"
 BLOCK = 128  # tokens per side of a FlexAttention block
 _QUERIES = 192  # of a segment at a time: what causality hides from all of them is not computed
-Kernel = Literal["segments", "flex"]
+Kernel = Literal["segments", "flex", "fused"]
 
 
 class NotPackable(Exception):
@@ -63,6 +69,16 @@ class Layout:
         yield from (Segment(start, start, start, stop) for start, stop in self.contexts)
         yield from self.segments
 
+    @cached_property
+    def table(self) -> "torch.Tensor":
+        """The parts as the fused kernel reads them, a row for each, for all layers: it finds contexts among the parts."""
+        import torch
+
+        assert {(s.context_start, s.context_stop) for s in self.segments if s.context_start < s.context_stop} <= set(
+            self.contexts
+        )
+        return torch.tensor([(p.context_start, p.context_stop, p.start, p.stop) for p in self.parts()])
+
 
 def register() -> None:
     """Make the packed attention known to transformers."""
@@ -72,12 +88,13 @@ def register() -> None:
     # Compiled layers leave the attention as it is: many small calls, or one kernel compiled by itself.
     segments: Any = torch.compiler.disable(segment_attention)
     flex: Any = torch.compiler.disable(flex_attention, recursive=False)
+    kernels = {"segments": segments, "flex": flex, "fused": torch.compiler.disable(fused_attention)}
 
     def packed_attention(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None,
         *, packed_layout: Layout, **options: Any,
     ) -> Any:  # fmt: skip
-        attend = flex if packed_layout.kernel == "flex" else segments
+        attend = kernels[packed_layout.kernel]
         return attend(query, key, value, scaling, packed_layout, **options), None
 
     AttentionInterface.register(ATTENTION, packed_attention)
@@ -154,6 +171,59 @@ def flex_attention(
         kernel_options={"BACKEND": "TRITON"} if on_gpu else None,
     )  # fmt: skip
     return out.transpose(1, 2).contiguous()
+
+
+def fused_attention(
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    scaling: float | None,
+    layout: Layout,
+    **options: Any,
+) -> "torch.Tensor":
+    """The same attention as `segment_attention`, in one call of `kernels/packed_attention.cpp`.
+
+    Raises:
+        NotPackable: as there; or other numbers than the kernel computes with; or it can't be compiled here, or fails.
+    """
+    import torch
+
+    _check(layout, **options)
+    heads, key_heads, (tokens, size) = query.shape[1], key.shape[1], query.shape[2:]
+    inputs = [x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)]
+    shapes = [(1, heads, tokens, size), (1, key_heads, tokens, size), (1, key_heads, tokens, size)]
+    suits = [
+        (x.shape, x.dtype, x.device.type) == (shape, torch.bfloat16, "cpu")
+        for x, shape in zip(inputs, shapes, strict=True)
+    ]
+    kernel = library("packed_attention")
+    if kernel is None or not all(suits) or size % 16 or heads % key_heads or layout.table.max() > tokens:
+        raise NotPackable
+    out = torch.empty(1, tokens, heads, size, dtype=query.dtype)
+    described = (_Heads * 3)(*(_Heads(x.data_ptr(), x.stride(1), x.stride(2)) for x in inputs))
+    numbers = (ctypes.c_int64(n) for n in (tokens, key_heads, heads // key_heads, size))
+    scale = ctypes.c_float(size**-0.5 if scaling is None else scaling)
+    parts = ctypes.c_void_p(layout.table.data_ptr()), ctypes.c_int64(len(layout.table))
+    if not kernel.packed_attention(described, ctypes.c_void_p(out.data_ptr()), *numbers, scale, *parts):
+        raise NotPackable
+    return out
+
+
+class _Heads(ctypes.Structure):
+    """A tensor of the fused kernel: where it lies, and its strides from head to head and from token to token."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("head", ctypes.c_int64), ("token", ctypes.c_int64))
+
+
+def can_fuse(model_dtype: "torch.dtype", device: "torch.device") -> bool:
+    """Whether the fused kernel is worth a try: bfloat16 on a CPU that multiplies it."""
+    import torch
+
+    return (
+        device.type == "cpu"
+        and model_dtype == torch.bfloat16
+        and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    )
 
 
 @cache

@@ -12,12 +12,13 @@ from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
-from icon_assets.core.attention import ATTENTION, Kernel, NotPackable, block_mask, register
+from icon_assets.core.attention import ATTENTION, Kernel, NotPackable, block_mask, can_fuse, register
 from icon_assets.core.batch import Batch, Packed
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import Work
 from icon_assets.core.language_model import LanguageModel
 from icon_assets.core.memory import freed_memory_kept
+from icon_assets.core.native import compiler
 from icon_assets.core.packing import Row, halve, plan_forwards, similar_lengths
 from icon_assets.core.tokens import Encoded
 
@@ -304,10 +305,17 @@ class ScoringEngine:
                 self._kernel = "segments"
         return self._agrees(self._forward_packed, _TRIAL_ROWS)
 
+    def _fuse(self) -> None:
+        """Take the fused kernel for the plain one, where it can be had and gives the same."""
+        if self._kernel == "segments" and can_fuse(next(self._model.parameters()).dtype, self._device):
+            self._kernel = "fused"
+            if not self._agrees(self._forward_packed, _TRIAL_ROWS):
+                self._kernel = "segments"
+
     def _agrees(self, forward: Callable[[Batch, list[Row]], list[Pair]], rows: list[Row]) -> bool:
         """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
-        # The flex kernel works in blocks of tokens: its trial must be longer than a few of them.
-        times = 16 if self._kernel == "flex" else 1
+        # Other kernels work in blocks of tokens: their trial must be longer than a few of them.
+        times = 1 if self._kernel == "segments" else 16
         contexts = [[*self._leading, *context * times] for context in _TRIAL_CONTEXTS]
         batch = Batch(contexts, [Encoded(p.prompt_ids * times, p.response_ids) for p in _TRIAL_PROBES])
         spent, self.meter = self.meter, Meter()  # the trial is not the user's work
@@ -342,7 +350,8 @@ class ScoringEngine:
     def compile_for(self, tokens: int) -> bool:
         """Compile the model's layers if `tokens` are enough to pay for it and this machine can; returns `compiled`.
 
-        Compiling fuses everything elementwise. Where the compiler fails, the engine goes on without.
+        Compiling fuses everything elementwise; on a CPU the fused attention is built, too, where it can compute. Where the
+        compiler fails, or what it made does not give the same, the engine goes on without.
         """
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
@@ -351,6 +360,7 @@ class ScoringEngine:
         if self._compiled or self.mode != "packed" or tokens < _COMPILED_FROM[self._device.type]:
             return self.compiled
         if _has_compiler(self._device):
+            self._fuse()
             self._compiled = _compiled_layers(self._model)
             try:
                 if not self._agrees(self._forward_packed, _TRIAL_ROWS):
@@ -365,9 +375,9 @@ class ScoringEngine:
 
     @property
     def description(self) -> str:
-        """How it computes, for people: `packed, compiled`."""
-        notes = ["compiled"] * self.compiled + [f"partly {self._unpacked_mode}"] * self.partly_unpacked
-        return ", ".join([self.mode, *notes])
+        """How it computes, for people: `packed, fused, compiled`."""
+        notes = ["fused"] * (self._kernel == "fused") + ["compiled"] * self.compiled
+        return ", ".join([self.mode, *notes, *[f"partly {self._unpacked_mode}"] * self.partly_unpacked])
 
     @contextmanager
     def _attention(self, name: str) -> Iterator[None]:
@@ -405,14 +415,9 @@ def _kernel(device: "torch.device") -> Kernel:
 
 def _has_compiler(device: "torch.device") -> bool:
     """Whether torch.compile can work here: Triton on CUDA, a C++ compiler on a CPU."""
-    import os
-    import shutil
-
     from torch.utils._triton import has_triton
 
-    if device.type == "cuda":
-        return has_triton()
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+    return has_triton() if device.type == "cuda" else compiler() is not None
 
 
 def _compiled_layers(model: "PreTrainedModel") -> dict[Any, Callable[..., Any]]:

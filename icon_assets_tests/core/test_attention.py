@@ -1,9 +1,20 @@
-"""The mask of a packed forward: the block table of the flex kernel says exactly what the segments say."""
+"""The mask of a packed forward: the other kernels see exactly what the segments say."""
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icon_assets.core.attention import BLOCK, Layout, Segment, block_table
+from icon_assets.core.attention import (
+    BLOCK,
+    Layout,
+    NotPackable,
+    Segment,
+    block_table,
+    fused_attention,
+    segment_attention,
+)
+from icon_assets_tests.core.test_native import needs_units
 
 lengths = st.integers(1, 300)
 rows = st.lists(st.tuples(st.integers(0, 300), st.lists(lengths, min_size=1, max_size=4)), min_size=1, max_size=3)
@@ -56,3 +67,78 @@ def test_the_count_of_attended_pairs_is_the_size_of_the_mask(rows: list[tuple[in
     small = [(context % 20, [length % 20 + 1 for length in probes]) for context, probes in rows]
     layout, tokens = layout_of(small)
     assert layout.attended == sum(map(sum, visible(layout, tokens)))
+
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def inputs(heads: int, groups: int, tokens: int, size: int) -> Tensors:
+    """Query, key and value as models make them, all heads of a token together; queries so large that few keys count."""
+    torch.manual_seed(tokens)
+    query, key, value = (torch.randn(1, tokens, n, size).transpose(1, 2) for n in (heads * groups, heads, heads))
+    return (query * 3).bfloat16(), key.bfloat16(), value.bfloat16()
+
+
+def worst(found: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> float:
+    """The largest error beside the same numbers in float32, relative to values of size 1."""
+    exact = segment_attention(query.float(), key.float(), value.float(), None, layout)
+    return ((found.float() - exact).abs() / exact.abs().clamp(min=1)).max().item()
+
+
+@needs_units
+@settings(max_examples=25)
+@given(
+    rows, st.integers(1, 3), st.sampled_from([1, 2, 3, 8]), st.sampled_from([16, 64, 80, 96, 128]), st.integers(1, 3)
+)
+def test_the_fused_kernel_gives_what_the_segments_give(
+    rows: list[tuple[int, list[int]]], heads: int, groups: int, size: int, threads: int
+) -> None:
+    layout, tokens = layout_of(rows)
+    tensors = inputs(heads, groups, tokens, size)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = fused_attention(*tensors, None, layout)
+    finally:
+        torch.set_num_threads(before)
+    assert found.shape == (1, tokens, heads * groups, size)
+    assert worst(found, *tensors, Layout(contexts=layout.contexts, segments=layout.segments)) < 0.02
+
+
+@needs_units
+def test_the_fused_kernel_takes_any_strides_and_scales() -> None:
+    layout, tokens = layout_of([(70, [40, 1, 130])])
+    query, key, value = inputs(2, 2, tokens, 32)
+    expected = fused_attention(query, key, value, None, layout)
+    spread = key.transpose(2, 3).contiguous().transpose(2, 3)
+    assert torch.equal(fused_attention(query.contiguous(), spread, value.contiguous(), 32**-0.5, layout), expected)
+    assert torch.equal(fused_attention(query * 2, key, value, 32**-0.5 / 2, layout), expected)
+
+
+@needs_units
+def test_an_undefined_number_is_neither_lost_nor_seen_by_other_probes() -> None:
+    layout, tokens = layout_of([(70, [40, 50]), (0, [30])])
+    query, key, value = inputs(1, 2, tokens, 64)
+    value[0, 0, 75] = float("nan")  # of the first probe
+    undefined = fused_attention(query, key, value, None, layout).isnan().any(3).any(2)[0]
+    assert undefined[75:110].all()
+    assert not undefined[:70].any()
+    assert not undefined[110:].any()
+
+
+@needs_units
+def test_what_the_fused_kernel_does_not_compute_is_refused() -> None:
+    layout, tokens = layout_of([(7, [4])])
+    query, key, value = inputs(2, 2, tokens, 16)
+    for refused in (
+        (query.float(), key.float(), value.float()),
+        (query[..., :8], key[..., :8], value[..., :8]),
+        (query, key[:, :, 1:], value),
+        (query[:, :3], key, value),
+        (query[:, :, 1:], key[:, :, 1:], value[:, :, 1:]),
+    ):
+        with pytest.raises(NotPackable):
+            fused_attention(*refused, None, layout)
+    for option in ({"sliding_window": 10}, {"softcap": 1.0}, {"s_aux": query}):
+        with pytest.raises(NotPackable):
+            fused_attention(query, key, value, None, layout, **option)

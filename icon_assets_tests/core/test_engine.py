@@ -12,8 +12,10 @@ from icon_assets.core.engine import Meter, ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import Work
 from icon_assets.core.language_model import LanguageModel
+from icon_assets.core.native import library
 from icon_assets.core.tokens import Encoded, leading_ids
 from icon_assets_tests.conftest import make_model, make_tokenizer
+from icon_assets_tests.core.test_native import needs_units
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -190,6 +192,39 @@ def test_compiled_layers_give_the_same_figures(kernel: Any) -> None:
         assert abs(pair.nll_sum - expected) <= 1e-4 * pair.n_tokens
     layer: Any = loaded.model.model.layers[0]
     assert "forward" not in vars(layer), "the model is as it came"
+
+
+@needs_units
+def test_much_work_on_a_cpu_with_matrix_units_takes_the_fused_kernel_with_the_same_figures() -> None:
+    loaded = language_model("llama", head_dim=32)
+    loaded.model.bfloat16()
+    engine = ScoringEngine(loaded, 4096)
+    plain = [pair for batch in engine.score(CONTEXTS, PROBES, ALL) for pair in batch]
+    engine.compile_for(10)
+    assert engine.description == "packed"
+    engine.compile_for(10**9)
+    assert engine.description == "packed, fused, compiled"
+    fused = [pair for batch in engine.score(CONTEXTS, PROBES, ALL) for pair in batch]
+    assert fused != plain, "another kernel rounds elsewhere"
+    for a, b in zip(plain, fused, strict=True):
+        assert abs(a.nll_sum - b.nll_sum) <= 0.1 * a.n_tokens
+
+
+@pytest.mark.parametrize("fault", ["no compiler", "a compiler that fails", "a head size it does not take"])
+def test_without_the_fused_kernel_the_figures_stay_what_they_are(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = language_model("llama", head_dim=8 if fault.startswith("a head") else 32)
+    loaded.model.bfloat16()
+    engine = ScoringEngine(loaded, 4096)
+    plain = list(engine.score(CONTEXTS, PROBES, ALL))
+    if fault == "no compiler":
+        monkeypatch.setenv("PATH", "")
+    elif fault == "a compiler that fails":
+        monkeypatch.setenv("CXX", "/bin/false")
+    library.cache_clear()
+    engine._fuse()
+    library.cache_clear()
+    assert engine.description == "packed"
+    assert list(engine.score(CONTEXTS, PROBES, ALL)) == plain
 
 
 def test_an_undefined_nll_is_refused_instead_of_stored() -> None:
