@@ -61,7 +61,7 @@ def leading_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
 def closing_ids(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered) -> list[int]:
     """What ends a response: of a chat the template's own mark, if it has one, else EOS."""
     if rendered.pieces is not None:
-        ids = tokenizer(after_response(tokenizer), add_special_tokens=False).input_ids
+        ids: Any = tokenizer(after_response(tokenizer), add_special_tokens=False).input_ids
         if ids and ids[0] in {
             *tokenizer.all_special_ids,
             *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special),
