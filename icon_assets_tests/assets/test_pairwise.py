@@ -89,9 +89,9 @@ def test_answers_are_generated_and_judged_once(
         assert len(service.asked) - asked <= 2, "only the new pair is judged"
         assert store.query("SELECT n FROM pairwise_results").item() == 4
 
-        change(workspace, "evaluation", evaluation(service, max_new_tokens=4))
+        change(workspace, "evaluation", evaluation(service, max_new_tokens=2))
         assert run()["answers[icon|0]"].metadata["new_answers"] == 4
-        assert store.query("SELECT max(n_tokens), count(*) FROM answers").row(0) == (4, 8)
+        assert store.query("SELECT max(n_tokens), count(*) FROM answers").row(0) == (2, 8)
     for path in workspace.root.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 

@@ -206,7 +206,9 @@ def test_the_leaderboard_says_what_each_arm_cost(workspace: Workspace) -> None:
     )
     subset = ledger.newest(store, "selected_subset", "icon")
     assert subset is not None
-    ledger.record(store, Recipe("selected_subset", "icon"), subset.digest, "run", {"owes": ["pairs"]})
+    ledger.record(
+        store, Recipe("selected_subset", "icon", settings=subset.settings), subset.digest, "run", {"owes": ["pairs"]}
+    )
     row = write_report(workspace).path.read_text("utf-8").split('id="leaderboard"')[1].split("<b>icon</b>")[1]
     assert re.findall(r"[\w ]*\d P", row)[:3] == ["4 P", "scoring 3 P", "training 1 P"]
 
