@@ -61,13 +61,14 @@ def leading_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
 def closing_ids(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered) -> list[int]:
     """What ends a response: of a chat the template's own mark, if it has one, else EOS."""
     if rendered.pieces is not None:
+        marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {
+            *tokenizer.all_special_ids
+        }
         ids: Any = tokenizer(after_response(tokenizer), add_special_tokens=False).input_ids
-        if ids and ids[0] in {
-            *tokenizer.all_special_ids,
-            *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special),
-        }:
+        if ids and ids[0] in marks:
             return ids[:1]
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    eos: Any = tokenizer.eos_token_id
+    return [] if eos is None else [eos]
 
 
 def encode_context(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_tokens: int) -> Context:
