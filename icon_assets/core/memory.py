@@ -14,8 +14,8 @@ def freed_memory_kept(device: str) -> Iterator[None]:
     """Let glibc reuse large freed blocks instead of returning each to the kernel, as long as forwards follow each other.
 
     Every activation is larger than its mmap threshold, so that each operation would pay page faults for fresh memory:
-    without this a forward on a CPU took 1.4 times as long. What has ever changing sizes and long lives, as training does, must
-    not inherit it: it took more than twice as long, looking for room in a heap of remnants. Other C libraries have no `mallopt` and
+    without this a forward on a CPU took 1.4 times as long. It ends with them: what else the process does, such as training, with
+    blocks of ever changing sizes, gets the usual limits and a heap without what was left. Other C libraries have no `mallopt` and
     are left alone.
     """
     import ctypes
