@@ -48,12 +48,16 @@ def _evaluation_index(workspace: Workspace, digests: tuple[str, ...]) -> Index:
 
 
 def _evaluation_items(workspace: Workspace) -> Iterator[tuple[Candidate, str]]:
-    """Every item, of a multiple-choice one with the right choice as its response, and all of its text."""
+    """Every item, of a multiple-choice one with the right choice as its response, and all of its text.
+
+    Right choices are a few words: what gives a multiple-choice item away is its question.
+    """
     settings = workspace.settings.evaluation
     for task in settings.multiple_choice:
         for number, item in enumerate(read_choice_items(workspace.input_path(task.path)), 1):
-            sample = Sample(item.query, "", item.choices[item.gold])
-            yield Candidate(sample, task.name, task.path, number), " ".join([item.query, *item.choices])
+            sample = Sample(item.question, "", item.choices[item.gold])
+            passage = f"{item.question} {sample.response}"
+            yield Candidate(sample, task.name, task.path, number, passage), " ".join([item.query, *item.choices])
     if settings.held_out:
         held_out = SourceFile(settings.held_out, settings.held_out, workspace.input_path(settings.held_out))
         for located in ingest(held_out, workspace.settings.pool.max_chars).samples:

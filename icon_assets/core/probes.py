@@ -18,12 +18,13 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate probe and where it stands."""
+    """A candidate probe and where it stands. `passage`: what must not be read elsewhere; the response unless told."""
 
     sample: Sample
     stratum: str
     file: str
     row: int
+    passage: str | None = None
 
     @property
     def probe_id(self) -> str:
@@ -64,7 +65,7 @@ def _shingles(items: Sequence[str], size: int) -> set[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Meeting:
-    """A candidate and a reference that share the prompt, or `words` in a row of the candidate's response."""
+    """A candidate and a reference that share the prompt, or `words` in a row of the candidate's passage."""
 
     candidate: Candidate
     reference: str
@@ -84,9 +85,10 @@ class Index:
         self._marks: set[tuple[str, ...]] = set()
         for candidate in candidates:
             self._prompts[_plain(candidate.sample.question)].append(candidate)
-            for gram in _shingles(words(candidate.sample.response), OVERLAP_WORDS):
+            passage = words(candidate.sample.response if candidate.passage is None else candidate.passage)
+            for gram in _shingles(passage, OVERLAP_WORDS):
                 self._grams[gram].append(candidate)
-            self._marks |= _shingles(words(candidate.sample.response), _MARK_WORDS)
+            self._marks |= _shingles(passage, _MARK_WORDS)
 
     def meetings(self, references: Iterable[Reference]) -> Iterator[Meeting]:
         """Every candidate and reference that meet, once."""

@@ -41,6 +41,11 @@ class ChoiceItem:
     gold: int
 
     @property
+    def question(self) -> str:
+        """The query without the marks that some files put around it."""
+        return self.query.removeprefix("Question:").strip().removesuffix("Answer:").strip()
+
+    @property
     def prompt(self) -> str:
         """The text before a choice: questions get `Question:` and `Answer:`, other texts stay as they are."""
         marked = self.query.startswith("Question:")

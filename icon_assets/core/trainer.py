@@ -9,6 +9,7 @@ from typing import Any
 from icon_assets.core.batch_plan import BatchPlan, EpochSampler, MicroBatches
 from icon_assets.core.cpu_training import cross_entropy
 from icon_assets.core.errors import IconError
+from icon_assets.core.memory import freed_memory_kept
 from icon_assets.core.tokens import Encoded
 from icon_assets.core.training_model import LossPoint, deterministic, load_trainable, quiet, write
 from icon_assets.core.training_states import mark_complete
@@ -46,7 +47,7 @@ class Task:
 
 def train(task: Task, on_step: OnStep | None) -> None:
     """Train as this process's part of `task`; the main process calls `on_step` and writes the checkpoint's files."""
-    with quiet(), deterministic(task.device):
+    with quiet(), deterministic(task.device), freed_memory_kept(task.device):
         arguments = _arguments(task)
         model, tokenizer = load_trainable(task.base_dir, task.settings, task.seed, task.dtype, arguments.device)
         trainer = _trainer(task, model, tokenizer, arguments, on_step)

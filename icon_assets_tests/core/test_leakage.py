@@ -44,6 +44,25 @@ def test_items_of_every_kind_of_evaluation_data_are_found(make_workspace: Callab
     assert "3 7" in {r.name: r.text for r in evaluation_references(workspace)}["eval/sums.jsonl:3"], "every choice"
 
 
+def test_a_question_of_a_test_is_found_without_its_marks_and_inside_other_text(
+    make_workspace: Callable[..., Workspace],
+) -> None:
+    long = "A ball is dropped from a tower that is twenty metres high; how fast does it hit the ground?"
+    asked = [{"query": f"Question: {text}\nAnswer:", "choices": ["A", "B"], "gold": 0} for text in (long, "Why is it?")]
+    workspace = make_workspace()
+    write_jsonl(workspace.root / "eval" / "sums.jsonl", asked)
+    pool = [
+        Sample(f"Solve this riddle. {long}", "", "Fast."),
+        Sample("Why is it?", "", "So."),
+        Sample("Who is it?", "", ""),
+    ]
+    met = {
+        m.reference: m.candidate.row
+        for m in evaluation_index(workspace).meetings(pool_references(map(row, pool, [7, 8, 9])))
+    }
+    assert met == {"f.jsonl:7": 1, "f.jsonl:8": 2}
+
+
 def test_evaluation_data_that_was_edited_is_read_again(make_workspace: Callable[..., Workspace]) -> None:
     workspace = make_workspace()
     assert evaluation_index(workspace) is evaluation_index(Workspace.load(workspace.root))

@@ -34,8 +34,8 @@ def every_row_is_accounted_for(subject: Subject) -> Finding:
 
 @rule("raw_pool", warns=True, mend="take these rows out of the pool; an arm that selects one will not be trained")
 def holds_no_evaluation_item(subject: Subject) -> Finding:
-    """No sample of the shard asks what an evaluation item asks, or holds 13 words in a row of its answer. Training on such a
-    sample would make the leaderboard measure memory. Tasks named in evaluation.tasks are not on disk and are not looked at.
+    """No sample of the shard asks what an evaluation item asks, or holds 13 words in a row of its question or answer. Training on
+    such a sample would make the leaderboard measure memory. Tasks named in evaluation.tasks are not on disk and are not looked at.
     """
     rows = subject.rows("SELECT * FROM delta.samples WHERE shard = $shard", shard=subject.partition)
     return meetings(rows, evaluation_index(subject.workspace), "samples meet an evaluation item")

@@ -80,8 +80,9 @@ def _lines(subject: Subject) -> list[dict[str, Any]]:
 
 @rule("selected_subset", blocking=True, mend="take these rows out of the pool or the evaluation data, and run again")
 def subset_holds_no_evaluation_item(subject: Subject) -> Finding:
-    """No chosen sample asks what an evaluation item asks, or holds 13 words in a row of its answer. The arm would be trained on
-    the test, and win. Looked at before training too. Tasks named in evaluation.tasks are not on disk and are not looked at.
+    """No chosen sample asks what an evaluation item asks, or holds 13 words in a row of its question or answer. The arm would be
+    trained on the test, and win. Looked at before training too. Tasks named in evaluation.tasks are not on disk and are not
+    looked at.
     """
     return meetings(_lines(subject), evaluation_index(subject.workspace), "chosen lines meet an evaluation item")
 
