@@ -175,12 +175,12 @@ def _by_contribution(control: str, descending: bool = True) -> Order:
     return lambda pool: _ranked(pool, pl.col(control), descending)
 
 
-arm("icon", "highest contribution against no context", control="none")(_by_contribution("none"))
-arm("rico", "highest contribution against random tokens", control="random_tokens")(_by_contribution("random_tokens"))
-arm("rico_chars", "highest contribution against random characters", control="random_chars")(
-    _by_contribution("random_chars")
-)
-arm("icon_peers", "highest contribution against samples of its length", control=PEERS)(_by_contribution(PEERS))
+_TOP_OF = {
+    "none": ("icon", "no context"), "random_tokens": ("rico", "random tokens"),
+    "random_chars": ("rico_chars", "random characters"), PEERS: ("icon_peers", "samples of its length"),
+}  # fmt: skip
+for _control, (_name, _context) in _TOP_OF.items():
+    arm(_name, f"highest contribution against {_context}", control=_control)(_by_contribution(_control))
 arm("lowest", "lowest contribution against no context", control="none")(_by_contribution("none", descending=False))
 
 
@@ -264,6 +264,11 @@ def made_with(name: str, settings: SelectionSettings) -> dict[str, Any]:
 def ranks_by(name: str) -> str | None:
     """The control whose contributions an arm ranks by, if any."""
     return _arm_and_draw(name)[0].control
+
+
+def is_top_of(name: str, control: str) -> bool:
+    """Whether the arm takes the samples of highest contribution against this control, and no others."""
+    return _TOP_OF[control][0] == name
 
 
 def has_score(name: str) -> bool:

@@ -106,6 +106,11 @@ def _drifted(**figures: float) -> Callable[[Spoiled], None]:
     return record
 
 
+def _budgeted(s: Spoiled) -> None:
+    change(s.workspace, "controls", {"primary": "random_tokens"})
+    s.set("sample_scores", n_probes=3)
+
+
 def _length_alone(s: Spoiled) -> None:
     s.set("selectors", n_held_out=500)
     s.set("selector_metrics", "metric = 'partial_spearman'", low=-0.1, high=0.3)
@@ -192,6 +197,7 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("selected_subset", "subset_has_its_size", lambda s: change(s.workspace, "selection", {"arms": ["icon"], "fraction": 0.9}), "3 samples chosen, 6 of 6 due"),
     ("selected_subset", "chosen_scores_are_finite", lambda s: s.set("selections", '"rank" = 1', score=float("nan")), "1 of 3 chosen"),
     ("selected_subset", "chosen_scores_are_finite", lambda s: s.set("selections", '"rank" = 1', score=None), "1 of 3 chosen"),
+    ("selected_subset", "budget_looked_for_this_arm", _budgeted, "3 of 3 chosen samples .* cut of control random_tokens"),
     ("selected_subset", "subset_holds_no_evaluation_item", _tested_on(*POOL_A, *POOL_B), "chosen lines meet an evaluation item"),
     ("selected_subset", "subset_holds_no_probe", lambda s: s.set("samples", f"sample_id = '{s.chosen}'", instruction=PROBE, input=""), "meets probes.jsonl:1"),
     ("selection_trust", "length_does_not_explain_it", lambda s: s.put("trust_figures", figure="length_auc", against="tokens", value=0.95), "1 of 1 lengths alone"),
@@ -257,7 +263,9 @@ def test_a_sound_workspace_breaks_no_rule(finished: Workspace) -> None:
     assert len(found) == len(RULES)
     assert [(name, finding.says) for name, finding in found if finding.wrong] == []
     blind = {name for name, finding in found if not finding.looked_at}
-    blind_here = {"scores_have_not_drifted", "selector_knows_more_than_length", "length_does_not_explain_it"}
+    blind_here = {
+        "scores_have_not_drifted", "selector_knows_more_than_length", "length_does_not_explain_it", "budget_looked_for_this_arm",
+    }  # fmt: skip
     assert blind == blind_here, "every other rule looked at something"
 
 

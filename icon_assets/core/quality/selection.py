@@ -6,7 +6,7 @@ from icon_assets.core.leakage import evaluation_index, probe_index
 from icon_assets.core.quality.pool import meetings
 from icon_assets.core.quality.probes import recorded
 from icon_assets.core.quality.rule import REMAKE, Finding, Subject, judge, rule
-from icon_assets.core.selection import has_score, subset_id, subset_size
+from icon_assets.core.selection import has_score, is_top_of, ranks_by, subset_id, subset_size
 from icon_assets.core.trust import explained_by_length
 
 
@@ -67,6 +67,23 @@ def chosen_scores_are_finite(subject: Subject) -> Finding:
     return subject.find(
         f"SELECT sample_id AS id, NOT coalesce(isfinite(score), NOT $ranked) AS wrong FROM {_SUBSET}",  # noqa: S608
         "chosen samples have no finite score", ranked=has_score(subject.partition), **_chosen(subject),
+    )  # fmt: skip
+
+
+@rule("selected_subset", warns=True, mend="set probes.budget to exact, or controls.primary to the control of this arm")
+def budget_looked_for_this_arm(subject: Subject) -> Finding:
+    """Under a budget, probes go to samples near the cut of controls.primary (`probes.budget`). An arm that ranks by other
+    contributions, or cuts elsewhere, chooses by scores that are as coarse near its own cut as far from it.
+    """
+    primary, control = subject.workspace.settings.controls.primary, ranks_by(subject.partition)
+    if control is None or is_top_of(subject.partition, primary):
+        return Finding(0, 0, "does not choose by another contribution than the budget looks for")
+    return subject.find(
+        f"""
+        SELECT sample_id AS id, n_probes < (SELECT count(*) FROM probes) AS wrong
+        FROM current_scores SEMI JOIN (SELECT sample_id FROM {_SUBSET}) USING (sample_id) WHERE control = 'none'
+        """,  # noqa: S608
+        f"chosen samples have a score from some of the probes, drawn for the cut of control {primary}", **_chosen(subject),
     )  # fmt: skip
 
 
