@@ -127,8 +127,14 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from (_shard_line(row) for row in todo.head(_LISTED).iter_rows(named=True))
     if todo.height > _LISTED:
         yield f"  and {todo.height - _LISTED:,} more shards"
+    if plan.unread_samples:
+        yield f"to read      {plan.unread_samples:,} samples for the arms that rank by features: {_price(plan.reading)}"
     if not plan.pairs and not plan.control_pairs:
-        yield "Nothing to compute: every score is stored."
+        yield (
+            "Nothing to score: every score is stored."
+            if plan.unread_samples
+            else "Nothing to compute: every score is stored."
+        )
         return
     limit = f" (at most {plan.budget_share:.0%} of all; exactly: {plan.exact_pairs:,})" if plan.budget_share else ""
     yield f"to compute   {plan.pairs:,} pairs{limit}, {plan.control_pairs:,} control pairs"

@@ -29,6 +29,7 @@ from icon_assets.core.price import Pricer
 from icon_assets.core.recipes import predicted_scores_recipe, raw_pool_recipe, sample_features_recipe
 from icon_assets.core.score_key import ScoreKey, score_key
 from icon_assets.core.scoring import Progress, Scorer, pool_size
+from icon_assets.core.selection import needed_assets
 from icon_assets.core.store import Store
 from icon_assets.partitions import source_files
 from icon_assets.settings import Settings, Workspace
@@ -94,7 +95,8 @@ class WorkspaceResource(dg.ConfigurableResource):
         found = list(compare(sources, known, workspace.settings.pool.settle_seconds))
         gone = sorted(known.keys() - {source.shard for source in sources})
         ahead = preview(store, found, gone, workspace.settings.pool.max_chars)
-        return make_plan(ahead, found, gone, workspace, key, self._pricer(ahead, key))
+        needed = needed_assets(self.settings.selection)
+        return make_plan(ahead, found, gone, workspace, key, self._pricer(ahead, key), needed)
 
     def shard_states(self) -> dict[str, tuple[str, str]]:
         """Status (`new`, `stale`, `unchanged`, `removed`) and reason of every shard, by its file's size and time and by the

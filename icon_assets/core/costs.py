@@ -120,8 +120,8 @@ class Speed:
     measured: str
 
 
-def recorded_speed(store: Store, key: ScoreKey) -> Speed | None:
-    """The speed of the newest passes under this key, on the device of the newest of them."""
+def recorded_speed(store: Store, key: ScoreKey, works: Sequence[str] = _SCORING) -> Speed | None:
+    """The speed of the newest passes of such work under this key, on the device of the newest of them."""
     row = store.query(
         """
         WITH recent AS (
@@ -132,6 +132,6 @@ def recorded_speed(store: Store, key: ScoreKey) -> Speed | None:
             sum(flops) / sum(seconds * peak_flops_per_second) AS peak_share
         FROM recent WHERE device = (SELECT max_by(device, created_at) FROM recent) GROUP BY device
         """,
-        {"key": key.value, "works": list(_SCORING), "n": _RECENT},
+        {"key": key.value, "works": list(works), "n": _RECENT},
     )
     return Speed(**row.row(0, named=True), measured="earlier runs") if row.height else None

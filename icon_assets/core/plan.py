@@ -4,7 +4,7 @@ A shard is stale when its recipe differs from the one its scores were made by; a
 though it has had scores. A stale shard may need no pair at all: its scores are then only derived anew.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ class Plan:
         control_pairs: probes without context and behind random contexts, to compute.
         budget_share: of all pairs, or None where every pair is computed.
         price: of both; naive: the same scores by one forward per pair, the paper's protocol, at the same speed.
+        unread_samples: to read for their features, where an arm of the settings asks for them; reading: their price.
     """
 
     shards: pl.DataFrame
@@ -61,6 +62,8 @@ class Plan:
     price: Price
     naive: Price
     speed: Speed | None
+    unread_samples: int
+    reading: Price
 
     def count(self, status: str) -> int:
         """Shards of this status."""
@@ -68,18 +71,22 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        records = {name: asdict(fields[name]) for name in ("price", "naive", "speed") if fields[name] is not None}
+        records = {
+            name: asdict(fields[name]) for name in ("price", "naive", "speed", "reading") if fields[name] is not None
+        }
         return {**fields, **records, "shards": self.shards.to_dicts()}
 
 
 def make_plan(
-    store: Store, found: Sequence[Found], gone: Sequence[str], workspace: Workspace, key: ScoreKey, pricer: Pricer
-) -> Plan:
+    store: Store, found: Sequence[Found], gone: Sequence[str], workspace: Workspace, key: ScoreKey, pricer: Pricer,
+    needed: Collection[str] = (),
+) -> Plan:  # fmt: skip
     """Compare the pool with what is stored under `key`.
 
     Args:
         store: with the changed files in it (see `preview`).
         found: the files of the pool folder; gone: shards on record whose file is not there any more.
+        needed: assets that the arms of the settings rank by besides scores.
     """
     settings = workspace.settings
     size, ceiling = pool_size(store, settings.scoring.direct_share), share_ceiling(settings.scoring.direct_share)
@@ -100,6 +107,7 @@ def make_plan(
     price, naive, speed = Price(), Price(), pricer.recorded_speed
     if pairs or controls:
         price, naive, speed = pricer.prices(Todo(contexts, samples, pairs, controls))
+    unread, n_unread = _unread(store, key) if "sample_features" in needed else ([], 0)
     current = _with_status(shards.drop("drawn"), store, found, settings, key, budget)
     return Plan(
         pl.concat([current, _removed(store, gone)], how="diagonal").with_columns(
@@ -107,7 +115,21 @@ def make_plan(
         ),
         [file.source.file for file in found if file.kind == "settling"], _outdated(store, workspace), len(probe_ids),
         pairs, exact, sum(map(len, controls.values())), share if enough else None, price, naive, speed,
+        n_unread, pricer.reading(_samples(store, unread), n_unread) if unread else Price(),
     )  # fmt: skip
+
+
+def _unread(store: Store, key: ScoreKey) -> tuple[list[str], int]:
+    """Samples without features: some of them, drawn by their ids, and how many they are."""
+    missing = """
+        SELECT DISTINCT sample_id FROM delta.pool
+        ANTI JOIN (FROM delta.sample_features WHERE score_key = $key) USING (sample_id)
+    """
+    drawn, n = store.query(
+        f"SELECT min(sample_id, $n), count(*) FROM ({missing})",  # noqa: S608  (our own text)
+        {"key": key.value, "n": _DRAWN},
+    ).row(0)
+    return drawn or [], n
 
 
 def because(event: Event | None, recipe: Recipe) -> str:

@@ -96,6 +96,16 @@ class Pricer:
         ours = self._packed(todo) + self._controls(todo.controls)
         return self._price(ours, speed), self._price(self._naive(todo), speed), speed
 
+    def reading(self, drawn: Sequence[Mapping[str, Any]], samples: int) -> Price:
+        """The price of reading so many samples for their features, by rows drawn from them: each with its prompt and without."""
+        work, leading = Work(), len(self._encoder.leading)
+        for text in map(self._encoder.probe, drawn):
+            response = len(text.response_ids)
+            work += pair_work(0, leading + len(text.prompt_ids) + response, response)
+            work += pair_work(0, leading + response, response)
+        speed = recorded_speed(self._store, self._key, ("features",)) or self.recorded_speed or self._trial([])
+        return self._price(work * (samples / max(1, len(drawn))), speed)
+
     def _price(self, work: Work, speed: Speed) -> Price:
         flops = self._shape.flops(work)
         return Price(work.tokens, flops, round(flops / speed.flops_per_second, 1))

@@ -12,7 +12,7 @@ from icon_assets.progress import plan_lines
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import SCORING_STAGES, run_stages
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import POOL_A, alpaca, write_jsonl
+from icon_assets_tests.conftest import POOL_A, alpaca, change, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]
 
@@ -86,6 +86,28 @@ def test_a_new_probe_is_priced_with_the_context_of_every_sample(
     run(more, instance)
     spent = icon.store.query("SELECT sum(tokens)::BIGINT FROM scoring_costs").item() - before
     assert plan.price.tokens == pytest.approx(spent, rel=0.1)
+
+
+def test_reading_samples_is_priced_where_an_arm_asks_for_it(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace(selection={"arms": ["icon", "perplexity"], "fraction": 0.3})
+    run(workspace, instance)
+    icon = WorkspaceResource(root=str(workspace.root))
+    plan = icon.plan()
+    assert (plan.pairs, plan.unread_samples) == (0, 6)
+    assert "to read      6 samples" in "\n".join(plan_lines(plan))
+    run(workspace, instance, "sample_features")
+    spent = icon.store.query(
+        "SELECT sum(tokens)::BIGINT AS tokens, sum(flops)::BIGINT AS flops FROM scoring_costs WHERE work = 'features'"
+    )
+    assert plan.reading.tokens == spent["tokens"].item()
+    assert plan.reading.flops == spent["flops"].item()
+    assert icon.plan().unread_samples == 0
+    change(workspace, "selection", {"arms": ["icon"], "fraction": 0.3})
+    write_jsonl(workspace.root / "pool" / "a.jsonl", [*POOL_A, alpaca("Name a city in Italy.", "Turin")])
+    without = WorkspaceResource(root=str(workspace.root)).plan()
+    assert (without.unread_samples, without.reading.tokens) == (0, 0), "no arm asks for it any more"
 
 
 def test_a_budget_limits_the_plan_and_the_run(make_workspace: MakeWorkspace, instance: dg.DagsterInstance) -> None:
