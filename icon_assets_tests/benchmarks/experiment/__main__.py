@@ -3,7 +3,8 @@
     python -m icon_assets_tests.benchmarks.experiment --pool P --probes Q --eval DIR --folder F
 
 Each fraction has a workspace below `--folder`, which stays: `icon-assets -w F/15 ui`, `report`, `trust` and `sql` work on it. What a
-run has finished, the next one keeps. The fraction named first is scored; the others begin as copies of it.
+run has finished, the next one keeps. The fraction named first is scored; the others begin as copies of it, and so does, with
+`--equal-tokens`, a workspace whose arms get the same training tokens instead of the same number of samples.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import run_stages, stages_of
 from icon_assets.settings import Workspace
 from icon_assets_tests.benchmarks.common import parser, report
-from icon_assets_tests.benchmarks.experiment.layout import lay_out, write_settings
+from icon_assets_tests.benchmarks.experiment.layout import EQUAL_TOKENS, lay_out, write_settings
 from icon_assets_tests.benchmarks.experiment.summary import figures, lines
 from icon_assets_tests.benchmarks.experiment.variants import variants
 
@@ -35,13 +36,14 @@ _COPIED = "copied.json"
 
 def main() -> None:
     arguments = _arguments()
-    first, *others = [arguments.folder / f"{100 * fraction:g}" for fraction in arguments.fractions]
+    selections = _selections(arguments)
+    first = next(iter(selections))
     lay_out(first, arguments)
     result: dict[str, Any] = {}
     whole = not (arguments.stages or arguments.only_report)  # a copy of less would have to be scored again
-    for root, fraction in zip([first, *others], arguments.fractions, strict=True):
+    for root, selection in selections.items():
         if whole and not root.exists():
-            _copy(first, root, fraction)
+            _copy(first, root, selection)
         if not root.exists():
             continue
         workspace = Workspace.load(root)
@@ -71,6 +73,9 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--held-out", type=int, default=100, help="samples for the held-out loss")
     options.add_argument("--items", type=int, default=200, help="per task")
     options.add_argument("--fractions", type=float, nargs="+", default=[0.15, 0.05, 0.3])
+    options.add_argument(
+        "--equal-tokens", action="store_true", help="the first fraction once more, of the pool's tokens"
+    )
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--epochs", type=float, default=3)
     options.add_argument("--batch-size", type=int, default=16)
@@ -81,15 +86,23 @@ def _arguments() -> argparse.Namespace:
     return options.parse_args()
 
 
-def _copy(source: Path, target: Path, fraction: float) -> None:
-    """A workspace of its own for another fraction, with everything that was made for the first. Files are linked: no file of
+def _selections(arguments: argparse.Namespace) -> dict[Path, dict[str, Any]]:
+    """The workspaces, and what each has otherwise in its `selection`."""
+    asked = {f"{100 * fraction:g}": {"fraction": fraction} for fraction in arguments.fractions}
+    if arguments.equal_tokens:
+        asked[f"{100 * arguments.fractions[0]:g}-tokens"] = EQUAL_TOKENS
+    return {arguments.folder / name: selection for name, selection in asked.items()}
+
+
+def _copy(source: Path, target: Path, selection: dict[str, Any]) -> None:
+    """A workspace of its own for another selection, with everything that was made for the first. Files are linked: no file of
     the store, of a model or of a checkpoint is ever written to again.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, copy_function=os.link, ignore=_SHARED)
     values = yaml.safe_load((source / "settings.yaml").read_text("utf-8"))
-    values["selection"]["fraction"] = fraction
+    values["selection"] |= selection
     (partial / "settings.yaml").unlink()  # or the source's would change with it
     write_settings(partial, values)
     (partial / _COPIED).write_text(json.dumps({"at": datetime.now(UTC).isoformat()}), "utf-8")

@@ -15,6 +15,11 @@ TASKS = ("arc_easy", "openbook_qa", "commonsense_qa", "piqa")
 ARMS = (
     "full", "random", "length_matched", "longest", "icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest",
 )  # fmt: skip
+# Is it what is chosen, or how much of it there is to train on? Lengths are those of the arm that follows length least.
+EQUAL_TOKENS = {
+    "budget": "tokens", "reference": "icon_peers",
+    "arms": ["full", "random", "length_matched", "longest", "icon", "icon_peers", "icon_stratified"],
+}  # fmt: skip
 SHARDS = 8
 # What a later run may not ask for otherwise; arms and fraction are what a workspace's owner may change.
 _COMPARED = {"model": ("name", "dtype"), "probes": ("count", "seed"), "training": ("seeds", "epochs", "batch_size")}
@@ -70,7 +75,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": {"name": arguments.model, "dtype": arguments.dtype},
         "probes": {"count": arguments.n_probes, "seed": arguments.seed, "budget": "exact"},
-        "selection": {"arms": list(ARMS), "fraction": 0.15},
+        "selection": {"arms": list(ARMS), "fraction": arguments.fractions[0]},
         "training": {
             "seeds": list(range(arguments.seeds)), "epochs": arguments.epochs, "batch_size": arguments.batch_size,
             "max_tokens": 512,
