@@ -11,6 +11,7 @@ together, over arms and both metrics; single tasks and strata, where one finds m
 each metric. Different arms to compare with are not corrected for each other: a gain must be one over each of them.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -314,5 +315,8 @@ def _claim(arm: str, seen: Sequence[Mapping[str, Any]]) -> str:
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """Like `+0.012, -0.003 to +0.027`."""
-    return f"{row['difference']:+.3g}, {row['low']:+.3g} to {row['high']:+.3g}"
+    """Like `+0.012, -0.003 to +0.027`: two digits of what the interval leaves open, no more."""
+    reach = (row["high"] - row["low"]) / 2
+    places = max(0, 1 - math.floor(math.log10(reach))) if reach > 0 else 3
+    difference, low, high = (f"{row[name]:+z.{places}f}" for name in ("difference", "low", "high"))
+    return f"{difference}, {low} to {high}"

@@ -34,8 +34,8 @@ def test_differences_are_shown_per_arm_with_interval_and_verdict() -> None:
     table = wide_differences(DIFFERENCES, "random")
     assert table.columns == ["arm", "held_out perplexity", "mean acc"]
     assert table.rows() == [
-        ("full", "-0.2, -0.22 to -0.18 (better)", "-0.05, -0.07 to -0.03 (worse)"),
-        ("icon", "-0.01, -0.03 to +0.01", "+0.05, +0.03 to +0.07 (better)"),
+        ("full", "-0.200, -0.220 to -0.180 (better)", "-0.050, -0.070 to -0.030 (worse)"),
+        ("icon", "-0.010, -0.030 to +0.010", "+0.050, +0.030 to +0.070 (better)"),
     ]
 
 

@@ -7,7 +7,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from icon_assets.core.comparison import BETTER, OPEN, WORSE, Difference, as_frame, compare, headline, verdicts
+from icon_assets.core.comparison import (
+    BETTER,
+    OPEN,
+    WORSE,
+    Difference,
+    as_frame,
+    compare,
+    headline,
+    interval,
+    verdicts,
+)
 
 Rows = list[tuple[str, int, str, str, int, float, float]]
 COLUMNS = ["arm", "seed", "task", "metric", "item", "value", "weight"]
@@ -276,3 +286,16 @@ def test_the_mean_over_tasks_is_corrected_over_arms_and_single_tasks_over_both()
         ("c", 6),
         ("mean", 2),
     }
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ((-4.63e-18, -0.00707, 0.00707), "+0.0000, -0.0071 to +0.0071"),
+        ((-0.0246, -0.0339, -0.0153), "-0.0246, -0.0339 to -0.0153"),
+        ((12.0, -30.5, 54.5), "+12, -30 to +54"),
+        ((0.0, 0.0, 0.0), "+0.000, +0.000 to +0.000"),
+    ],
+)
+def test_an_interval_is_told_as_exactly_as_it_is_known(figures: tuple[float, ...], text: str) -> None:
+    assert interval(dict(zip(("difference", "low", "high"), figures, strict=True))) == text

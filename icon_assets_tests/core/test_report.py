@@ -157,7 +157,7 @@ def test_every_section_is_filled_when_its_table_is(workspace: Workspace) -> None
     page = Page(report.path)
     assert page.text.count("To fill this section") == 1
     for shown in (
-        "A loss: worse than random in held-out perplexity; 2 seeds.", "held_out perplexity against random: +0.2, +0.05 to +0.35",
+        "A loss: worse than random in held-out perplexity; 2 seeds.", "held_out perplexity against random: +0.20, +0.05 to +0.35",
         "Length alone tells its samples from the rest (AUC 0.93: they are longer)", "25", "± 0.71, 2 seeds", "1,234,567", "1 T", "2 P",
         "6 scored", "missing_field", "word word", "more characters",
     ):  # fmt: skip
