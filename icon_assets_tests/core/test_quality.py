@@ -111,6 +111,25 @@ def _budgeted(s: Spoiled) -> None:
     s.set("sample_scores", n_probes=3)
 
 
+def _one_more_run(s: Spoiled) -> None:
+    """Another checkpoint that answers every item as the first does."""
+    measured = "asset = 'eval_results'"
+    for table, where in (
+        ("checkpoints", "true"),
+        ("eval_items", "true"),
+        ("eval_results", "true"),
+        ("ledger", measured),
+    ):
+        rows = s.rows(table, where)
+        for column in {"checkpoint_id", "arm", "partition", "summary"} & {*rows.columns}:
+            rows = rows.with_columns(pl.col(column).str.replace_all(_checkpoint(s), "twin").str.replace("icon", "twin"))
+        s.store.append(table, rows if table != "ledger" else rows.with_columns(event_id=pl.lit("twin")))
+
+
+def _checkpoint(s: Spoiled) -> str:
+    return s.store.query("SELECT min(checkpoint_id) FROM delta.checkpoints WHERE arm = 'icon'").item()
+
+
 def _length_alone(s: Spoiled) -> None:
     s.set("selectors", n_held_out=500)
     s.set("selector_metrics", "metric = 'partial_spearman'", low=-0.1, high=0.3)
@@ -229,6 +248,7 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("leaderboard", "differences_are_finite", lambda s: s.set("leaderboard_differences", "metric = 'acc'", low=float("nan")), r"1 of .*\(icon base sums acc\)"),
     ("leaderboard", "differences_are_finite", lambda s: s.set("leaderboard_differences", "metric = 'acc'", difference=9.0), "outside of their interval"),
     ("leaderboard", "every_run_counts", lambda s: change(s.workspace, "training", {"seeds": [0, 1]}), r"1 of 2 runs .*\(icon\|1\)"),
+    ("leaderboard", "every_task_tells_runs_apart", _one_more_run, r"1 of 1 tasks .*\(sums\)"),
 ]  # fmt: skip
 
 
@@ -265,6 +285,7 @@ def test_a_sound_workspace_breaks_no_rule(finished: Workspace) -> None:
     blind = {name for name, finding in found if not finding.looked_at}
     blind_here = {
         "scores_have_not_drifted", "selector_knows_more_than_length", "length_does_not_explain_it", "budget_looked_for_this_arm",
+        "every_task_tells_runs_apart",
     }  # fmt: skip
     assert blind == blind_here, "every other rule looked at something"
 

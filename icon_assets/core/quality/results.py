@@ -147,3 +147,24 @@ def every_run_counts(subject: Subject) -> Finding:
         """,
         "runs have no results that can be compared with the newest", arms=list(settings.selection.arms), seeds=list(settings.training.seeds),
     )  # fmt: skip
+
+
+@rule(
+    "leaderboard",
+    warns=True,
+    mend="leave the task out, or ask it in a way that this model answers (see its rows in eval_items)",
+)
+def every_task_tells_runs_apart(subject: Subject) -> Finding:
+    """Runs differ in at least one item of every multiple-choice task. Where all of them answer alike, such as always with the first
+    letter, the task says nothing about the arms, and draws the mean over tasks together.
+    """
+    return subject.find(
+        """
+        WITH item AS (
+            SELECT i.task, i.item, count(DISTINCT i.value) AS answers, count(*) AS runs FROM eval_items i
+            SEMI JOIN (FROM current_results WHERE arm <> 'base') r USING (checkpoint_id) WHERE i.metric = 'acc' GROUP BY ALL
+        )
+        SELECT task AS id, max(answers) = 1 AS wrong FROM item GROUP BY task HAVING max(runs) > 1
+        """,
+        "tasks have the same outcome for every run, item by item",
+    )  # fmt: skip
