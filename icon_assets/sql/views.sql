@@ -49,12 +49,18 @@ SELECT * FROM delta.trust_figures SEMI JOIN (
     SELECT "partition" AS arm, max_by(digest, created_at) AS subset_id FROM delta.ledger WHERE asset = 'selected_subset' GROUP BY ALL
 ) USING (arm, subset_id);
 -- Current is the newest run of an arm and seed, if it can be compared with what was made last: trained by the same settings on a
--- subset that is its arm's present one, chosen at the same fraction.
+-- subset that is its arm's present one, chosen at the same fraction; but for `full`, which is all of the pool, of the same budget and
+-- with the same diversity.
 CREATE VIEW checkpoints AS
-WITH present AS (
-    SELECT digest AS subset_id, settings->>'fraction' IS NOT DISTINCT FROM max_by(settings->>'fraction', created_at) OVER () AS comparable
+WITH newest AS (
+    SELECT digest AS subset_id, created_at, settings->>'fraction' AS fraction,
+        CASE WHEN "partition" <> 'full' THEN concat(coalesce(settings->>'budget', 'samples'), ' ', settings->>'diversity') END AS way
     FROM delta.ledger WHERE asset = 'selected_subset'
     QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC) = 1
+), present AS (
+    SELECT subset_id, fraction IS NOT DISTINCT FROM max_by(fraction, created_at) OVER ()
+        AND (way IS NULL OR way = max_by(way, created_at) FILTER (way IS NOT NULL) OVER ()) AS comparable
+    FROM newest
 )
 SELECT c.*, coalesce(p.comparable, false) AND settings = max_by(settings, created_at) OVER ()
     AND row_number() OVER (PARTITION BY arm, seed ORDER BY created_at DESC) = 1 AS is_current

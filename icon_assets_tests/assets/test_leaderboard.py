@@ -150,3 +150,21 @@ def test_what_was_trained_or_measured_in_another_way_than_the_newest_does_not_st
 
     _measured(store, "base-m", "base", 0, tasks=["another one"])
     assert _shown(store) == {"base"}
+
+
+def test_arms_of_equal_tokens_do_not_stand_beside_arms_of_equal_samples_but_all_of_the_pool_does(store: Store) -> None:
+    size = {"fraction": 0.15}
+    for arm in ("full", "icon", "random"):
+        ledger.record(store, Recipe("selected_subset", arm, settings=size), f"{arm} samples", "run", {})
+        _trained(store, arm, 0, 40_000, subset=f"{arm} samples")
+    assert _shown(store) == {"full", "icon", "random", "base"}
+    ledger.record(
+        store, Recipe("selected_subset", "icon", settings={**size, "budget": "tokens"}), "icon tokens", "run", {}
+    )
+    assert _shown(store) == {"full", "base"}
+    _trained(store, "icon", 0, 40_000, subset="icon tokens")
+    assert _shown(store) == {"full", "icon", "base"}, "random still has as many samples, whatever their tokens"
+    sieved = {**size, "budget": "tokens", "diversity": 0.9}
+    ledger.record(store, Recipe("selected_subset", "random", settings=sieved), "random sieved", "run", {})
+    _trained(store, "random", 0, 40_000, subset="random sieved")
+    assert _shown(store) == {"full", "random", "base"}, "icon may have near-duplicates"
