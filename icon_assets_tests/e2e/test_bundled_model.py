@@ -42,7 +42,7 @@ def problem(model_dir: Path) -> tuple[list[list[int]], list[Encoded]]:
         for s in samples("probes/probes.jsonl", range(84))
     ]
     by_length = sorted(probes, key=lambda probe: len(probe.response_ids))
-    return [[], *([*ids, *separator] for ids in contexts)], by_length[::14]
+    return [[], *([*ids, *separator] for ids in contexts)], by_length[::10]
 
 
 def packed(loaded: LanguageModel, problem: tuple[list[list[int]], list[Encoded]], compiled: bool = False) -> list[Pair]:
