@@ -6,6 +6,7 @@ samples are labelled 1. Which samples are, and how well it does, is decided else
 
 import json
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import Work, context_work
 from icon_assets.core.language_model import load_tokenizer, quiet_libraries
+from icon_assets.core.memory import freed_memory_kept
 from icon_assets.core.packing import similar_lengths
 from icon_assets.settings import ClassifierSettings
 
@@ -65,7 +67,9 @@ class Classifier:
             target_modules=targets if isinstance(targets, str) else list(targets), modules_to_save=_head(base),
         )  # fmt: skip
         try:
-            model: Any = get_peft_model(base, config)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft asks by a name that transformers gives up
+                model: Any = get_peft_model(base, config)
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise IconError(
@@ -108,8 +112,9 @@ class Classifier:
         precision, best = list[float](), dict[str, Any]()
         for epoch in range(settings.epochs):
             self.model.train()
-            for batch in _batches(len(texts), settings.batch_size, f"{seed}:{epoch}"):
-                step([texts[i] for i in batch], labels[batch], weights[batch])
+            with freed_memory_kept(self._device):
+                for batch in _batches(len(texts), settings.batch_size, f"{seed}:{epoch}"):
+                    step([texts[i] for i in batch], labels[batch], weights[batch])
             precision.append(float(average_precision_score(other_labels, self.predict(others))))
             on_epoch(epoch + 1, precision[-1])
             if precision[-1] >= max(precision):
@@ -123,7 +128,7 @@ class Classifier:
 
         self.model.eval()
         found = np.zeros(len(texts))
-        with torch.inference_mode():
+        with torch.inference_mode(), freed_memory_kept(self._device):
             for group in similar_lengths([(0, i, len(text)) for i, text in enumerate(texts)], _TOKENS):
                 indices = [index for _, index in group]
                 logits = self._logits([texts[index] for index in indices]).double()
