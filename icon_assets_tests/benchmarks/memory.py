@@ -86,7 +86,7 @@ def _train(icon: WorkspaceResource) -> dict[str, Any]:
     tokens = [sum(lengths[index] for index in step) for step in plan.epoch(0)]
     # The first step has the loading of the model in its time.
     bounds = [1 + (len(tokens) - 1) * quarter // QUARTERS for quarter in range(QUARTERS + 1)]
-    speeds = [round(sum(tokens[a:b]) / (times[b] - times[a])) for a, b in pairwise(bounds)]
+    speeds = [round(sum(tokens[a:b]) / (times[b] - times[a])) for a, b in pairwise(bounds) if b > a]
     return {"tokens_per_second": speeds, "peak_memory_mib": round(peak.mib)}
 
 
