@@ -3,13 +3,13 @@
 // with all heads that share a key head: scores against the context and the part itself, exponentials, sum of values.
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
+#include <c10/core/CPUAllocator.h>
 #include <immintrin.h>
 
 #include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstring>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -19,7 +19,7 @@ using at::BFloat16;
 using at::native::cpublas::brgemm;
 
 constexpr int64_t KEYS = 64;      // of a block: columns of one product
-constexpr int64_t ROWS = 96;      // queries times heads of a task: large products whose scores stay in the cache
+constexpr int64_t ROWS = 192;     // queries times heads of a task: large products whose scores stay in the L2 cache
 constexpr int64_t STEP = 32;      // numbers that one pass of the loops over scores takes
 constexpr float HIDDEN = -1e30f;  // finite, or the difference of two would be undefined
 
@@ -28,6 +28,14 @@ int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 struct Heads { const BFloat16* data; int64_t head, token; };  // strides in numbers; those of a token are adjacent
 struct Part { int64_t context_start, context_stop, start, stop; };
 struct Task { Part part; int64_t first; };  // queries from here on
+
+// Numbers that nobody wrote yet, from torch's allocator: in whole cache lines, and not from the system each time.
+template <class Number> struct Room {
+  explicit Room(int64_t n) : memory(c10::GetCPUAllocator()->allocate(n * sizeof(Number))) {}
+  Number* data() const { return static_cast<Number*>(memory.get()); }
+  Number& operator[](int64_t i) const { return data()[i]; }
+  c10::DataPtr memory;
+};
 
 // Threads take the next piece of work that nobody has; an exception reaches the caller's thread.
 template <class Worker> void share(int64_t pieces, const Worker& worker) {
@@ -61,7 +69,7 @@ void pack_values(const BFloat16* from, int64_t stride, int64_t tokens, int64_t s
 
 // 2^x for x <= 0 to within 3e-6, a hundredth of what bfloat16 tells apart.
 __m512 power_of_two(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-126));  // below are denormal numbers, which are slow
+  x = _mm512_max_ps(x, _mm512_set1_ps(-125));  // sum / 2^126 could be a denormal number: a hundred times slower
   const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 rest = _mm512_sub_ps(x, whole);
   __m512 sum = _mm512_set1_ps(9.57006e-3f);
@@ -113,8 +121,7 @@ void attend(Heads query, Heads key, Heads value, BFloat16* out, int64_t tokens, 
     longest = std::max(longest, up(part.context_stop - part.context_start, STEP) + up(part.stop - part.start, KEYS));
     for (int64_t first = part.start; first < part.stop; first += queries) tasks.push_back({part, first});
   }
-  const auto keys = std::make_unique_for_overwrite<BFloat16[]>(key_heads * packed * size);
-  const auto values = std::make_unique_for_overwrite<BFloat16[]>(key_heads * packed * size);
+  const Room<BFloat16> keys(key_heads * packed * size), values(key_heads * packed * size);
   share(key_heads * n_parts, [&](const auto& next) {
     for (int64_t piece; (piece = next()) >= 0;) {
       const int64_t head = piece % key_heads, at = parts[piece / key_heads].start;
@@ -126,8 +133,8 @@ void attend(Heads query, Heads key, Heads value, BFloat16* out, int64_t tokens, 
   // Few different widths, since brgemm compiles for each; not a power of two, or rows would share cache lines' sets.
   const int64_t width = std::bit_ceil<uint64_t>(longest) + STEP, most = up(queries * groups, 16);
   share(key_heads * tasks.size(), [&](const auto& next) {
-    std::vector<BFloat16> rows(most * size), shares(most * width);
-    std::vector<float> scores(most * width), result(most * size), sums(most);
+    const Room<BFloat16> rows(most * size), shares(most * width);
+    const Room<float> scores(most * width), result(most * size), sums(most);
     for (int64_t piece; (piece = next()) >= 0;) {
       const auto& [part, first] = tasks[piece / key_heads];
       const int64_t head = piece % key_heads, n = std::min(queries, part.stop - first), m = up(n * groups, 16);
