@@ -1,5 +1,6 @@
 """What assets get handed: the workspace with its store, and the language model, loaded once per process."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.features import Reader
-from icon_assets.core.flops import model_shape
+from icon_assets.core.flops import device_name, model_shape
 from icon_assets.core.language_model import (
     LanguageModel,
     ModelRecord,
@@ -119,6 +120,14 @@ class WorkspaceResource(dg.ConfigurableResource):
                 states[file.source.shard] = ("stale", "text")
         return states
 
+    def current_shards(self, asset: str) -> Mapping[str, ledger.Event]:
+        """Shards of the asset that are up to date, by the record of the store, with what made them."""
+        known = {
+            "raw_pool": self.ingested_shards, "sample_scores": self.scored_shards, "sample_features": self.read_shards,
+            "predicted_scores": self.predicted_shards,
+        }  # fmt: skip
+        return known[asset]() if asset in known else {}
+
     def ingested_shards(self) -> dict[str, ledger.Event]:
         """Shards whose samples are those of their file as it lies there now, under the settings of now."""
         store, settings, made = self.store, self.settings.pool, ledger.latest(self.store, "raw_pool")
@@ -151,12 +160,13 @@ class WorkspaceResource(dg.ConfigurableResource):
         }
 
     def predicted_shards(self) -> dict[str, ledger.Event]:
-        """Shards whose predictions are up to date."""
+        """Shards whose predictions are up to date: by a selector that learned from the scores of now."""
         store, selector = self.store, ledger.newest(self.store, "selector")
-        seen = ledger.latest(store, "sample_features" if self.settings.selector.kind == "light" else "raw_pool")
         made = ledger.latest(store, "predicted_scores")
-        if selector is None:
+        scored = {event.digest for event in self.scored_shards().values()} if selector else set[str]()
+        if selector is None or {i.digest for i in selector.inputs if i.asset == "sample_scores"} != scored:
             return {}
+        seen = self.read_shards() if self.settings.selector.kind == "light" else ledger.latest(store, "raw_pool")
         recipes = {s: predicted_scores_recipe(s, seen[s], selector) for s in made.keys() & seen.keys()}
         return {
             shard: made[shard] for shard, recipe in recipes.items() if made[shard].fingerprint == recipe.fingerprint
@@ -165,7 +175,8 @@ class WorkspaceResource(dg.ConfigurableResource):
     def _pricer(self, store: Store, key: ScoreKey) -> Pricer:
         directory = self.base_model()[0].directory
         shape, settings = model_shape(directory), self.settings.scoring
-        return Pricer(store, key, settings, shape, lambda: load_tokenizer(directory), self.engine)
+        tokenizer, device = lambda: load_tokenizer(directory), lambda: device_name(self.device())
+        return Pricer(store, key, settings, shape, tokenizer, self.engine, device)
 
     def engine(self) -> ScoringEngine:
         """The base model's engine, the same one for everybody in this process."""

@@ -18,7 +18,6 @@ from filelock import FileLock
 from icon_assets.assets.shell import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import DiskRefused, IconError
-from icon_assets.core.ledger import Event
 from icon_assets.core.selection import ON_DEMAND, needed_assets
 from icon_assets.interrupts import heard_interrupts
 from icon_assets.partitions import arm_partitions, named_shards, pairwise_partitions, run_partitions, sync_shards
@@ -103,7 +102,7 @@ def run_stages(
         for asset in stages:
             if asset in idle:
                 continue
-            current = current_partitions(asset, icon)
+            current = icon.current_shards(asset)
             for partition in _partitions(asset, workspace, shards):
                 stop_if_interrupted()
                 # No run for what would find nothing to do: each takes a second or more.
@@ -146,16 +145,6 @@ def _turn(instance: dg.DagsterInstance, pool: str | None) -> Iterator[None]:
 def _is_full(instance: dg.DagsterInstance, pool: str) -> bool:
     slots = instance.event_log_storage.get_concurrency_info(pool)
     return slots.limit is not None and slots.active_slot_count >= slots.limit
-
-
-def current_partitions(asset: str, icon: WorkspaceResource) -> Mapping[str, Event]:
-    """Shards of the asset that are up to date, by the record of the store, with what made them."""
-    if asset == "raw_pool":
-        return icon.ingested_shards()
-    known = {
-        "sample_scores": icon.scored_shards, "sample_features": icon.read_shards, "predicted_scores": icon.predicted_shards,
-    }  # fmt: skip
-    return known[asset]() if asset in known else {}
 
 
 def release_dead_runs(instance: dg.DagsterInstance) -> None:

@@ -16,11 +16,11 @@ from icon_assets.core.finetuning import load_fine_tuned
 from icon_assets.core.held_out import HeldOutSample, held_out_metrics
 from icon_assets.core.ingest import SourceFile, ingest, sample_frame
 from icon_assets.core.language_model import load
-from icon_assets.core.ledger import Input, Recipe
+from icon_assets.core.ledger import Event, Input, Recipe
 from icon_assets.core.memory import freed_memory_kept
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import files_are_as_recorded
-from icon_assets.core.recipes import evaluation_files
+from icon_assets.core.recipes import PROMPT_FILE, evaluation_files
 from icon_assets.core.report import shown_products, write_report
 from icon_assets.core.store import Store
 from icon_assets.core.tasks import choice_metrics, read_choice_items
@@ -52,7 +52,7 @@ def base_eval(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
         code_version=CODE_VERSION,
     )  # fmt: skip
     if event := kept(context, icon, recipe):
-        return unchanged(event)
+        return _counted(context, store, recipe, event)
     record, dtype = icon.base_model()
     loaded = load(record.directory, dtype, icon.device())
     metrics = _evaluate(icon, loaded.model, loaded.tokenizer)
@@ -77,7 +77,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
             _settings(icon.workspace), code_version=CODE_VERSION,
         )  # fmt: skip
         if event := kept(context, icon, recipe):
-            return unchanged(event)
+            return _counted(context, store, recipe, event)
         refuse(icon.workspace, "checkpoint", f"{arm}|{seed}", files_are_as_recorded)
         record, dtype = icon.base_model()
         directory = icon.workspace.root / str(upstream.summary["path"])
@@ -101,6 +101,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         ]
         choices = {"bootstrap_draws": settings.bootstrap_draws, "confidence": settings.confidence}
         recipe = Recipe("leaderboard", "", tuple(e.as_input() for e in upstream), choices, code_version=CODE_VERSION)
+        results = store.query("FROM delta.results_now").item()
         found = comparison.compare(
             comparison.current_items(store), draws=settings.bootstrap_draws, confidence=settings.confidence
         )
@@ -112,7 +113,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         )
         summary = {
             "arms": board["arm"].n_unique(), "metrics": board.select("task", "metric").n_unique(),
-            "comparisons": differences.height, "verdicts": verdicts,
+            "comparisons": differences.height, "verdicts": verdicts, "results": results,
         }  # fmt: skip
         product = digest([frame_digest(board.drop(*COSTS)), frame_digest(differences)])
         pictures = {**board_metadata(board), **difference_metadata(differences, settings.confidence)}
@@ -125,7 +126,10 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
     def report(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
         """One self-contained page to send to a colleague: verdict, leaderboard, cost, scores, examples, trust, lineage."""
         store, path = icon.store, icon.workspace.exports_dir / "report.html"
-        shown = {"arms": icon.settings.selection.arms, "primary": icon.settings.controls.primary}
+        selection = icon.settings.selection
+        shown = {
+            "arms": selection.arms, "primary": icon.settings.controls.primary, "length_warning": selection.length_warning,
+        }  # fmt: skip
         recipe = Recipe("report", "", tuple(shown_products(store)), shown, code_version=REPORT_CODE_VERSION)
         event = ledger.made(store, recipe)
         if event and path.is_file() and file_digest(path) == event.digest:
@@ -208,10 +212,19 @@ def wide_differences(differences: pl.DataFrame, against: str) -> pl.DataFrame:
 
 
 COSTS = (
-    "n_samples", "training_tokens", "training_seconds", "scoring_tokens", "scoring_seconds", "scoring_flops", "training_flops",
+    "n_samples", "training_tokens", "training_steps", "training_seconds", "scoring_tokens", "scoring_seconds", "scoring_flops", "training_flops",
     "total_flops",
 )  # fmt: skip
 _SHOWN_COSTS = ("n_samples", "training_tokens", "scoring_flops", "training_flops", "total_flops")
+
+
+def _counted(context: dg.AssetExecutionContext, store: Store, recipe: Recipe, event: Event) -> dg.MaterializeResult:
+    """Results that are kept, as what was measured last: others may have been measured in another way meanwhile."""
+    counting = "SELECT count(*) FROM current_results WHERE checkpoint_id = $id"
+    if not store.query(counting, {"id": event.summary["checkpoint_id"]}).item():
+        ledger.record(store, recipe, event.digest, context.run.run_id, event.summary)
+        store.publish()
+    return unchanged(event)
 
 
 def _settings(workspace: Workspace) -> dict[str, Any]:
@@ -221,7 +234,8 @@ def _settings(workspace: Workspace) -> dict[str, Any]:
 
 
 def _evaluation_inputs(workspace: Workspace) -> list[Input]:
-    return [Input(kind, name, file_digest(path)) for kind, name, path in evaluation_files(workspace)]
+    files = (each for each in evaluation_files(workspace) if each[0] != PROMPT_FILE)
+    return [Input(kind, name, file_digest(path)) for kind, name, path in files]
 
 
 def _evaluate(icon: WorkspaceResource, model: Any, tokenizer: Any) -> list[Metric]:

@@ -26,6 +26,7 @@ from icon_assets.core.pairwise import (
 )
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import files_are_as_recorded
+from icon_assets.core.recipes import PROMPT_FILE, evaluation_files
 from icon_assets.core.samples import Sample
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
@@ -139,13 +140,8 @@ def _pairwise(icon: WorkspaceResource) -> PairwiseSettings:
 
 
 def _prompt_files(workspace: Workspace) -> list[Input]:
-    pairwise = workspace.settings.evaluation.pairwise
-    assert pairwise is not None
-    files = {each.path: workspace.input_path(each.path) for each in pairwise.prompts}
-    for name, path in files.items():
-        if not path.is_file():
-            raise IconError(f"{path}: no such file; create it or take {name!r} out of evaluation.pairwise.prompts")
-    return [Input("prompt_file", name, file_digest(path)) for name, path in files.items()]
+    files = {name: path for kind, name, path in evaluation_files(workspace) if kind == PROMPT_FILE}
+    return [Input(PROMPT_FILE, name, file_digest(path)) for name, path in files.items()]
 
 
 def _missing(store: Store, checkpoint_id: str, key: str, wanted: list[tuple[str, Sample]]) -> list[tuple[str, Sample]]:

@@ -76,7 +76,7 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
         }
         recipe = Recipe(
             "selection_trust", arm,
-            (*(event.as_input() for event in others.values()), *_made_from(store, arm, settings)),
+            (*(event.as_input() for event in others.values()), *_made_from(icon, arm)),
             {**_subset_settings(arm, settings), "controls": settings.controls.model_dump(), "near": settings.probes.near_duplicate},
             settings.probes.seed, TRUST_CODE_VERSION,
         )  # fmt: skip
@@ -102,10 +102,14 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
     """Choose and store the subset of an arm, or of one of its draws."""
     store, settings = icon.store, icon.settings
     recipe = Recipe(
-        "selected_subset", name, _made_from(store, name, settings), _subset_settings(name, settings), settings.selection.seed,
+        "selected_subset", name, _made_from(icon, name), _subset_settings(name, settings), settings.selection.seed,
         CODE_VERSION,
     )  # fmt: skip
     if event := kept(context, icon, recipe):
+        if not store.query("SELECT is_comparable FROM subsets WHERE arm = $arm", {"arm": name}).item():
+            # Others were chosen in another way meanwhile; these are the settings of now.
+            ledger.record(store, recipe, event.digest, context.run.run_id, event.summary)
+            store.publish()
         return unchanged(event)
     pool = _candidates(icon, name)
     subset = select(name, pool)
@@ -133,16 +137,16 @@ def _dependencies(settings: Settings) -> list[dg.AssetDep]:
     ]
 
 
-def _made_from(store: Store, arm: str, settings: Settings) -> tuple[Input, ...]:
+def _made_from(icon: WorkspaceResource, arm: str) -> tuple[Input, ...]:
     """What an arm chooses by: everything of every shard."""
-    tables = ["sample_scores", *sorted(tables_needed(arm, settings.selection))]
-    return tuple(event.as_input() for table in tables for event in _events(store, table))
+    tables = ["sample_scores", *sorted(tables_needed(arm, icon.settings.selection))]
+    return tuple(event.as_input() for table in tables for event in _events(icon, table))
 
 
-def _events(store: Store, asset: str) -> list[Event]:
+def _events(icon: WorkspaceResource, asset: str) -> list[Event]:
     if asset not in ("sample_scores", *_OF_SHARDS):
-        return [needed(store, asset)]
-    return every_shard(store, asset)
+        return [needed(icon.store, asset)]
+    return every_shard(icon, asset)
 
 
 def _subset_settings(arm: str, settings: Settings) -> dict[str, Any]:

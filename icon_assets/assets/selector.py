@@ -54,7 +54,7 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     if control not in settings.controls.kinds:
         raise IconError(f"selector.control: {control!r} is not computed; add it to controls.kinds")
     light = settings.selector.kind == "light"
-    inputs = [*every_shard(store, "sample_scores"), *(every_shard(store, "sample_features") if light else [])]
+    inputs = [*every_shard(icon, "sample_scores"), *(every_shard(icon, "sample_features") if light else [])]
     recipe = selector_recipe(inputs, needed(store, "base_model"), icon.score_key(), settings, control)
     if event := kept(context, icon, recipe):
         return unchanged(event)

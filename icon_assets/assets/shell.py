@@ -105,18 +105,21 @@ def _shown(value: float | str) -> float | str:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def every_shard(store: Store, asset: str) -> list[Event]:
-    """The newest event of every shard of the pool: something made from part of it would favour what came first.
+def every_shard(icon: WorkspaceResource, asset: str) -> list[Event]:
+    """The newest event of every shard of the pool: something made from part of it would favour what came first, and scores by
+    other probes or another model do not stand in one ranking.
 
     Raises:
-        IconError: some shards have none.
+        IconError: some shards have none, or one of before.
     """
-    made = ledger.current_shards(store, asset)
-    missing = {event.partition for event in ledger.current_shards(store, "raw_pool")} - {e.partition for e in made}
-    if missing or not made:
-        raise IconError(f"{asset}: {len(missing)} shards are not made yet ({', '.join(sorted(missing)[:3])}); "
-                        "materialize them first")  # fmt: skip
-    return made
+    current = icon.current_shards(asset)
+    shards = {event.partition for event in ledger.current_shards(icon.store, "raw_pool")}
+    if (missing := shards - current.keys()) or not shards:
+        raise IconError(
+            f"{asset}: {len(missing)} of {len(shards)} shards are not made yet, or not as text, probes, model and settings are now "
+            f"({', '.join(sorted(missing)[:3])}); materialize them first"
+        )
+    return [current[shard] for shard in sorted(shards)]
 
 
 def needed(store: Store, asset: str, partition: str = "") -> Event:

@@ -69,6 +69,7 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
             settings.recipe, seed, CODE_VERSION,
         )  # fmt: skip
         if (event := ledger.made(store, recipe)) and (icon.workspace.root / str(event.summary["path"])).is_dir():
+            _count(store, str(event.summary["checkpoint_id"]))
             return unchanged(event)
         refuse(icon.workspace, "selected_subset", subset.partition)
         refuse(icon.workspace, "base_model")
@@ -170,6 +171,19 @@ def _write_card(partial: Path, recipe: Recipe, name: str, revision: str, model_d
         "inputs": [vars(i) for i in recipe.inputs], "manifest": MANIFEST,
     }  # fmt: skip
     (partial / "icon_checkpoint.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _count(store: Store, checkpoint_id: str) -> None:
+    """A checkpoint that is kept is what was trained last, also when others were trained in another way meanwhile."""
+    row = store.query(
+        "FROM delta.checkpoints SEMI JOIN (FROM checkpoints WHERE NOT is_current) USING (checkpoint_id) WHERE checkpoint_id = $id",
+        {"id": checkpoint_id},
+    )
+    if row.height:
+        store.replace(
+            "checkpoints", row.with_columns(created_at=pl.lit(datetime.now(UTC))), checkpoint_id=checkpoint_id
+        )
+        store.publish()
 
 
 def _store(store: Store, run: _Run, recipe: Recipe) -> None:

@@ -111,7 +111,7 @@ def segment_attention(
     """Contexts causally; each probe to its context and, causally, to itself: one call per segment.
 
     Args:
-        query: [1, heads, tokens, head size]; key and value: [1, key heads, tokens, head size].
+        query: [1, heads, tokens, head size]; key and value: [1, key heads, tokens, head size], of the value another one at will.
         layout: where contexts and probes lie.
         options: what the layer asks for besides.
 
@@ -129,7 +129,7 @@ def segment_attention(
     size = query.shape[-1]
     # Query heads that share a key head stand one below the other: one larger product instead of repeated keys.
     grouped = query.unflatten(1, (heads, groups))
-    out = torch.empty_like(query)
+    out = query.new_empty(*query.shape[:-1], value.shape[-1])
     grouped_out = out.unflatten(1, (heads, groups))
     for part in layout.parts():
         before = part.context_stop - part.context_start

@@ -120,18 +120,19 @@ class Speed:
     measured: str
 
 
-def recorded_speed(store: Store, key: ScoreKey, works: Sequence[str] = _SCORING) -> Speed | None:
-    """The speed of the newest passes of such work under this key, on the device of the newest of them."""
+def recorded_speed(store: Store, key: ScoreKey, device: str, works: Sequence[str] = _SCORING) -> Speed | None:
+    """The speed of the newest passes of such work under this key on this device, which another one says nothing about."""
     row = store.query(
         """
         WITH recent AS (
-            FROM scoring_costs WHERE score_key = $key AND "work" IN (SELECT unnest($works::VARCHAR[]))
+            FROM scoring_costs
+            WHERE score_key = $key AND device = $device AND "work" IN (SELECT unnest($works::VARCHAR[]))
             ORDER BY created_at DESC LIMIT $n
         )
         SELECT device, sum(tokens) / sum(seconds) AS tokens_per_second, sum(flops) / sum(seconds) AS flops_per_second,
             sum(flops) / sum(seconds * peak_flops_per_second) AS peak_share
-        FROM recent WHERE device = (SELECT max_by(device, created_at) FROM recent) GROUP BY device
+        FROM recent GROUP BY device
         """,
-        {"key": key.value, "works": list(works), "n": _RECENT},
+        {"key": key.value, "device": device, "works": list(works), "n": _RECENT},
     )
     return Speed(**row.row(0, named=True), measured="earlier runs") if row.height else None

@@ -7,7 +7,7 @@ positions of each probe continuing after the context, each probe attending to th
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +87,7 @@ class ScoringEngine:
         self._leading = language_model.leading
         self._kernel: Kernel = kernel or _kernel(self._device)
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiling_tried = False
         self.meter = Meter()
         self._chunked_head, self.partly_unpacked = False, False
         self.tokens_per_forward = tokens_per_forward or _LEAST_TOKENS
@@ -321,6 +322,8 @@ class ScoringEngine:
         spent, self.meter = self.meter, Meter()  # the trial is not the user's work
         try:
             tried = forward(batch, rows)
+            if not self._apart_from_each_other(batch, forward, rows, tried):
+                return False
             plain = [self._forward_one(batch, [row], chunked=False)[0] for row in _TRIAL_PAIRS]
         except (NotPackable, TypeError):  # TypeError: a model that does not hand the layout on
             return False
@@ -329,6 +332,24 @@ class ScoringEngine:
         exact = next(self._model.parameters()).dtype.itemsize >= 4
         limit = _AGREEMENT_FLOAT32 if exact else _AGREEMENT_BFLOAT16
         return all(abs(a.nll_sum - b.nll_sum) <= limit * a.n_tokens for a, b in zip(tried, plain, strict=True))
+
+    def _apart_from_each_other(
+        self, batch: Batch, forward: Callable[[Batch, list[Row]], list[Pair]], rows: list[Row], tried: list[Pair]
+    ) -> bool:
+        """Whether the figures of other probes stay, bit for bit, when the first one has other words. A layer that is no attention,
+        such as a convolution, would run on from one probe into the next, by less than what bfloat16 may differ.
+        """
+        if self._experts:  # which share products of changing sizes, so that last digits move
+            return True
+        first = batch.probes[0]
+        other = Encoded(tuple(i + 1 for i in first.prompt_ids), tuple(i + 1 for i in first.response_ids))
+        again = forward(replace(batch, probes=[other, *batch.probes[1:]]), rows)
+        return all(a.nll_sum == b.nll_sum for a, b in zip(tried, again, strict=True) if a.probe)
+
+    @property
+    def _experts(self) -> bool:
+        config: Any = self._model.config.get_text_config()
+        return any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
 
     def _fitting_tokens(self) -> int:
         """Tokens per forward that fill a good part of the free memory, measured with one small forward."""
@@ -357,8 +378,9 @@ class ScoringEngine:
         from torch._inductor.exc import InductorError
 
         tokens += self.meter.work.tokens  # small passes add up
-        if self._compiled or self.mode != "packed" or tokens < _COMPILED_FROM[self._device.type]:
+        if self._compiling_tried or self.mode != "packed" or tokens < _COMPILED_FROM[self._device.type]:
             return self.compiled
+        self._compiling_tried = True
         if _has_compiler(self._device):
             self._fuse()
             self._compiled = _compiled_layers(self._model)
@@ -376,7 +398,7 @@ class ScoringEngine:
     @property
     def description(self) -> str:
         """How it computes, for people: `packed, fused, compiled`."""
-        notes = ["fused"] * (self._kernel == "fused") + ["compiled"] * self.compiled
+        notes = [self._kernel] * (self._kernel != "segments") + ["compiled"] * self.compiled
         return ", ".join([self.mode, *notes, *[f"partly {self._unpacked_mode}"] * self.partly_unpacked])
 
     @contextmanager

@@ -97,29 +97,27 @@ class Judge:
             reply = self._reply(messages)
             if (verdict := read_verdict(reply)) is not None:
                 return Judgement(verdict, self._shown(reply))
-            messages = [*messages[:2], {"role": "assistant", "content": reply}, {"role": "user", "content": _AGAIN}]
+            again = [{"role": "assistant", "content": reply}, {"role": "user", "content": _AGAIN}]
+            messages = [*messages[:2], *(again if reply else [])]  # some services refuse an empty turn
         return Judgement(UNREADABLE, self._shown(reply))
 
     def _reply(self, messages: list[dict[str, str]]) -> str:
-        """The text of the reply; empty where there is none in what the service sent."""
-        sent = self._post(
+        """The text of the reply; empty where the model said nothing."""
+        return self._post(
             json.dumps({**self._settings.options, "model": self._settings.model, "messages": messages}).encode()
         )
-        try:
-            content = json.loads(sent)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
-            return ""
-        return content if isinstance(content, str) else ""
 
-    def _post(self, body: bytes) -> bytes:
+    def _post(self, body: bytes) -> str:
         fault = ""
         for attempt in range(_TRIES):
             try:
-                return self._send(body)
+                return _content(self._send(body))
             except HTTPError as error:
                 with error:
                     self._refuse(error)
                 fault, wait = f"HTTP {error.code}", _asked_wait(error, 2.0**attempt)
+            except _NoReply:
+                fault, wait = "what it sent is no reply of a chat model", 2.0**attempt
             except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
                 fault, wait = self._shown(str(error)) or type(error).__name__, 2.0**attempt
             if attempt < _TRIES - 1:
@@ -154,6 +152,19 @@ class Judge:
         """The end of a text of the service in one line, without the key, should it ever be echoed."""
         plain = text.replace(self._key, "***") if self._key else text
         return printable(" ".join(plain.split())[-_DETAIL_CHARS:])
+
+
+class _NoReply(Exception):
+    """The service answered, but not as the model: a proxy's page, or half a body."""
+
+
+def _content(sent: bytes) -> str:
+    """What the model said, in the body of a reply; a refusal to speak is empty."""
+    try:
+        content = json.loads(sent)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise _NoReply from error
+    return content if isinstance(content, str) else ""
 
 
 class _NoRedirect(HTTPRedirectHandler):

@@ -63,3 +63,8 @@ def _evaluation_items(workspace: Workspace) -> Iterator[tuple[Candidate, str]]:
         for located in ingest(held_out, workspace.settings.pool.max_chars).samples:
             text = f"{located.sample.prompt_text} {located.sample.response}"
             yield Candidate(located.sample, "held_out", settings.held_out, located.row), text
+    for each in settings.pairwise.prompts if settings.pairwise else ():
+        prompts = SourceFile(each.path, each.path, workspace.input_path(each.path))
+        for located in ingest(prompts, workspace.settings.pool.max_chars, unanswered=True).samples:
+            text = f"{located.sample.prompt_text} {located.sample.response}"
+            yield Candidate(located.sample, each.name, each.path, located.row), text

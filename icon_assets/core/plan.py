@@ -104,7 +104,7 @@ def make_plan(
     contexts = [pricer.context(row) for row in _samples(store, drawn)]
     wanted = [NO_CONTEXT, *controls_for(key, settings.controls, *_lengths(store, key, contexts, ceiling))]
     controls = missing_controls(store, key, wanted, probe_ids)
-    price, naive, speed = Price(), Price(), pricer.recorded_speed
+    price, naive, speed = Price(), Price(), None
     if pairs or controls:
         price, naive, speed = pricer.prices(Todo(contexts, samples, pairs, controls))
     unread, n_unread = _unread(store, key) if "sample_features" in needed else ([], 0)

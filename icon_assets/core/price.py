@@ -65,9 +65,10 @@ class Pricer:
         shape: ModelShape,
         load_tokenizer: "Callable[[], PreTrainedTokenizerBase]",
         load_engine: Callable[[], ScoringEngine],
+        find_device: Callable[[], str],
     ) -> None:
         self._store, self._key, self._settings, self._shape = store, key, settings, shape
-        self._load_tokenizer, self._load_engine = load_tokenizer, load_engine
+        self._load_tokenizer, self._load_engine, self._find_device = load_tokenizer, load_engine, find_device
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -83,8 +84,12 @@ class Pricer:
         return [self._encoder.probe(row) for row in rows]
 
     @cached_property
-    def recorded_speed(self) -> Speed | None:
-        return recorded_speed(self._store, self._key)
+    def _device(self) -> str:
+        return self._find_device()
+
+    @cached_property
+    def _recorded_speed(self) -> Speed | None:
+        return recorded_speed(self._store, self._key, self._device)
 
     def context(self, row: Mapping[str, Any]) -> Context:
         """A sample's row as the context it will be."""
@@ -92,7 +97,7 @@ class Pricer:
 
     def prices(self, todo: Todo) -> tuple[Price, Price, Speed]:
         """Our price, the price of the paper's loop at the same speed, and that speed."""
-        speed = self.recorded_speed or self._trial(todo.contexts)
+        speed = self._recorded_speed or self._trial(todo.contexts)
         ours = self._packed(todo) + self._controls(todo.controls)
         return self._price(ours, speed), self._price(self._naive(todo), speed), speed
 
@@ -103,7 +108,8 @@ class Pricer:
             response = len(text.response_ids)
             work += pair_work(0, leading + len(text.prompt_ids) + response, response)
             work += pair_work(0, leading + response, response)
-        speed = recorded_speed(self._store, self._key, ("features",)) or self.recorded_speed or self._trial([])
+        features = recorded_speed(self._store, self._key, self._device, ("features",))
+        speed = features or self._recorded_speed or self._trial([])
         return self._price(work * (samples / max(1, len(drawn))), speed)
 
     def _price(self, work: Work, speed: Speed) -> Price:

@@ -18,6 +18,8 @@ CODE_VERSIONS: Mapping[str, str] = {
     "sample_features": "1", "probe_features": "1", "selector": "2", "predicted_scores": "1",
 }  # fmt: skip
 
+PROMPT_FILE = "prompt_file"
+
 
 def raw_pool_recipe(source: SourceFile, digest: str, settings: PoolSettings) -> Recipe:
     """The samples of one source file with this content."""
@@ -46,14 +48,16 @@ def probe_inputs(workspace: Workspace) -> list[tuple[str, SourceFile]]:
 
 
 def evaluation_files(workspace: Workspace) -> list[tuple[str, str, Path]]:
-    """The evaluation data named in the settings: (kind, name, path).
+    """The evaluation data named in the settings: (kind, name, path), prompts of the pairwise comparison among them.
 
     Raises:
         IconError: one of them is missing.
     """
     settings = workspace.settings.evaluation
     names = [task.path for task in settings.multiple_choice] + ([settings.held_out] if settings.held_out else [])
+    prompts = [each.path for each in settings.pairwise.prompts] if settings.pairwise else []
     paths = [("evaluation_file", name, workspace.input_path(name)) for name in names]
+    paths += [(PROMPT_FILE, name, workspace.input_path(name)) for name in prompts]
     for _, name, path in paths:
         if not path.is_file():
             raise IconError(f"{path}: no such file; create it or take {name!r} out of the evaluation settings")

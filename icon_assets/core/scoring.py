@@ -244,9 +244,9 @@ class Scorer:
         """Score the wanted pairs; commit at least every `commit_seconds`, and what is finished even on the way out."""
         engine, probes = self._engine, list(self._probes.values())
         total, done, spent = sum(map(len, wanted)), 0, Spent()
-        bill = engine_bill(self._store, self._key, self._shape(), engine, work)
         lengths = list(self._probe_tokens.values())
         engine.compile_for(sum(len(c) + sum(lengths[i] for i in w) for c, w in zip(contexts, wanted, strict=True)))
+        bill = engine_bill(self._store, self._key, self._shape(), engine, work)
         waiting, start = list[Pair](), time.monotonic()
         try:
             for pairs in engine.score(contexts, probes, wanted):

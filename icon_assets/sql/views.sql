@@ -43,37 +43,43 @@ CREATE VIEW predicted_scores AS
 SELECT * FROM delta.predicted_scores SEMI JOIN shards USING (shard)
 WHERE selector_id = (SELECT max_by(selector_id, created_at) FROM delta.selectors);
 CREATE VIEW selections AS SELECT subset_id, arm, sample_id, "rank", score, reason FROM delta.selections;
--- Figures of subsets that were replaced since say nothing about the present ones.
-CREATE VIEW trust_figures AS
-SELECT * FROM delta.trust_figures SEMI JOIN (
-    SELECT "partition" AS arm, max_by(digest, created_at) AS subset_id FROM delta.ledger WHERE asset = 'selected_subset' GROUP BY ALL
-) USING (arm, subset_id);
--- Current is the newest run of an arm and seed, if it can be compared with what was made last: trained by the same settings on a
--- subset that is its arm's present one, chosen at the same fraction; but for `full`, which is all of the pool, of the same budget and
--- with the same diversity.
-CREATE VIEW checkpoints AS
+-- The newest subset of each arm and draw, and whether it can be compared with what was chosen last: from the same scores of the same
+-- pool, at the same fraction; but for `full`, which is all of the pool, of the same budget and with the same diversity.
+CREATE VIEW subsets AS
 WITH newest AS (
-    SELECT digest AS subset_id, created_at, settings->>'fraction' AS fraction,
-        CASE WHEN "partition" <> 'full' THEN concat(coalesce(settings->>'budget', 'samples'), ' ', settings->>'diversity') END AS way
+    SELECT "partition" AS arm, digest AS subset_id, created_at, settings->>'fraction' AS fraction,
+        CASE WHEN "partition" <> 'full' THEN concat(coalesce(settings->>'budget', 'samples'), ' ', settings->>'diversity') END AS way,
+        list_sort(list_filter(from_json(inputs, '[{"asset": "VARCHAR", "partition": "VARCHAR", "digest": "VARCHAR"}]'),
+            lambda i: i.asset = 'sample_scores'))::VARCHAR AS pool
     FROM delta.ledger WHERE asset = 'selected_subset'
     QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC) = 1
-), present AS (
-    SELECT subset_id, fraction IS NOT DISTINCT FROM max_by(fraction, created_at) OVER ()
-        AND (way IS NULL OR way = max_by(way, created_at) FILTER (way IS NOT NULL) OVER ()) AS comparable
-    FROM newest
 )
-SELECT c.*, coalesce(p.comparable, false) AND settings = max_by(settings, created_at) OVER ()
-    AND row_number() OVER (PARTITION BY arm, seed ORDER BY created_at DESC) = 1 AS is_current
-FROM delta.checkpoints c LEFT JOIN (SELECT subset_id, bool_or(comparable) AS comparable FROM present GROUP BY ALL) p USING (subset_id);
+SELECT arm, subset_id, created_at, fraction IS NOT DISTINCT FROM max_by(fraction, created_at) OVER ()
+    AND pool = max_by(pool, created_at) OVER ()
+    AND (way IS NULL OR way = max_by(way, created_at) FILTER (way IS NOT NULL) OVER ()) AS is_comparable
+FROM newest;
+-- Figures of subsets that were replaced since say nothing about the present ones.
+CREATE VIEW trust_figures AS SELECT * FROM delta.trust_figures SEMI JOIN subsets USING (arm, subset_id);
+-- Current is the newest run of an arm and seed, if it can be compared with what was made last: trained by the same settings on a
+-- comparable subset. What is kept although the settings were others meanwhile is recorded again, and newest then.
+CREATE VIEW checkpoints AS
+SELECT c.*, coalesce(s.is_comparable, false) AND settings = max_by(settings, c.created_at) OVER ()
+    AND row_number() OVER (PARTITION BY arm, seed ORDER BY c.created_at DESC) = 1 AS is_current
+FROM delta.checkpoints c
+LEFT JOIN (SELECT subset_id, bool_or(is_comparable) AS is_comparable FROM subsets GROUP BY ALL) s USING (subset_id);
 CREATE VIEW checkpoint_samples AS SELECT * FROM delta.checkpoint_samples;
 CREATE VIEW loss_curves AS SELECT * FROM delta.loss_curves;
 CREATE VIEW eval_results AS SELECT checkpoint_id, arm, seed, task, metric, value, stderr FROM delta.eval_results;
 CREATE VIEW eval_items AS SELECT * FROM delta.eval_items;
-CREATE VIEW leaderboard_differences AS SELECT * FROM delta.leaderboard_differences;
 CREATE VIEW answers AS SELECT * FROM delta.answers;
 CREATE VIEW judgements AS SELECT * FROM delta.judgements;
+-- By the judge, and against the arm, of the last comparison.
 CREATE VIEW pairwise_results AS
-SELECT * FROM delta.pairwise_results
+WITH newest AS (
+    SELECT max_by(settings, created_at) AS settings FROM delta.ledger WHERE asset = 'pairwise_results'
+)
+SELECT r.* FROM delta.pairwise_results r
+JOIN newest n ON r.judge = coalesce(n.settings->>'judge', r.judge) AND r.against = coalesce(n.settings->>'against', r.against)
 WHERE checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
     AND other_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current);
 CREATE VIEW ledger AS SELECT * FROM delta.ledger;
@@ -101,6 +107,16 @@ WHERE checkpoint_id IN (SELECT checkpoint_id FROM measured WHERE how = (SELECT m
     AND (checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
         OR checkpoint_id = 'base-' || (SELECT max_by(model_digest, prepared_at) FROM delta.models));
 
+-- Differences and verdicts say nothing about other results than those that they were made from.
+CREATE VIEW delta.results_now AS
+SELECT md5(string_agg(concat_ws(' ', checkpoint_id, task, metric, "value"), ';' ORDER BY checkpoint_id, task, metric)) AS digest
+FROM current_results;
+CREATE VIEW leaderboard_differences AS
+SELECT * FROM delta.leaderboard_differences
+WHERE (FROM delta.results_now) = (
+    SELECT coalesce(max_by(summary, created_at)->>'results', (FROM delta.results_now)) FROM delta.ledger WHERE asset = 'leaderboard'
+);
+
 -- Which work of scoring an arm owes is in the record of its subset; what that work has cost grows with every run.
 CREATE VIEW arm_scoring_costs AS
 WITH owed AS (
@@ -118,7 +134,7 @@ FROM owed LEFT JOIN spent ON list_contains(kinds, "work") GROUP BY arm;
 
 CREATE VIEW leaderboard AS
 SELECT r.arm, r.task, r.metric, avg(r.value) AS mean, stddev_samp(r.value) AS sd_over_seeds, count(*) AS n_seeds,
-    avg(r.stderr) AS mean_stderr, max(c.n_samples) AS n_samples, avg(c.n_tokens)::BIGINT AS training_tokens,
+    avg(r.stderr) AS mean_stderr, max(c.n_samples) AS n_samples, avg(c.n_tokens)::BIGINT AS training_tokens, avg(c.n_steps)::BIGINT AS training_steps,
     round(avg(c.seconds), 1) AS training_seconds, max(s.scoring_tokens) AS scoring_tokens,
     round(max(s.scoring_seconds), 1) AS scoring_seconds, max(s.scoring_flops) AS scoring_flops,
     avg(c.flops) AS training_flops, coalesce(max(s.scoring_flops), 0) + coalesce(avg(c.flops), 0) AS total_flops
@@ -139,6 +155,7 @@ COMMENT ON VIEW removed_shards IS 'Source files that were deleted from the pool.
 COMMENT ON VIEW removed_samples IS 'The samples of source files that were deleted from the pool, kept for audits.';
 COMMENT ON VIEW probes IS 'The current probe set: one row per selected probe.';
 COMMENT ON VIEW current_scores IS 'Scores under the newest score_key with rank, source line and text of each sample.';
+COMMENT ON VIEW subsets IS 'The newest subset of each arm and draw, and whether it can be compared with what was chosen last.';
 COMMENT ON VIEW leaderboard IS 'Arms compared: mean over seeds of each metric, its spread, and what the arm cost: scoring, and training one seed.';
 COMMENT ON COLUMN leaderboard.scoring_flops IS 'Of all the scoring that the arm had to wait for, under the current score_key; 0 for arms that need none.';
 COMMENT ON COLUMN leaderboard.training_flops IS 'Mean over seeds.';

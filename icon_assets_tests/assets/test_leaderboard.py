@@ -152,6 +152,38 @@ def test_what_was_trained_or_measured_in_another_way_than_the_newest_does_not_st
     assert _shown(store) == {"base"}
 
 
+def test_subsets_of_an_earlier_pool_do_not_stand_beside_those_of_the_present_one(store: Store) -> None:
+    def choose(arm: str, *shards: str) -> None:
+        inputs = tuple(Input("sample_scores", shard, f"scores of {shard}") for shard in shards)
+        features = (Input("probe_features", "", "x"),) if arm == "rds" else ()
+        subset = f"{arm} of {len(shards)}"
+        ledger.record(store, Recipe("selected_subset", arm, (*inputs, *features)), subset, "run", {})
+        _trained(store, arm, 0, 40_000, subset=subset)
+
+    for arm in ("icon", "rds", "rico", "random"):
+        choose(arm, "a")
+    assert _shown(store) == {"icon", "rds", "rico", "random", "base"}, "what else an arm looks at is its own"
+    choose("icon", "a", "b")
+    choose("rds", "b", "a")
+    assert _shown(store) == {"icon", "rds", "base"}
+
+
+def test_differences_of_other_results_are_not_shown(store: Store) -> None:
+    recipe = Recipe("leaderboard")
+    difference = dict.fromkeys(("difference", "low", "high", "p_value"), 0.1) | dict.fromkeys(
+        ("n_seeds", "n_items", "n_comparisons"), 1
+    )
+    texts = {"arm": "icon", "against": "random", "task": "t", "metric": "acc", "verdict": "better"}
+    store.append("leaderboard_differences", _row(**texts, **difference))
+    results = store.query("FROM delta.results_now").item()
+    ledger.record(store, recipe, "digest", "run", {"results": results})
+    assert store.query("SELECT count(*) FROM leaderboard_differences").item() == 1
+    _trained(store, "icon", 1, 40_000)
+    assert store.query("SELECT count(*) FROM leaderboard_differences").item() == 0
+    ledger.record(store, recipe, "digest", "run", {"results": store.query("FROM delta.results_now").item()})
+    assert store.query("SELECT count(*) FROM leaderboard_differences").item() == 1
+
+
 def test_arms_of_equal_tokens_do_not_stand_beside_arms_of_equal_samples_but_all_of_the_pool_does(store: Store) -> None:
     size = {"fraction": 0.15}
     for arm in ("full", "icon", "random"):

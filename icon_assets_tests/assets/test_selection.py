@@ -12,6 +12,7 @@ import pytest
 from icon_assets import cli
 from icon_assets.core import ledger
 from icon_assets.core.ledger import Recipe
+from icon_assets.core.recipes import sample_features_recipe
 from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets, build_defs
 from icon_assets.resources import WorkspaceResource
@@ -118,7 +119,7 @@ def test_an_arm_that_can_not_be_had_stops_no_other(workspace: Workspace, instanc
     outcomes = run(workspace, instance, arms=["random", "rds", "icon_selector"])
     assert [o.error is None for name, o in outcomes.items() if name.startswith("selected")] == [True, False, False]
     assert "probe_features: not materialized yet" in str(outcomes["selected_subset[rds]"].error)
-    assert "predicted_scores: 2 shards are not made yet" in str(outcomes["selected_subset[icon_selector]"].error)
+    assert "predicted_scores: 2 of 2 shards are not made yet" in str(outcomes["selected_subset[icon_selector]"].error)
     assert outcomes["selection_trust[random]"].error is None
     assert "selected_subset [rds]: not materialized yet" in str(outcomes["selection_trust[rds]"].error)
 
@@ -136,8 +137,11 @@ def put_features(workspace: Workspace) -> None:
     store.append("probe_features", pl.DataFrame([
         {"score_key": key, "probe_id": each, "embedding": [float(i == j) for j in range(4)]} for i, each in enumerate(probes)
     ]))  # fmt: skip
+    model = ledger.newest(store, "base_model")
+    assert model is not None
     for event in ledger.current_shards(store, "raw_pool"):
-        ledger.record(store, Recipe("sample_features", event.partition), "made by hand", "run", {})
+        recipe = sample_features_recipe(event.partition, event, model, icon.score_key())
+        ledger.record(store, recipe, "made by hand", "run", {})
     ledger.record(store, Recipe("probe_features"), "made by hand", "run", {})
 
 

@@ -127,6 +127,26 @@ def test_an_undefined_number_is_neither_lost_nor_seen_by_other_probes() -> None:
 
 
 @needs_units
+@pytest.mark.parametrize("spoiled", [0, 1], ids=["query", "key"])
+def test_an_undefined_query_or_key_is_not_lost(spoiled: int) -> None:
+    layout, tokens = layout_of([(70, [40, 50])])
+    tensors = inputs(1, 2, tokens, 64)
+    tensors[spoiled][0, 0, 75] = float("nan")  # of the first probe
+    undefined = fused_attention(*tensors, None, layout).isnan().any(3).any(2)[0]
+    assert undefined[75]
+    assert not undefined[:70].any()
+    assert not undefined[110:].any()
+
+
+@needs_units
+@pytest.mark.parametrize("context", [1500, 5000])
+def test_the_fused_kernel_reads_long_contexts_in_smaller_tasks(context: int) -> None:
+    layout, tokens = layout_of([(context, [300, 1])])
+    tensors = inputs(2, 3, tokens, 64)
+    assert worst(fused_attention(*tensors, None, layout), *tensors, layout_of([(context, [300, 1])])[0]) < 0.02
+
+
+@needs_units
 def test_what_the_fused_kernel_does_not_compute_is_refused() -> None:
     layout, tokens = layout_of([(7, [4])])
     query, key, value = inputs(2, 2, tokens, 16)

@@ -74,9 +74,8 @@ def test_a_verdict_is_read_from_the_last_line_or_from_json_and_from_nothing_else
     assert read_verdict(reply) == verdict
 
 
-@pytest.mark.parametrize("habit", [judges.garbage, judges.no_json])
-def test_an_unreadable_reply_is_asked_for_again_a_few_times_and_then_counted(habit: judges.Habit) -> None:
-    with serving(habit) as service:
+def test_an_unreadable_reply_is_asked_for_again_a_few_times_and_then_counted() -> None:
+    with serving(judges.garbage) as service:
         judged = judge_of(service).ask("?", "one", "two")
     assert judged.verdict == UNREADABLE
     assert len(service.asked) == 3
@@ -95,6 +94,19 @@ def test_a_broken_service_is_tried_a_bounded_number_of_times() -> None:
     with (
         serving(judges.broken) as service,
         pytest.raises(IconError, match=r"no answer from the judge, 5 times \(HTTP 500\); judgements so far are kept"),
+    ):
+        judge_of(service, waits).ask("?", "one", "two")
+    assert len(service.asked) == 5
+    assert waits == [1, 2, 4, 8]
+
+
+def test_a_page_that_is_no_reply_of_a_model_is_no_judgement_and_is_waited_for() -> None:
+    waits: list[float] = []
+    with (
+        serving(judges.no_json) as service,
+        pytest.raises(
+            IconError, match=r"5 times \(what it sent is no reply of a chat model\); judgements so far are kept"
+        ),
     ):
         judge_of(service, waits).ask("?", "one", "two")
     assert len(service.asked) == 5

@@ -44,6 +44,17 @@ def test_items_of_every_kind_of_evaluation_data_are_found(make_workspace: Callab
     assert "3 7" in {r.name: r.text for r in evaluation_references(workspace)}["eval/sums.jsonl:3"], "every choice"
 
 
+def test_prompts_that_a_judge_compares_answers_to_are_evaluation_data(make_workspace: Callable[..., Workspace]) -> None:
+    pairwise = {
+        "prompts": [{"name": "talk", "path": "eval/talk.jsonl"}], "judge": {"url": "http://127.0.0.1:9/v1", "model": "m"}, "against": "random",
+    }  # fmt: skip
+    workspace = make_workspace(evaluation={"pairwise": pairwise})
+    write_jsonl(workspace.root / "eval" / "talk.jsonl", [{"prompt": "Tell me a joke."}, {"prompt": "Who won?"}])
+    references = list(pool_references([row(Sample("Tell me a joke.", "", "Knock, knock."))]))
+    met = [f"{m.candidate.file}:{m.candidate.row}" for m in evaluation_index(workspace).meetings(references)]
+    assert met == ["eval/talk.jsonl:1"]
+
+
 def test_a_question_of_a_test_is_found_without_its_marks_and_inside_other_text(
     make_workspace: Callable[..., Workspace],
 ) -> None:

@@ -19,7 +19,9 @@ using at::BFloat16;
 using at::native::cpublas::brgemm;
 
 constexpr int64_t KEYS = 64;      // of a block: columns of one product
-constexpr int64_t ROWS = 192;     // queries times heads of a task: large products whose scores stay in the L2 cache
+constexpr int64_t ROWS = 192;     // queries times heads of a task at most: large products
+constexpr int64_t ROOM = 5 << 18;  // bytes that a task's scores and shares may take: they are to stay in the L2 cache
+constexpr int64_t DEPTH = 256;    // keys of one product with the values: brgemm compiles for each depth, and keeps it
 constexpr int64_t STEP = 32;      // numbers that one pass of the loops over scores takes
 constexpr float HIDDEN = -1e30f;  // finite, or the difference of two would be undefined
 
@@ -69,7 +71,7 @@ void pack_values(const BFloat16* from, int64_t stride, int64_t tokens, int64_t s
 
 // 2^x for x <= 0 to within 3e-6, a hundredth of what bfloat16 tells apart.
 __m512 power_of_two(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-125));  // sum / 2^126 could be a denormal number: a hundred times slower
+  x = _mm512_max_ps(_mm512_set1_ps(-125), x);  // in this order NaN stays; sum / 2^126 could be denormal, and slow
   const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 rest = _mm512_sub_ps(x, whole);
   __m512 sum = _mm512_set1_ps(9.57006e-3f);
@@ -114,13 +116,17 @@ void attend(Heads query, Heads key, Heads value, BFloat16* out, int64_t tokens, 
   std::vector<int64_t> place(tokens);  // of a part, by its first token, among the packed tokens of a head
   std::vector<Task> tasks;
   int64_t packed = 0, longest = 0;
-  const int64_t queries = std::max<int64_t>(ROWS / groups, 16);
   for (const Part& part : std::span(parts, n_parts)) {
     place[part.start] = packed;
     packed += up(part.stop - part.start, KEYS);
     longest = std::max(longest, up(part.context_stop - part.context_start, STEP) + up(part.stop - part.start, KEYS));
-    for (int64_t first = part.start; first < part.stop; first += queries) tasks.push_back({part, first});
   }
+  // Few different widths, since brgemm compiles for each; not a power of two, or rows would share cache lines' sets.
+  const int64_t width = std::bit_ceil<uint64_t>(longest) + STEP;
+  const int64_t rows_of_task = std::min<int64_t>(ROWS, ROOM / (width * (sizeof(float) + sizeof(BFloat16))));
+  const int64_t queries = std::max<int64_t>(rows_of_task / groups, 16), most = up(queries * groups, 16);
+  for (const Part& part : std::span(parts, n_parts))
+    for (int64_t first = part.start; first < part.stop; first += queries) tasks.push_back({part, first});
   const Room<BFloat16> keys(key_heads * packed * size), values(key_heads * packed * size);
   share(key_heads * n_parts, [&](const auto& next) {
     for (int64_t piece; (piece = next()) >= 0;) {
@@ -130,8 +136,6 @@ void attend(Heads query, Heads key, Heads value, BFloat16* out, int64_t tokens, 
       pack_values(value.data + head * value.head + at * value.token, value.token, n, size, &values[to]);
     }
   });
-  // Few different widths, since brgemm compiles for each; not a power of two, or rows would share cache lines' sets.
-  const int64_t width = std::bit_ceil<uint64_t>(longest) + STEP, most = up(queries * groups, 16);
   share(key_heads * tasks.size(), [&](const auto& next) {
     const Room<BFloat16> rows(most * size), shares(most * width);
     const Room<float> scores(most * width), result(most * size), sums(most);
@@ -159,10 +163,13 @@ void attend(Heads query, Heads key, Heads value, BFloat16* out, int64_t tokens, 
         const int64_t seen = before + token - part.start + 1;
         sums[row] = exponentials(&scores[row * width], &shares[row * width], seen, all, scale);
       });
-      if (before)
-        brgemm(m, size, before, width, size, size, false, shares.data(), &values[context_at * size], result.data());
-      brgemm(m, size, all - before, width, size, size, before > 0, &shares[before], &values[own_at * size],
-             result.data());
+      const auto add_values = [&](int64_t from, int64_t stop, int64_t values_at) {
+        for (int64_t at = from; at < stop; at += DEPTH)
+          brgemm(m, size, std::min(DEPTH, stop - at), width, size, size, at > 0, &shares[at],
+                 &values[(values_at + at - from) * size], result.data());
+      };
+      add_values(0, before, context_at);
+      add_values(before, all, own_at);
       each_row([&](int64_t row, int64_t token, int64_t of) {
         BFloat16* to = out + (token * groups * key_heads + of) * size;
         const __m512 factor = _mm512_set1_ps(1 / sums[row]);
