@@ -343,8 +343,13 @@ class ScoringEngine:
             return True
         first = batch.probes[0]
         other = Encoded(tuple(i + 1 for i in first.prompt_ids), tuple(i + 1 for i in first.response_ids))
-        again = forward(replace(batch, probes=[other, *batch.probes[1:]]), rows)
-        return all(a.nll_sum == b.nll_sum for a, b in zip(tried, again, strict=True) if a.probe)
+
+        def stayed(others: Batch) -> bool:
+            pairs = zip(tried, forward(others, rows), strict=True)
+            return all(before.nll_sum == now.nll_sum for before, now in pairs if before.probe)
+
+        # Where sums differ from run to run anyway, nothing can be told.
+        return stayed(replace(batch, probes=[other, *batch.probes[1:]])) or not stayed(batch)
 
     @property
     def _experts(self) -> bool:

@@ -14,7 +14,7 @@ from icon_assets.core import ledger
 from icon_assets.core.digests import file_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.export import FORMATS, Exported, Format, export
-from icon_assets.core.ledger import Recipe
+from icon_assets.core.ledger import Input, Recipe
 from icon_assets.core.samples import Sample, Turn, parse_row
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
@@ -183,6 +183,24 @@ def test_a_share_of_tokens_is_not_told_as_one_of_samples(workspace: Workspace) -
     text = rechosen(workspace, "icon", {"fraction": 0.5, "budget": "tokens", "max_tokens": 64}, **tokens)
     assert "| 0.5 of its training tokens: 49 of 100, in 4 of 7 unique samples |" in text
     assert "| budget | tokens |" in text
+
+
+def test_the_card_tells_scores_that_are_estimates_and_how_many_samples_had_one(workspace: Workspace) -> None:
+    store = Store(workspace.store_dir)
+    whole = card_of(export(workspace, "icon", "alpaca"))[1]
+    scores = Recipe("sample_scores", "x", settings={"direct_share": 0.3, "budget": {"share": 0.25}})
+    ledger.record(store, scores, "partly scored", "run", {})
+    chosen = ledger.newest(store, "selected_subset", "icon")
+    assert chosen is not None
+    recipe = Recipe("selected_subset", "icon", (Input("sample_scores", "x", "partly scored"),), chosen.settings)
+    ledger.record(store, recipe, chosen.digest, "run", chosen.summary)
+    text = card_of(export(workspace, "icon", "alpaca"))[1]
+    facts = [
+        "a share of 0.3 of the pool, drawn by sample id",
+        "0.25 of the tokens that all would take",
+        "estimated from those it was given",
+    ]
+    assert [fact for fact in facts if fact not in text or fact in whole] == []
 
 
 def test_the_card_of_a_predicted_choice_names_the_selector_and_what_it_knows(workspace: Workspace) -> None:
