@@ -188,7 +188,9 @@ def test_a_share_of_tokens_is_not_told_as_one_of_samples(workspace: Workspace) -
 def test_the_card_tells_scores_that_are_estimates_and_how_many_samples_had_one(workspace: Workspace) -> None:
     store = Store(workspace.store_dir)
     whole = card_of(export(workspace, "icon", "alpaca"))[1]
-    scores = Recipe("sample_scores", "x", settings={"direct_share": 0.3, "budget": {"share": 0.25}})
+    whole_scores = next(iter(ledger.latest(store, "sample_scores").values()))
+    settings = {**whole_scores.settings, "direct_share": 0.3, "budget": {"share": 0.25}}
+    scores = Recipe("sample_scores", "x", whole_scores.inputs, settings)
     ledger.record(store, scores, "partly scored", "run", {})
     chosen = ledger.newest(store, "selected_subset", "icon")
     assert chosen is not None
