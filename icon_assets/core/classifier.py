@@ -8,7 +8,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,8 +67,7 @@ class Classifier:
             target_modules=targets if isinstance(targets, str) else list(targets), modules_to_save=_head(base),
         )  # fmt: skip
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # peft asks by a name that transformers gives up
+            with _quiet_peft():
                 model: Any = get_peft_model(base, config)
         except ValueError as error:
             reason = " ".join(str(error).split())
@@ -85,7 +84,8 @@ class Classifier:
         """What `save` wrote."""
         from peft import PeftModel
 
-        model: Any = PeftModel.from_pretrained(_base(base_dir, 0, dtype), str(directory))
+        with _quiet_peft():
+            model: Any = PeftModel.from_pretrained(_base(base_dir, 0, dtype), str(directory))
         return cls(model.to(device).eval(), dtype, device)
 
     def save(self, directory: Path, base_name: str) -> None:
@@ -186,6 +186,14 @@ class Classifier:
         import torch
 
         return torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bfloat16")
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without the warning that peft asks by a name that transformers gives up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _base(base_dir: Path, seed: int, dtype: str) -> Any:
