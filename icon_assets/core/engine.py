@@ -37,7 +37,8 @@ _TRIAL_PAIRS = [Row(0, (0,)), Row(0, (1,)), Row(1, (0,)), Row(1, (1,))]
 _HEAD_ROWS = 512  # scored positions whose vocabulary logits exist at a time
 _LOGIT_ROWS = 32  # of them in float32 at a time: few enough to stay in a CPU's cache
 CPU_TOKENS = 4096  # per forward on a CPU, where more are not faster
-_LEAST_TOKENS, _MOST_TOKENS = 1024, 65536
+CUDA_TOKENS = 65536  # at most, where memory suffices
+_LEAST_TOKENS = 1024
 _MEMORY_SHARE = 0.6
 _COMPILED_FROM = {"cpu": 400_000, "cuda": 200_000}  # tokens still to compute from which compiling pays for itself
 
@@ -371,7 +372,7 @@ class ScoringEngine:
         self.meter = Meter()
         per_token = max(1, torch.cuda.max_memory_allocated(self._device) - before) / tokens
         free, _ = torch.cuda.mem_get_info(self._device)
-        return min(_MOST_TOKENS, max(_LEAST_TOKENS, int(free * _MEMORY_SHARE / per_token)))
+        return min(CUDA_TOKENS, max(_LEAST_TOKENS, int(free * _MEMORY_SHARE / per_token)))
 
     def compile_for(self, tokens: int) -> bool:
         """Compile the model's layers if `tokens` are enough to pay for it and this machine can; returns `compiled`.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from icon_assets.core.controls import random_chars
 from icon_assets.core.costs import Speed, recorded_speed
 from icon_assets.core.encoding import Encoder
-from icon_assets.core.engine import CPU_TOKENS, ScoringEngine
+from icon_assets.core.engine import CPU_TOKENS, CUDA_TOKENS, ScoringEngine
 from icon_assets.core.flops import ModelShape, Work, context_work, device_name, matmul_peak, pair_work, shared_work
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.scoring import Control
@@ -125,9 +125,7 @@ class Pricer:
         total = sum(p.n_input for p in probes) * todo.pairs / (todo.samples * len(probes))  # behind one context
         for drawn in todo.contexts:
             context = len(drawn.ids) + len(self._encoder.separator)
-            per_forward = self._settings.fixed_tokens_per_forward or CPU_TOKENS
-            room = max(per_forward - context, *(p.n_input for p in probes))
-            alone += context_work(context) * max(1, ceil(total / room))
+            alone += context_work(context) * self._forwards(context, total)
             for probe in probes:
                 shared += shared_work(context, probe.n_input, len(probe.response_ids))
         return alone * (todo.samples / n_contexts) + shared * (todo.pairs / (n_contexts * len(probes)))
@@ -136,10 +134,18 @@ class Pricer:
         work = Work()
         for (_, _, length), needs in controls.items():
             context = length + len(self._encoder.separator) if length else 0
-            work += context_work(context)
+            total = sum(self._probes[index].n_input for index in needs)
+            work += context_work(context) * self._forwards(context, total)
             for probe in (self._probes[index] for index in needs):
                 work += shared_work(context, probe.n_input, len(probe.response_ids))
         return work
+
+    def _forwards(self, context: int, behind: float) -> int:
+        """Forwards that `behind` tokens of probes take, the context in each of them."""
+        usual = CPU_TOKENS if self._device.startswith("cpu") else CUDA_TOKENS
+        per_forward = self._settings.fixed_tokens_per_forward or usual
+        room = max(per_forward - context, *(probe.n_input for probe in self._probes))
+        return max(1, ceil(behind / room))
 
     def _naive(self, todo: Todo) -> Work:
         """For every pair one forward behind the candidate and one behind as many random characters, logits at every

@@ -1,8 +1,10 @@
 """The plan says beforehand what a run then does, and every pass leaves its cost on record."""
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import dagster as dg
+import polars as pl
 import pytest
 
 from icon_assets import resources
@@ -51,6 +53,38 @@ def test_a_plan_announces_what_the_run_then_computes(
     assert spent["pairs"].item() == plan.pairs + plan.control_pairs
     assert plan.price.tokens == pytest.approx(spent["tokens"].item(), rel=0.02)
     assert plan.price.flops == pytest.approx(spent["flops"].item(), rel=0.02)
+
+
+def test_a_context_is_priced_in_each_forward_it_stands_in(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace(scoring={"tokens_per_forward": 100})
+    icon = WorkspaceResource(root=str(workspace.root))
+    run(workspace, instance, "raw_pool", "probe_set", "base_model")
+    plan = icon.plan()
+    run(workspace, instance)
+    spent = icon.store.query("SELECT sum(tokens)::BIGINT, sum(pairs)::BIGINT, sum(forwards)::BIGINT FROM scoring_costs")
+    tokens, pairs, forwards = spent.row(0)
+    assert forwards > 10, "or every context would stand in one forward only"
+    assert pairs == plan.pairs + plan.control_pairs
+    assert plan.price.tokens == pytest.approx(tokens, rel=0.1)
+
+
+def test_the_speed_of_another_device_prices_nothing(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace()
+    run(workspace, instance)
+    icon = WorkspaceResource(root=str(workspace.root))
+    costs = icon.store.query("SELECT * EXCLUDE (peak_share) FROM scoring_costs")
+    elsewhere = costs.with_columns(device=pl.lit("a GPU"), seconds=pl.lit(1e-6), created_at=pl.lit(datetime.now(UTC)))
+    icon.store.append("scoring_costs", elsewhere)
+    write_jsonl(workspace.root / "pool" / "a.jsonl", [*POOL_A, alpaca("Name a city in Italy.", "Turin")])
+    run(workspace, instance, "raw_pool")
+    speed = icon.plan().speed
+    assert speed is not None
+    assert (speed.device, speed.measured) == (costs["device"][0], "earlier runs")
+    assert speed.tokens_per_second < 10**8
 
 
 def test_a_finished_pool_needs_nothing_and_no_model(
