@@ -11,9 +11,8 @@ from icon_assets.assets.probes import probe_set
 from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.budget import budget_of
-from icon_assets.core.contribution import contributions
 from icon_assets.core.costs import Spent
-from icon_assets.core.digests import canonical_json, frame_digest, share_ceiling
+from icon_assets.core.digests import canonical_json, frame_digest
 from icon_assets.core.plan import because
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.scores import drift, no_sample_is_a_probe
@@ -95,7 +94,7 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     spent = scorer.complete_shard(shard, settings, budget)
     if spent.engine and not spent.engine.startswith("packed"):
         context.log.warning(f"This model's attention can't be packed: scored {spent.engine}, several times slower.")
-    scores = contributions(store, key, shard, settings, scorer.pilot(budget) if budget else (), share_ceiling(share))
+    scores = scorer.scores(shard, settings, budget)
     primary = scores.filter(pl.col("control") == settings.primary)
     moved = drift(store, shard, primary)
     store.replace("sample_scores", scores, shard=shard, score_key=key.value)

@@ -7,7 +7,7 @@ positions of each probe continuing after the context, each probe attending to th
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ from icon_assets.core.language_model import LanguageModel
 from icon_assets.core.memory import freed_memory_kept
 from icon_assets.core.native import compiler
 from icon_assets.core.packing import Row, halve, plan_forwards, similar_lengths
+from icon_assets.core.sharing import PACKED, PAIRS, Trial, rotary_limit, window
 from icon_assets.core.tokens import Encoded
 
 if TYPE_CHECKING:
@@ -28,19 +29,15 @@ if TYPE_CHECKING:
 
 SCORING_VERSION = 1
 Mode = Literal["packed", "batched", "one by one"]
-# Largest difference per token, in nats, at which two ways to compute a pair count as the same arithmetic.
-_AGREEMENT_FLOAT32, _AGREEMENT_BFLOAT16 = 1e-3, 0.3
-_TRIAL_CONTEXTS = [tuple(range(21, 32)), tuple(range(32, 36))]
-_TRIAL_PROBES = [Encoded(tuple(range(3, 9)), tuple(range(9, 14))), Encoded(tuple(range(14, 17)), (20,))]
-_TRIAL_ROWS = [Row(0, (0, 1)), Row(1, (0, 1))]
-_TRIAL_PAIRS = [Row(0, (0,)), Row(0, (1,)), Row(1, (0,)), Row(1, (1,))]
 _HEAD_ROWS = 512  # scored positions whose vocabulary logits exist at a time
 _LOGIT_ROWS = 32  # of them in float32 at a time: few enough to stay in a CPU's cache
 CPU_TOKENS = 4096  # per forward on a CPU, where more are not faster
 CUDA_TOKENS = 65536  # at most, where memory suffices
 _LEAST_TOKENS = 1024
 _MEMORY_SHARE = 0.6
-_COMPILED_FROM = {"cpu": 400_000, "cuda": 200_000}  # tokens still to compute from which compiling pays for itself
+# Tokens to compute from which compiling pays for itself: measured on a CPU with 135M parameters, where it costs 17 s and
+# saves 0.15 ms per token; on CUDA a guess.
+_COMPILED_FROM = {"cpu": 150_000, "cuda": 2_000_000}
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,12 @@ class ScoringEngine:
         self._compiling_tried = False
         self.meter = Meter()
         self._chunked_head, self.partly_unpacked = False, False
+        config: Any = self._model.config.get_text_config()
+        self._shared_up_to = rotary_limit(config)
+        self._packed_up_to = min(window(config), self._shared_up_to)
         self.tokens_per_forward = tokens_per_forward or _LEAST_TOKENS
         register()
-        self._chunked_head = self._inner is not None and self._agrees(self._one_by_one, _TRIAL_PAIRS)
+        self._chunked_head = self._inner is not None and self._agrees(self._one_by_one, PAIRS)
         self.mode: Mode = "packed" if self._packs() else self._unpacked_mode
         if tokens_per_forward is None:
             self.tokens_per_forward = self._fitting_tokens()
@@ -109,8 +109,9 @@ class ScoringEngine:
             wanted: per context, the indices of the probes to score.
 
         Yields:
-            The pairs that were planned for one forward, whole: what a later run finds missing is then planned, and comes
-            out, as it would have here. NLL in nats, summed over the response tokens, accumulated in float32 or wider.
+            The pairs of one forward each, all that were planned for it unless memory or the model's attention made it
+            several: what a later run finds missing is then planned, and comes out, as it would have here. NLL in nats,
+            summed over the response tokens, accumulated in float32 or wider.
 
         Raises:
             IconError: a single pair does not fit into the device's memory.
@@ -120,8 +121,8 @@ class ScoringEngine:
         with freed_memory_kept(self._device.type):
             for rows in plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward):
                 parts = [rows] if self.mode == "packed" else self._apart(batch, rows)
-                computed = (self._fitting(batch, part, packed=self.mode == "packed") for part in parts)
-                yield [pair for batches in computed for pairs in batches for pair in pairs]
+                for part in parts:
+                    yield from self._fitting(batch, part, packed=self.mode == "packed")
 
     def _fitting(self, batch: Batch, rows: list[Row], *, packed: bool) -> Iterator[list[Pair]]:
         """The rows in one forward, or in halves of it when memory does not suffice: no pair is lost."""
@@ -132,7 +133,7 @@ class ScoringEngine:
         if not parts or tokens <= self.tokens_per_forward:
             try:
                 yield self._forward(batch, rows, packed=packed)
-            except NotPackable:  # a window shorter than this text
+            except NotPackable:  # a text longer than a window, or than what rotary frequencies are for
                 self.partly_unpacked, packed, parts = True, False, self._apart(batch, rows)
             except torch.OutOfMemoryError:
                 if not parts:
@@ -156,14 +157,36 @@ class ScoringEngine:
     def _apart(self, batch: Batch, rows: list[Row]) -> list[list[Row]]:
         """The pairs of packed rows as rows of their own: batches of similar length, or one by one."""
         pairs = [Row(row.context, (probe,)) for row in rows for probe in row.probes]
-        if self._unpacked_mode == "one by one":
-            return [[pair] for pair in pairs]
         lengths = [(pair.context, pair.probes[0], batch.tokens([pair])) for pair in pairs]
-        groups = similar_lengths(lengths, self.tokens_per_forward)
-        return [[Row(context, (probe,)) for context, probe in group] for group in groups]
+        return [[Row(context, (probe,)) for context, probe in group] for group in self.grouped(lengths)]
+
+    def grouped(self, lengths: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int]]]:
+        """Which texts, (two keys, tokens) each, may share a padded forward: of similar length, within the budget."""
+        if self._unpacked_mode == "one by one":
+            return similar_lengths(lengths, 1)
+        alone = [each for each in lengths if each[2] > self._shared_up_to]
+        shared = [each for each in lengths if each[2] <= self._shared_up_to]
+        return similar_lengths(shared, self.tokens_per_forward) + similar_lengths(alone, 1)
 
     def _forward_packed(self, batch: Batch, rows: list[Row]) -> list[Pair]:
-        packed = batch.pack(rows, self._kernel)
+        """Several rows in one forward. What can't be compiled, now or for a shape that comes up later, gives way."""
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        while True:
+            try:
+                return self._packed(batch.pack(rows, self._kernel))
+            except (TorchDynamoException, InductorError):
+                if self._compiled:
+                    self._compiled = {}
+                elif self._kernel == "flex":
+                    self._kernel = "segments"
+                else:
+                    raise
+
+    def _packed(self, packed: Packed) -> list[Pair]:
+        if packed.layout.longest > self._packed_up_to:
+            raise NotPackable
         if self._kernel == "flex":
             packed.layout.block_mask = block_mask(packed.layout, len(packed.ids), self._device)
         with self._attention(ATTENTION):
@@ -262,11 +285,6 @@ class ScoringEngine:
         return states, list(nll.double().cpu().split([len(places) for places in scored]))
 
     @property
-    def pads(self) -> bool:
-        """Whether texts of different lengths may share a forward, padded."""
-        return self._unpacked_mode == "batched"
-
-    @property
     def _head(self) -> Any:
         return self._model.get_output_embeddings()
 
@@ -291,71 +309,34 @@ class ScoringEngine:
 
     @cached_property
     def _unpacked_mode(self) -> Mode:
-        return "batched" if self._agrees(self._forward_batched, _TRIAL_PAIRS) else "one by one"
+        return "batched" if self._agrees(self._forward_batched, PAIRS) else "one by one"
 
     def _packs(self) -> bool:
-        """Whether packed forwards work; a kernel that this machine can't compile gives way to the plain one."""
-        from torch._dynamo.exc import TorchDynamoException
-        from torch._inductor.exc import InductorError
-
-        if not self._model._can_set_attn_implementation():
-            return False
-        if self._kernel == "flex":
-            try:
-                return self._agrees(self._forward_packed, _TRIAL_ROWS)
-            except (TorchDynamoException, InductorError):
-                self._kernel = "segments"
-        return self._agrees(self._forward_packed, _TRIAL_ROWS)
+        return self._model._can_set_attn_implementation() and self._agrees(self._forward_packed, PACKED)
 
     def _fuse(self) -> None:
         """Take the fused kernel for the plain one, where it can be had and gives the same."""
         if self._kernel == "segments" and can_fuse(next(self._model.parameters()).dtype, self._device):
             self._kernel = "fused"
-            if not self._agrees(self._forward_packed, _TRIAL_ROWS):
+            if not self._agrees(self._forward_packed, PACKED):
                 self._kernel = "segments"
 
     def _agrees(self, forward: Callable[[Batch, list[Row]], list[Pair]], rows: list[Row]) -> bool:
         """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
-        # Other kernels work in blocks of tokens: their trial must be longer than a few of them.
-        times = 1 if self._kernel == "segments" else 16
-        contexts = [[*self._leading, *context * times] for context in _TRIAL_CONTEXTS]
-        batch = Batch(contexts, [Encoded(p.prompt_ids * times, p.response_ids) for p in _TRIAL_PROBES])
+        config: Any = self._model.config.get_text_config()
+        experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+        trial = Trial(self._leading, next(self._model.parameters()).dtype.itemsize >= 4, experts)
         spent, self.meter = self.meter, Meter()  # the trial is not the user's work
         try:
-            tried = forward(batch, rows)
-            if not self._apart_from_each_other(batch, forward, rows, tried):
-                return False
-            plain = [self._forward_one(batch, [row], chunked=False)[0] for row in _TRIAL_PAIRS]
-        except (NotPackable, TypeError):  # TypeError: a model that does not hand the layout on
-            return False
+            return trial.passed(
+                lambda batch, rows: [pair.nll_sum for pair in forward(batch, rows)],
+                rows,
+                lambda batch, row: self._forward_one(batch, [row], chunked=False)[0].nll_sum,
+                # Other kernels work in blocks of tokens: their trial must be longer than a few of them.
+                times=1 if self._kernel == "segments" else 16,
+            )
         finally:
             self.meter = spent
-        exact = next(self._model.parameters()).dtype.itemsize >= 4
-        limit = _AGREEMENT_FLOAT32 if exact else _AGREEMENT_BFLOAT16
-        return all(abs(a.nll_sum - b.nll_sum) <= limit * a.n_tokens for a, b in zip(tried, plain, strict=True))
-
-    def _apart_from_each_other(
-        self, batch: Batch, forward: Callable[[Batch, list[Row]], list[Pair]], rows: list[Row], tried: list[Pair]
-    ) -> bool:
-        """Whether the figures of other probes stay, bit for bit, when the first one has other words. A layer that is no attention,
-        such as a convolution, would run on from one probe into the next, by less than what bfloat16 may differ.
-        """
-        if self._experts:  # which share products of changing sizes, so that last digits move
-            return True
-        first = batch.probes[0]
-        other = Encoded(tuple(i + 1 for i in first.prompt_ids), tuple(i + 1 for i in first.response_ids))
-
-        def stayed(others: Batch) -> bool:
-            pairs = zip(tried, forward(others, rows), strict=True)
-            return all(before.nll_sum == now.nll_sum for before, now in pairs if before.probe)
-
-        # Where sums differ from run to run anyway, nothing can be told.
-        return stayed(replace(batch, probes=[other, *batch.probes[1:]])) or not stayed(batch)
-
-    @property
-    def _experts(self) -> bool:
-        config: Any = self._model.config.get_text_config()
-        return any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
 
     def _fitting_tokens(self) -> int:
         """Tokens per forward that fill a good part of the free memory, measured with one small forward."""
@@ -380,9 +361,6 @@ class ScoringEngine:
         Compiling fuses everything elementwise; on a CPU the fused attention is built, too, where it can compute. Where the
         compiler fails, or what it made does not give the same, the engine goes on without.
         """
-        from torch._dynamo.exc import TorchDynamoException
-        from torch._inductor.exc import InductorError
-
         tokens += self.meter.work.tokens  # small passes add up
         if self._compiling_tried or self.mode != "packed" or tokens < _COMPILED_FROM[self._device.type]:
             return self.compiled
@@ -390,10 +368,7 @@ class ScoringEngine:
         if _has_compiler(self._device):
             self._fuse()
             self._compiled = _compiled_layers(self._model)
-            try:
-                if not self._agrees(self._forward_packed, _TRIAL_ROWS):
-                    self._compiled = {}
-            except (TorchDynamoException, InductorError):
+            if not self._agrees(self._forward_packed, PACKED):
                 self._compiled = {}
         return self.compiled
 

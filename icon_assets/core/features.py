@@ -19,7 +19,6 @@ from icon_assets.core.engine import ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import ModelShape
 from icon_assets.core.memory import freed_memory_kept
-from icon_assets.core.packing import similar_lengths
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.scoring import Progress
 from icon_assets.core.store import Store, sql_text
@@ -144,9 +143,8 @@ def read(engine: ScoringEngine, encoded: Sequence[Encoded]) -> Iterator[dict[int
         IconError: a single text does not fit into the device's memory, or the model gives no finite figures.
     """
     lengths = [(0, index, len(_whole(engine, text))) for index, text in enumerate(encoded)]
-    budget = engine.tokens_per_forward if engine.pads else 1
     with freed_memory_kept(engine.language_model.device.type):
-        for group in similar_lengths(lengths, budget):
+        for group in engine.grouped(lengths):
             indices = [index for _, index in group]
             found = _fitting(engine, [encoded[index] for index in indices])
             engine.meter.pairs += len(indices)

@@ -14,7 +14,7 @@ from icon_assets.settings import ControlSettings, ModelSettings, PoolSettings, S
 
 # Raise a number when a change of the code makes the product another one: what is stored then counts as stale.
 CODE_VERSIONS: Mapping[str, str] = {
-    "raw_pool": "2", "probe_set": "2", "base_model": "1", "probe_baseline": "1", "sample_scores": "1",
+    "raw_pool": "2", "probe_set": "2", "base_model": "1", "probe_baseline": "1", "sample_scores": "2",
     "sample_features": "1", "probe_features": "1", "selector": "2", "predicted_scores": "1",
 }  # fmt: skip
 

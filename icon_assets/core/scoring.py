@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from icon_assets.core.budget import Budget, affordable, cut, rungs, undecided
-from icon_assets.core.contribution import contributions, control_lengths, control_seeds, influences, matrix
+from icon_assets.core.contribution import Pilot, contributions, control_lengths, control_seeds, influences, matrix
 from icon_assets.core.controls import ControlContext, knots
 from icon_assets.core.costs import Spent, engine_bill
 from icon_assets.core.digests import share_ceiling
@@ -61,7 +61,7 @@ class Scorer:
         self._store, self._key, self._load, self._settings = store, key, load, settings
         self._shape, self._ceiling = shape, share_ceiling(settings.direct_share)
         self._pilots: dict[Budget, list[str]] = {}
-        self._learned: dict[Budget, pl.DataFrame] = {}
+        self._learned: dict[Budget, Pilot] = {}
         self._on_progress = on_progress or (lambda _: None)
 
     @cached_property
@@ -98,11 +98,16 @@ class Scorer:
                 candidates = self._near_the_cut(shard, settings, budget, order, sizes, rung)
         return spent
 
+    def scores(self, shard: str, settings: ControlSettings, budget: Budget | None = None) -> pl.DataFrame:
+        """Rows of the table `sample_scores` for one shard, from what is stored."""
+        pilot = self._taught(settings, budget) if budget else None
+        return contributions(self._store, self._key, shard, settings, pilot, self._ceiling)
+
     def _near_the_cut(
         self, shard: str, settings: ControlSettings, budget: Budget, order: list[str], sizes: list[int], rung: int
     ) -> list[str]:
         """The samples that go on to the next rung: undecided ones, as many as the budget allows."""
-        scores = contributions(self._store, self._key, shard, settings, self.pilot(budget), self._ceiling)
+        scores = self.scores(shard, settings, budget)
         estimates = scores.filter(pl.col("control") == budget.control)
         if estimates.is_empty():
             return []
@@ -115,7 +120,9 @@ class Scorer:
             spent += tokens[done - 1] + context * (done if n_probes < len(order) else 1)
             possible += tokens[-1] + context
             costs[sample_id] = max(0, tokens[rung + 1] - tokens[done - 1]) + context
-        allowance = round(budget.share * possible) - spent
+        # The rest is spread evenly over the rungs to come (sequential halving; Karnin et al. 2013): where intervals are wide,
+        # the next one would take it all.
+        allowance = (round(budget.share * possible) - spent) // (len(sizes) - 1 - rung)
         return affordable(near, [costs[sample_id] for sample_id in near], allowance)
 
     def _cut(self, shard: str, estimates: pl.DataFrame, settings: ControlSettings, budget: Budget) -> float:
@@ -141,10 +148,15 @@ class Scorer:
         return [probe_ids[index] for index in ProbeModel.fit(x, x).order(costs)]
 
     def _pilot_influences(self, settings: ControlSettings, budget: Budget) -> pl.DataFrame:
-        """What the completed pilot taught, under the control that decides."""
+        """Of the completed pilot, under the control that decides."""
+        return self._taught(settings, budget).influences.filter(pl.col("control") == budget.control)
+
+    def _taught(self, settings: ControlSettings, budget: Budget) -> Pilot:
+        """What the completed pilot teaches."""
         if budget not in self._learned:
-            table = influences(self._store, self._key, None, settings, self.pilot(budget))
-            self._learned[budget] = table.filter(pl.col("control") == budget.control)
+            samples = self.pilot(budget)
+            table = influences(self._store, self._key, None, settings, samples)
+            self._learned[budget] = Pilot.learn(samples, table, self._probe_tokens)
         return self._learned[budget]
 
     @cached_property

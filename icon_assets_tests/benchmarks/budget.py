@@ -2,7 +2,9 @@
 
 Every pair is scored once, exactly. Then the budgeted pass runs over a copy of the store, several times with other draws
 of the pilot; a pair it asks for is looked up instead of computed again, all else is the real code. Beside it, at the
-same cost, what comes out when every sample simply gets fewer probes.
+same cost, what comes out when every sample simply gets fewer probes. And whether estimates are as exact as they say: the
+share of the samples with fewer probes whose exact score lies in their 90 % interval, and the size of their errors in
+standard errors.
 """
 
 import logging
@@ -13,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import polars as pl
@@ -29,6 +32,8 @@ from icon_assets.core.store import Store, sql_text
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import ControlSettings
 from icon_assets_tests.benchmarks.common import draw_lines, parser, report, workspace
+
+NINETY = NormalDist().inv_cdf(0.95)
 
 
 def main() -> None:
@@ -67,6 +72,7 @@ def _curve(icon: WorkspaceResource, arguments: Namespace) -> dict[str, Any]:
                 "tokens_share": _mean([run["tokens_share"] for run in runs]),
                 "overlap": _mean([run["overlap"] for run in runs]), "overlaps": [run["overlap"] for run in runs],
                 "overlap_of_fewer_probes": _mean([run["overlap_of_fewer_probes"] for run in runs]),
+                "coverage": _mean([run["coverage"] for run in runs]), "root_mean_square_z": _mean([run["root_mean_square_z"] for run in runs]),
             })  # fmt: skip
     return {"samples": len(exact.scores), "probes": exact.n_probes, "wanted": len(exact.top), "control": arguments.control,
             "gaps": exact.gaps(), "rows": rows}  # fmt: skip
@@ -82,13 +88,16 @@ class Exact:
     def __init__(self, icon: WorkspaceResource, control: str) -> None:
         self.icon, self.control, self.store, self.key = icon, control, icon.store, icon.score_key()
         self.controls = ControlSettings(**{**icon.settings.controls.model_dump(), "primary": control})
-        self.shard = self.store.query("SELECT shard FROM shards").item()
+        self.shards = self.store.query("SELECT shard FROM shards ORDER BY shard")["shard"].to_list()
         self.fraction = icon.settings.selection.fraction
         self.pairs = self.store.query(
-            "SELECT * FROM delta.pair_scores SEMI JOIN probes USING (probe_id) WHERE score_key = $key",
+            """
+            SELECT * FROM delta.pair_scores SEMI JOIN probes USING (probe_id) SEMI JOIN delta.pool USING (sample_id)
+            WHERE score_key = $key
+            """,
             {"key": self.key.value},
         )
-        self.frame = self._contributions(self.store)
+        self.frame = pl.concat([self._contributions(shard) for shard in self.shards])
         self.scores = dict(self.frame.select("sample_id", "contribution").iter_rows())
         self.top = self._top(self.scores)
         encoder = Encoder(load_tokenizer(icon.base_model()[0].directory), self.key)
@@ -102,9 +111,8 @@ class Exact:
         everything = self.pairs.group_by("sample_id").agg("probe_id")
         self.tokens = self.tokens_of(everything)
 
-    def _contributions(self, store: Store, reference: Any = ()) -> pl.DataFrame:
-        frame = contributions(store, self.key, self.shard, self.controls, reference)
-        return frame.filter(pl.col("control") == self.control)
+    def _contributions(self, shard: str) -> pl.DataFrame:
+        return contributions(self.store, self.key, shard, self.controls).filter(pl.col("control") == self.control)
 
     def _top(self, scores: dict[str, float]) -> set[str]:
         return set(sorted(scores, key=lambda s: (-scores[s], s))[: math.ceil(self.fraction * len(scores))])
@@ -133,17 +141,29 @@ class Exact:
         budget = Budget(budget.share, budget.fraction, budget.control, budget.error_rate, budget.pilot, seed)
         with tempfile.TemporaryDirectory(prefix="icon-benchmark-") as folder:
             replay = Replay(self, Store(Path(folder)))
-            replay.complete_shard(self.shard, self.controls, budget)
-            frame = self._contributions(replay.store, replay.pilot(budget))
+            for (
+                shard
+            ) in self.shards:  # one after the other, as the asset does; each sees what is known of those before it
+                replay.complete_shard(shard, self.controls, budget)
+                scores = replay.scores(shard, self.controls, budget)
+                replay.store.replace("sample_scores", scores, shard=shard, score_key=self.key.value)
+            scores = pl.concat([replay.scores(shard, self.controls, budget) for shard in self.shards])
+        frame = scores.filter(pl.col("control") == self.control)
         found = self._top(dict(frame.select("sample_id", "contribution").iter_rows()))
+        estimated = frame.filter(pl.col("standard_error") > 0, pl.col("n_probes") < self.n_probes).join(
+            self.frame.select("sample_id", exact="contribution"), on="sample_id"
+        )
+        z = ((pl.col("contribution") - pl.col("exact")) / pl.col("standard_error")).abs()
+        coverage, square = estimated.select((z < NINETY).mean().alias("coverage"), (z**2).mean().alias("square")).row(0)
         return {
+            "coverage": coverage, "root_mean_square_z": math.sqrt(square),
             "pairs_share": replay.pairs / self.pairs.height, "tokens_share": replay.tokens / self.tokens,
             "overlap": len(found & self.top) / len(self.top), "overlap_of_fewer_probes": self._overlap_of_fewer(replay.tokens / self.tokens, seed),
         }  # fmt: skip
 
     def _overlap_of_fewer(self, share: float, seed: int) -> float:
         """The same tokens spent evenly: every sample gets the same random probes, and the plain mean over them."""
-        table = influences(self.store, self.key, self.shard, self.controls, ())
+        table = pl.concat([influences(self.store, self.key, shard, self.controls, ()) for shard in self.shards])
         sample_ids, probe_ids, x = matrix(table.filter(pl.col("control") == self.control))
         n = max(1, round(share * len(probe_ids)))
         chosen = random.Random(seed).sample(range(len(probe_ids)), n)
@@ -185,12 +205,12 @@ class Replay(Scorer):
 def _lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"{result['samples']} candidates x {result['probes']} probes, control {result['control']}: the top {result['wanted']}"
     yield f"contributions around the cut: {result['gaps']}"
-    yield "share  error   pairs  tokens  overlap (each draw)                      fewer probes for all"
+    yield "share  error   pairs  tokens  overlap (each draw)                      fewer probes  in 90 % interval  errors"
     for row in result["rows"]:
         each = " ".join(f"{value:.3f}" for value in row["overlaps"])
         yield (
             f"{row['share']:.3f}  {row['error_rate']:<5}  {row['pairs_share']:.3f}   {row['tokens_share']:.3f}   "
-            f"{row['overlap']:.3f} ({each})   {row['overlap_of_fewer_probes']:.3f}"
+            f"{row['overlap']:.3f} ({each})   {row['overlap_of_fewer_probes']:<12.3f}  {row['coverage']:.3f}         {row['root_mean_square_z']:.2f}"
         )
 
 

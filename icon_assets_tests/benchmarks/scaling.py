@@ -1,9 +1,13 @@
-"""Cost against the number of candidates (x1, x4, x16) and of probes (x1, x4, x16): seconds per pair and memory stay flat."""
+"""Cost against the number of candidates (x1, x4, x16) and of probes (x1, x4, x16): seconds per token and memory stay flat.
+
+Each row in a process of its own, compiled and warm before the clock starts; it pays for the controls its samples need.
+"""
 
 import logging
+import multiprocessing
 import time
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 from icon_assets.resources import WorkspaceResource
@@ -14,47 +18,51 @@ FACTORS = (1, 4, 16)
 
 def main() -> None:
     arguments_of = parser(__doc__)
-    arguments_of.add_argument("--candidates", type=int, default=8, help="at x1")
-    arguments_of.add_argument("--count", type=int, default=6, help="probes at x1")
+    arguments_of.add_argument("--candidates", type=int, default=8, help="at x1; x4 where the probes grow")
+    arguments_of.add_argument("--count", type=int, default=6, help="probes at x1; x4 where the candidates grow")
+    arguments_of.add_argument("--max-probe-chars", type=int, default=700, help="so that few probes are as long as many")
     arguments = arguments_of.parse_args()
-    sizes = [arguments.candidates * factor for factor in FACTORS]
-    lines = draw_lines(arguments.pool, sum(sizes), arguments.seed)
-    shards = [lines[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
-    rows: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        few = stack.enter_context(workspace(arguments, shards, arguments.count))
-        arguments.model = str(few.base_model()[0].directory)  # converted once
-        _score(few, 0)  # warms up
-        rows += [_score(few, i) | {"grown": "candidates", "factor": f} for i, f in enumerate(FACTORS) if f > 1]
-        for factor in FACTORS:
-            icon = stack.enter_context(workspace(arguments, shards[1:2], arguments.count * factor))
-            rows.append(_score(icon, 0) | {"grown": "probes", "factor": factor})
-        # The x1 of the candidates, again and warm: the same shard in a store of its own.
-        again = stack.enter_context(workspace(arguments, shards[:1], arguments.count))
-        rows.insert(0, _score(again, 0) | {"grown": "candidates", "factor": 1})
+    few = [("candidates", f, arguments.candidates * f, arguments.count * 4) for f in FACTORS]
+    many = [("probes", f, arguments.candidates * 4, arguments.count * f) for f in FACTORS]
+    rows = [{"grown": grown, "factor": factor, **_row(arguments, *size)} for grown, factor, *size in (*few, *many)]
     report(arguments, {"rows": rows}, _lines)
 
 
-def _score(icon: WorkspaceResource, index: int) -> dict[str, Any]:
-    shard = icon.store.query("SELECT shard FROM shards ORDER BY shard")["shard"][index]
-    scorer = icon.scorer(logging.getLogger(__name__))
-    assert scorer._engine
+def _row(arguments: Namespace, candidates: int, probes: int) -> dict[str, Any]:
+    lines = draw_lines(arguments.pool, candidates, arguments.seed)
+    with (
+        workspace(arguments, [lines], probes, arguments.max_probe_chars) as icon,
+        multiprocessing.get_context("spawn").Pool(1) as pool,
+    ):
+        return {"candidates": candidates, "probes": probes, **pool.apply(_measure, (icon.root,))}
+
+
+def _measure(root: str) -> dict[str, Any]:
+    icon = WorkspaceResource(root=root)
+    shard, scorer = icon.store.query("SELECT shard FROM shards").item(), icon.scorer(logging.getLogger(__name__))
+    engine, probes = scorer._engine, list(scorer._probes.values())
+    engine.compile_for(10**9)
+    for _ in engine.score([list(range(100, 400))] * 4, probes, [range(len(probes))] * 4):
+        pass  # memory and caches as a long run has them
     with PeakMemory() as memory:
         start = time.monotonic()
         spent = scorer.complete_shard(shard, icon.settings.controls)
         seconds = time.monotonic() - start
     return {
-        "pairs": spent.pairs, "tokens": spent.tokens, "seconds": round(seconds, 2),
-        "milliseconds_per_pair": round(1000 * seconds / spent.pairs, 1), "tokens_per_pair": round(spent.tokens / spent.pairs, 1),
-        "tokens_per_second": round(spent.tokens / seconds), "peak_memory_mib": round(memory.mib),
+        "engine": spent.engine, "pairs": spent.pairs, "control_pairs": spent.control_pairs, "tokens": spent.tokens,
+        "seconds": round(seconds, 2), "milliseconds_per_pair": round(1000 * seconds / spent.pairs, 1),
+        "tokens_per_pair": round(spent.tokens / spent.pairs, 1), "tokens_per_second": round(spent.tokens / seconds),
+        "peak_memory_mib": round(memory.mib),
     }  # fmt: skip
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
+    yield f"engine: {result['rows'][0]['engine']}"
     for row in result["rows"]:
         yield (
-            f"{row['grown']:<10} x{row['factor']:<3} {row['pairs']:>6,} pairs {row['seconds']:>8.1f} s {row['milliseconds_per_pair']:>7.1f} "
-            f"ms/pair {row['tokens_per_pair']:>7.1f} tokens/pair {row['tokens_per_second']:>7,} tokens/s {row['peak_memory_mib']:>6,} MiB"
+            f"{row['grown']:<10} x{row['factor']:<3} {row['candidates']:>4} x {row['probes']:<4} {row['pairs']:>6,} pairs and {row['control_pairs']:>6,} of "
+            f"controls {row['seconds']:>7.1f} s {row['milliseconds_per_pair']:>6.1f} ms/pair {row['tokens_per_pair']:>6.1f} tokens/pair "
+            f"{row['tokens_per_second']:>6,} tokens/s {row['peak_memory_mib']:>6,} MiB"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from icon_assets.core.contribution import contributions
 from icon_assets.core.digests import digest, share_ceiling
 from icon_assets.core.engine import Meter, Pair
 from icon_assets.core.flops import ModelShape, Work
+from icon_assets.core.probe_model import Calibration, ProbeModel
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.scoring import Scorer, pool_size
 from icon_assets.core.store import Store
@@ -164,7 +166,7 @@ def test_elimination_finds_the_top_within_its_budget(world: World) -> None:
     found: dict[str, float] = {}
     for shard in ("s0", "s1"):
         scorer.complete_shard(shard, world.CONTROLS, budget)
-        scores = contributions(world.store, world.KEY, shard, world.CONTROLS, scorer.pilot(budget))
+        scores = scorer.scores(shard, world.CONTROLS, budget)
         world.store.replace("sample_scores", scores, shard=shard, score_key=world.KEY.value)
         found |= dict(scores.select("sample_id", "contribution").iter_rows())
         for row in scores.iter_rows(named=True):
@@ -189,7 +191,7 @@ def test_standard_errors_cover_the_exact_score(world: World) -> None:
     scorer.complete_baseline()
     budget = Budget(share=0.26, fraction=0.2, control="none", error_rate=0.999, pilot=24, seed=0)
     scorer.complete_shard("s0", world.CONTROLS, budget)
-    scores = contributions(world.store, world.KEY, "s0", world.CONTROLS, scorer.pilot(budget))
+    scores = scorer.scores("s0", world.CONTROLS, budget)
     partial = scores.filter(pl.col("standard_error") > 0)
     assert partial.height > 30
     inside = [
@@ -197,6 +199,41 @@ def test_standard_errors_cover_the_exact_score(world: World) -> None:
         for row in partial.iter_rows(named=True)
     ]
     assert sum(inside) / len(inside) >= 0.85
+
+
+def many_tempers(n: int, probes: int, seed: int) -> np.ndarray:
+    """Influences [n, probes] with many common causes, of samples of which some vary several times as much as others."""
+    draw = np.random.default_rng(seed)
+    causes = np.random.default_rng(0).normal(0, 0.1, (60, probes))
+    return np.exp(draw.normal(0, 0.8, (n, 1))) * (draw.normal(size=(n, 60)) @ causes)
+
+
+def test_intervals_hold_for_samples_that_nothing_was_learned_from() -> None:
+    inside, promised, costs = [], [], np.ones(96)
+    for seed in range(12):
+        pilot, others = many_tempers(24, 96, seed), many_tempers(400, 96, 100 + seed)
+        model, calibration = ProbeModel.fit(pilot, pilot), Calibration(pilot, costs)
+        seen = np.zeros(96, bool)
+        seen[model.order(costs)[:48]] = True
+        value, error = model.estimate(seen, others[:, seen])
+        z = np.abs(value - others.mean(axis=1)) / error
+        promised.append((z < 1.645).mean())
+        inside.append((z < 1.645 * calibration.inflation(48)).mean())
+        assert calibration.inflation(96) == 1, "nothing is estimated"
+    assert np.mean(promised) < 0.82, "the normal model alone promises too much here"
+    assert 0.87 < np.mean(inside) < 0.95
+
+
+def test_probes_come_in_the_order_of_what_they_tell_for_their_price() -> None:
+    x, costs = many_tempers(60, 12, 1), np.random.default_rng(4).uniform(1, 5, 12)
+    model = ProbeModel.fit(x, x)
+    rest, left, order = model.covariance.copy(), list(range(12)), []
+    for _ in range(12):  # the same, with the whole of what is left of the covariance
+        best = max(left, key=lambda i: rest[i, left].sum() ** 2 / rest[i, i] / costs[i])
+        order.append(best)
+        left.remove(best)
+        rest -= np.outer(rest[:, best], rest[:, best]) / rest[best, best]
+    assert model.order(costs) == order
 
 
 def test_a_budgeted_pass_that_is_repeated_computes_nothing(world: World) -> None:
@@ -282,7 +319,7 @@ def test_only_drawn_samples_are_scored_and_a_larger_share_scores_only_the_newly_
         for shard in ("s0", "s1"):
             scorer.complete_shard(shard, world.CONTROLS)
         assert len(world.scored) == due * world.PROBES, share
-    scored = [contributions(world.store, world.KEY, s, world.CONTROLS, (), share_ceiling(0.3)) for s in ("s0", "s1")]
+    scored = [contributions(world.store, world.KEY, s, world.CONTROLS, None, share_ceiling(0.3)) for s in ("s0", "s1")]
     assert pl.concat(scored)["sample_id"].sort().to_list() == ids[:few], "pairs of before stay, and count no more"
 
 

@@ -2,10 +2,12 @@
 
 import math
 import shutil
+import sys
 from typing import Any
 
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
 from icon_assets.core.attention import Layout, NotPackable, Segment, segment_attention
 from icon_assets.core.engine import Meter, ScoringEngine
@@ -123,16 +125,49 @@ def test_a_window_shorter_than_the_text_is_noticed_even_after_the_engine_was_bui
         segment_attention(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, layout, sliding_window=8)
 
 
-@pytest.mark.parametrize("kind", ["packed", "batched"])
-def test_what_is_left_after_a_kill_is_computed_to_the_same_bit(kind: str) -> None:
-    loaded = language_model("llama") if kind == "packed" else language_model("mistral", sliding_window=8)
-    engine = ScoringEngine(loaded, 150)
-    assert engine.mode == kind
+@pytest.mark.parametrize("kind", ["qwen2_moe", "mistral"])
+def test_a_window_that_only_the_mask_holds_is_seen_in_the_configuration(kind: str) -> None:
+    more = {"use_sliding_window": True, "max_window_layers": 2, "num_experts": 4} if kind == "qwen2_moe" else {}
+    loaded = language_model(kind, sliding_window=24, **more)
+    assert_as_plain(ScoringEngine(loaded, 4096), "packed, partly batched")
+
+
+def test_a_long_text_does_not_change_the_rotary_frequencies_of_others() -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0, 4.0, 5.0, 6.0]}
+    rotary = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 32, **factors}
+    loaded = language_model("phi3", rope_parameters=rotary, original_max_position_embeddings=32)
+    engine = ScoringEngine(loaded, 4096)
+    assert_as_plain(engine, "packed, partly batched")
+    groups = engine.grouped([(0, 0, 20), (0, 1, 33), (0, 2, 30), (0, 3, 33)])
+    assert groups == [[(0, 0), (0, 2)], [(0, 1)], [(0, 3)]], "beyond that length each text is alone"
+
+
+def assert_as_plain(engine: ScoringEngine, description: str) -> None:
+    loaded = engine.language_model
+    pairs = [pair for batch in engine.score(CONTEXTS, PROBES, ALL) for pair in batch]
+    assert len(pairs) == 16
+    for pair in pairs:
+        expected = reference(loaded, CONTEXTS[pair.context], PROBES[pair.probe])
+        assert abs(pair.nll_sum - expected) <= 1e-4 * pair.n_tokens
+    assert engine.description == description
+
+
+def test_what_is_left_after_a_kill_is_computed_to_the_same_bit() -> None:
+    engine = ScoringEngine(language_model("llama"), 150)
+    assert engine.mode == "packed"
     whole = list(engine.score(CONTEXTS, PROBES, ALL))
     for done in range(1, len(whole)):
         stored = {(pair.context, pair.probe) for batch in whole[:done] for pair in batch}
         left = [[p for p in probes if (context, p) not in stored] for context, probes in enumerate(ALL)]
         assert list(engine.score(CONTEXTS, PROBES, left)) == whole[done:]
+
+
+def test_every_forward_hands_its_pairs_on_so_that_slow_ones_can_be_kept() -> None:
+    engine = ScoringEngine(language_model("mistral", sliding_window=8), 150)
+    assert engine.mode == "batched"
+    for done, _ in enumerate(engine.score(CONTEXTS, PROBES, ALL), 1):
+        assert engine.meter.forwards == done
+    assert engine.meter.pairs == 16
 
 
 def test_only_wanted_pairs_are_scored_and_the_meter_counts_them() -> None:
@@ -213,6 +248,20 @@ def test_compiled_layers_give_the_same_figures(kernel: Any) -> None:
     assert engine._kernel == kernel, "the other kernel would give these figures, too"
     layer: Any = loaded.model.model.layers[0]
     assert "forward" not in vars(layer), "the model is as it came"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_shape_that_fails_to_compile_later_is_computed_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScoringEngine(language_model("llama"), 4096)
+    assert engine.compile_for(10**9)
+    layer = next(iter(engine._compiled))
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise InductorError(RuntimeError("no space left"), sys._getframe())
+
+    monkeypatch.setitem(engine._compiled, layer, failing)
+    assert_as_plain(engine, "packed")
+    assert not engine.compiled
 
 
 @needs_units
