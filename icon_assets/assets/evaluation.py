@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.model import base_model
-from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged, unchanged_and_newest
 from icon_assets.assets.training import arm_and_seed, encode_samples
 from icon_assets.core import comparison, ledger
 from icon_assets.core.digests import digest, file_digest, frame_digest
@@ -29,7 +29,7 @@ from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 REPORT_CODE_VERSION = "1"
 _RESULT_COLUMNS = {
     "checkpoint_id": pl.String, "arm": pl.String, "seed": pl.Int64, "task": pl.String, "metric": pl.String, "value": pl.Float64,
@@ -55,7 +55,7 @@ def base_eval(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
         return _counted(context, store, recipe, event)
     record, dtype = icon.base_model()
     loaded = load(record.directory, dtype, icon.device())
-    metrics = _evaluate(icon, loaded.model, loaded.tokenizer)
+    metrics = _evaluate(context, icon, loaded.model, loaded.tokenizer)
     return _report(context, store, recipe, metrics, f"base-{record.digest}", comparison.BASE, 0)
 
 
@@ -82,7 +82,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         record, dtype = icon.base_model()
         directory = icon.workspace.root / str(upstream.summary["path"])
         model, tokenizer = load_fine_tuned(record.directory, directory, dtype, icon.device())
-        metrics = _evaluate(icon, model, tokenizer)
+        metrics = _evaluate(context, icon, model, tokenizer)
         return _report(context, store, recipe, metrics, str(upstream.summary["checkpoint_id"]), arm, seed)
 
     @dg.asset(
@@ -219,12 +219,10 @@ _SHOWN_COSTS = ("n_samples", "training_tokens", "scoring_flops", "training_flops
 
 
 def _counted(context: dg.AssetExecutionContext, store: Store, recipe: Recipe, event: Event) -> dg.MaterializeResult:
-    """Results that are kept, as what was measured last: others may have been measured in another way meanwhile."""
-    counting = "SELECT count(*) FROM current_results WHERE checkpoint_id = $id"
-    if not store.query(counting, {"id": event.summary["checkpoint_id"]}).item():
-        ledger.record(store, recipe, event.digest, context.run.run_id, event.summary)
-        store.publish()
-    return unchanged(event)
+    """Results that are kept."""
+    counting = "SELECT count(*) > 0 FROM current_results WHERE checkpoint_id = $id"
+    counts = store.query(counting, {"id": event.summary["checkpoint_id"]}).item()
+    return unchanged_and_newest(context, store, recipe, event, counts=counts)
 
 
 def _settings(workspace: Workspace) -> dict[str, Any]:
@@ -238,7 +236,7 @@ def _evaluation_inputs(workspace: Workspace) -> list[Input]:
     return [Input(kind, name, file_digest(path)) for kind, name, path in files]
 
 
-def _evaluate(icon: WorkspaceResource, model: Any, tokenizer: Any) -> list[Metric]:
+def _evaluate(context: dg.AssetExecutionContext, icon: WorkspaceResource, model: Any, tokenizer: Any) -> list[Metric]:
     workspace, settings = icon.workspace, icon.settings.evaluation
     tasks = {task.name: read_choice_items(workspace.input_path(task.path)) for task in settings.multiple_choice}
     metrics: list[Metric] = []
@@ -249,19 +247,22 @@ def _evaluate(icon: WorkspaceResource, model: Any, tokenizer: Any) -> list[Metri
                 device=icon.device(),
             )  # fmt: skip
         if settings.held_out:
-            metrics += held_out_metrics(model, _held_out(icon, settings.held_out), device=icon.device())
+            samples = _held_out(context, icon, settings.held_out)
+            metrics += held_out_metrics(model, samples, device=icon.device())
     return metrics
 
 
-def _held_out(icon: WorkspaceResource, name: str) -> list[HeldOutSample]:
+def _held_out(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: str) -> list[HeldOutSample]:
     """Held-out samples under the fine-tuning template."""
     workspace = icon.workspace
     source = SourceFile(name, name, workspace.input_path(name))
     ingested = ingest(source, workspace.settings.pool.max_chars)
+    for row in ingested.quarantine:
+        context.log.warning(f"{name}:{row.row}: left out of the held-out samples: {row.reason}, {row.detail}")
     record, _ = icon.base_model()
     encoded = encode_samples(record, sample_frame(source, ingested), workspace.settings.training)
     return [
-        HeldOutSample(located.row, str(located.fields.get("stratum", "all")), sample)
+        HeldOutSample(located.row, located.stratum("all"), sample)
         for located, sample in zip(ingested.samples, encoded, strict=True)
     ]
 

@@ -20,9 +20,6 @@ from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-_STRATUM_FIELDS = ("stratum", "dataset", "task")
-
-
 probe_files = dg.AssetSpec(
     "probe_files", group_name="probes", kinds={"file"}, owners=OWNERS,
     description="Files of candidate probes, and the evaluation data that no probe may share text with; the sensor "
@@ -74,10 +71,10 @@ def _candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, 
     for source in discover(workspace.input_path(workspace.settings.probes.path), "probes.path"):
         ingested = ingest(source, workspace.settings.pool.max_chars)
         quarantined += [(source.file, row) for row in ingested.quarantine]
-        for located in ingested.samples:
-            fields = located.fields
-            stratum = next((str(fields[f]) for f in _STRATUM_FIELDS if fields.get(f)), source.file)
-            candidates.append(Candidate(located.sample, stratum, source.file, located.row))
+        candidates += [
+            Candidate(located.sample, located.stratum(source.file), source.file, located.row)
+            for located in ingested.samples
+        ]
     return candidates, quarantined
 
 

@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import every_shard, finish, kept, mendable, needed, unchanged
+from icon_assets.assets.shell import every_shard, finish, kept, mendable, needed, unchanged, unchanged_and_newest
 from icon_assets.assets.training import encode_samples
 from icon_assets.core import ledger
 from icon_assets.core.candidates import TOKENS, Candidates, read_candidates
@@ -106,11 +106,8 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
         CODE_VERSION,
     )  # fmt: skip
     if event := kept(context, icon, recipe):
-        if not store.query("SELECT is_comparable FROM subsets WHERE arm = $arm", {"arm": name}).item():
-            # Others were chosen in another way meanwhile; these are the settings of now.
-            ledger.record(store, recipe, event.digest, context.run.run_id, event.summary)
-            store.publish()
-        return unchanged(event)
+        counts = store.query("SELECT is_comparable FROM subsets WHERE arm = $arm", {"arm": name}).item()
+        return unchanged_and_newest(context, store, recipe, event, counts=counts)
     pool = _candidates(icon, name)
     subset = select(name, pool)
     store.replace(

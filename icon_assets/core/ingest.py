@@ -22,6 +22,7 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.rows import FORMATS, Row, read_rows, row_limit
 from icon_assets.core.samples import Rejected, Sample, parse_row
 
+_STRATUM_FIELDS = ("stratum", "dataset", "task")
 _EXCERPT_CHARS = 200
 _DETAIL_CHARS = 400
 # No part of one line of text: control characters, line separators, what turns the direction of writing, and half
@@ -50,9 +51,10 @@ class Located:
     sample: Sample
     metadata: str | None
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        return json.loads(self.metadata) if self.metadata else {}
+    def stratum(self, otherwise: str) -> str:
+        """The row's kind of task, where it names one."""
+        fields = json.loads(self.metadata) if self.metadata else {}
+        return next((str(fields[name]) for name in _STRATUM_FIELDS if fields.get(name)), otherwise)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from icon_assets.core.digests import file_digest
 from icon_assets.core.encoding import sample_of
+from icon_assets.core.evaluation import HELD_OUT
 from icon_assets.core.ingest import SourceFile, ingest
 from icon_assets.core.probes import Candidate, Index, Reference
 from icon_assets.core.recipes import evaluation_files
@@ -58,13 +59,10 @@ def _evaluation_items(workspace: Workspace) -> Iterator[tuple[Candidate, str]]:
             sample = Sample(item.question, "", item.choices[item.gold])
             passage = f"{item.question} {sample.response}"
             yield Candidate(sample, task.name, task.path, number, passage), " ".join([item.query, *item.choices])
-    if settings.held_out:
-        held_out = SourceFile(settings.held_out, settings.held_out, workspace.input_path(settings.held_out))
-        for located in ingest(held_out, workspace.settings.pool.max_chars).samples:
+    files = [(HELD_OUT, settings.held_out, False)] if settings.held_out else []
+    files += [(each.name, each.path, True) for each in (settings.pairwise.prompts if settings.pairwise else ())]
+    for name, path, unanswered in files:
+        source = SourceFile(path, path, workspace.input_path(path))
+        for located in ingest(source, workspace.settings.pool.max_chars, unanswered=unanswered).samples:
             text = f"{located.sample.prompt_text} {located.sample.response}"
-            yield Candidate(located.sample, "held_out", settings.held_out, located.row), text
-    for each in settings.pairwise.prompts if settings.pairwise else ():
-        prompts = SourceFile(each.path, each.path, workspace.input_path(each.path))
-        for located in ingest(prompts, workspace.settings.pool.max_chars, unanswered=True).samples:
-            text = f"{located.sample.prompt_text} {located.sample.response}"
-            yield Candidate(located.sample, each.name, each.path, located.row), text
+            yield Candidate(located.sample, name, path, located.row), text

@@ -4,7 +4,6 @@ Each in a process of its own. Training gets samples in random order, so that len
 quarters of the steps, because a heap that falls to pieces does so slowly.
 """
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from icon_assets.core.finetuning import fine_tune
 from icon_assets.core.native import library
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import TrainingSettings
-from icon_assets_tests.benchmarks.common import PeakMemory, draw_lines, parser, report, workspace
+from icon_assets_tests.benchmarks.common import PeakMemory, draw_lines, in_a_process, parser, report, workspace
 
 QUARTERS = 4
 
@@ -34,14 +33,8 @@ def main() -> None:
         raise SystemExit("no C++ compiler: memory can't be kept, and there is nothing to compare")
     lines = draw_lines(arguments.pool, arguments.samples, arguments.seed)
     with workspace(arguments, [lines], arguments.count) as icon:
-        rows = [_in_a_process(icon, kept, arguments.candidates) for kept in (False, True)]
+        rows = [in_a_process(_measure, icon.root, kept, arguments.candidates) for kept in (False, True)]
     report(arguments, {"rows": rows}, _lines)
-
-
-def _in_a_process(icon: WorkspaceResource, kept: bool, candidates: int) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_measure, (icon.root, kept, candidates))
 
 
 def _measure(root: str, kept: bool, candidates: int) -> dict[str, Any]:

@@ -4,14 +4,13 @@ Each row in a process of its own, compiled and warm before the clock starts; it 
 """
 
 import logging
-import multiprocessing
 import time
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
 from icon_assets.resources import WorkspaceResource
-from icon_assets_tests.benchmarks.common import PeakMemory, draw_lines, parser, report, workspace
+from icon_assets_tests.benchmarks.common import PeakMemory, draw_lines, in_a_process, parser, report, workspace
 
 FACTORS = (1, 4, 16)
 
@@ -30,11 +29,8 @@ def main() -> None:
 
 def _row(arguments: Namespace, candidates: int, probes: int) -> dict[str, Any]:
     lines = draw_lines(arguments.pool, candidates, arguments.seed)
-    with (
-        workspace(arguments, [lines], probes, arguments.max_probe_chars) as icon,
-        multiprocessing.get_context("spawn").Pool(1) as pool,
-    ):
-        return {"candidates": candidates, "probes": probes, **pool.apply(_measure, (icon.root,))}
+    with workspace(arguments, [lines], probes, arguments.max_probe_chars) as icon:
+        return {"candidates": candidates, "probes": probes, **in_a_process(_measure, icon.root)}
 
 
 def _measure(root: str) -> dict[str, Any]:
