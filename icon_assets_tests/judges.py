@@ -65,6 +65,14 @@ def broken(service: Service, request: dict[str, Any]) -> tuple[int, str, dict[st
     return 500, "out of order", {}
 
 
+def short_of_context(service: Service, request: dict[str, Any]) -> tuple[int, str, dict[str, str]]:
+    """Takes no long texts."""
+    if max(map(len, answers_shown(request).values())) > 100:
+        error = {"message": "This model's maximum context length is 64 tokens.", "code": "context_length_exceeded"}
+        return 400, json.dumps({"error": error}), {}
+    return good(service, request)
+
+
 def locked(service: Service, request: dict[str, Any]) -> tuple[int, str, dict[str, str]]:
     return 401, json.dumps({"error": f"bad key {service.keys[-1]}"}), {}
 

@@ -29,6 +29,9 @@ _LONGEST_WAIT = 60.0
 _MOST_BYTES = 4 << 20
 _DETAIL_CHARS = 400
 _RETRIED = {408, 425, 429}
+_TOO_LONG = re.compile(
+    r"context[ _](length|window|size)|too (long|large|many tokens)|max\w* .{0,40}tokens", re.IGNORECASE
+)
 _VERDICT = re.compile(r"[\s*_`]*VERDICT\s*:[\s*_`]*(A|B|TIE)[\s*_`.]*", re.IGNORECASE)
 _WORDS = {"A": FIRST, "B": SECOND, "TIE": TIE}
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
@@ -84,7 +87,8 @@ class Judge:
         return digest([self.name, prompt, first, second])
 
     def ask(self, prompt: str, first: str, second: str) -> Judgement:
-        """Which of two answers is better; asked again a few times when the reply has no verdict.
+        """Which of two answers is better; asked again a few times when the reply has no verdict. Texts too long for the judge
+        have none.
 
         Raises:
             IconError: the service refuses, or does not answer.
@@ -94,7 +98,10 @@ class Judge:
         messages = [{"role": "system", "content": _TASK}, {"role": "user", "content": shown}]
         reply = ""
         for _ in range(_READINGS):
-            reply = self._reply(messages)
+            try:
+                reply = self._reply(messages)
+            except _TooLong as refusal:
+                return Judgement(UNREADABLE, str(refusal))
             if (verdict := read_verdict(reply)) is not None:
                 return Judgement(verdict, self._shown(reply))
             again = [{"role": "assistant", "content": reply}, {"role": "user", "content": _AGAIN}]
@@ -133,11 +140,14 @@ class Judge:
             return response.read(_MOST_BYTES)
 
     def _refuse(self, error: HTTPError) -> None:
-        """Raise for what waiting can't mend."""
+        """Raise for what waiting can't mend: for these texts alone, or for all."""
         if error.code in (401, 403):
             raise IconError(f"{self._url}: the judge refuses the key (HTTP {error.code}); {self._key_mend()}")
         if error.code < 500 and error.code not in _RETRIED:
-            said = self._shown(error.read(_MOST_BYTES).decode("utf-8", "replace"))
+            text = error.read(_MOST_BYTES).decode("utf-8", "replace")
+            said = self._shown(text)
+            if error.code == 413 or (error.code in (400, 422) and _TOO_LONG.search(text)):
+                raise _TooLong(f"HTTP {error.code}: {said}")
             raise IconError(
                 f"{self._url}: the judge refuses (HTTP {error.code}: {said}); mend evaluation.pairwise.judge"
             )
@@ -152,6 +162,10 @@ class Judge:
         """The end of a text of the service in one line, without the key, should it ever be echoed."""
         plain = text.replace(self._key, "***") if self._key else text
         return printable(" ".join(plain.split())[-_DETAIL_CHARS:])
+
+
+class _TooLong(Exception):
+    """The service refuses these texts for their length; others it may take."""
 
 
 class _NoReply(Exception):

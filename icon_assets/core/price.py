@@ -97,8 +97,8 @@ class Pricer:
 
     def prices(self, todo: Todo) -> tuple[Price, Price, Speed]:
         """Our price, the price of the paper's loop at the same speed, and that speed."""
-        speed = self._recorded_speed or self._trial(todo.contexts)
         ours = self._packed(todo) + self._controls(todo.controls)
+        speed = self._recorded_speed or self._trial(todo.contexts, round(ours.tokens))
         return self._price(ours, speed), self._price(self._naive(todo), speed), speed
 
     def reading(self, drawn: Sequence[Mapping[str, Any]], samples: int) -> Price:
@@ -109,7 +109,7 @@ class Pricer:
             work += pair_work(0, leading + len(text.prompt_ids) + response, response)
             work += pair_work(0, leading + response, response)
         features = recorded_speed(self._store, self._key, self._device, ("features",))
-        speed = features or self._recorded_speed or self._trial([])
+        speed = features or self._recorded_speed or self._trial([], 0)
         return self._price(work * (samples / max(1, len(drawn))), speed)
 
     def _price(self, work: Work, speed: Speed) -> Price:
@@ -164,9 +164,12 @@ class Pricer:
             alone += pair_work(0, length, length)
         return work * (todo.pairs / (len(todo.contexts) * len(lengths))) + alone
 
-    def _trial(self, contexts: Sequence[Context]) -> Speed:
-        """Score a few pairs for their speed alone; the first forward warms up and does not count."""
+    def _trial(self, contexts: Sequence[Context], tokens: int) -> Speed:
+        """Score a few pairs for their speed alone, compiled if the run of so many tokens will be; the first forward warms up
+        and does not count.
+        """
         engine = self._load_engine()
+        engine.compile_for(tokens)
         texts = [[*context.ids, *self._encoder.separator] for context in contexts] or [[]]
         list(engine.score(texts[:1], self._probes, [[0]]))
         before, start = engine.meter.work, time.monotonic()

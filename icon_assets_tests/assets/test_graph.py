@@ -1,6 +1,7 @@
 """The whole graph on a tiny model, with an ephemeral Dagster instance: products, caching, lineage."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -278,6 +279,22 @@ def test_a_probe_that_the_pool_or_the_evaluation_data_holds_is_left_out(
     assert rows["status"].to_list() == ["in_evaluation", "in_pool"]
     assert "eval/sums.jsonl:3" in rows["detail"][0]
     assert "a.jsonl:1" in rows["detail"][1]
+
+
+def test_held_out_rows_have_the_strata_of_probes_and_unusable_ones_are_told(
+    make_workspace: MakeWorkspace, instance: dg.DagsterInstance
+) -> None:
+    workspace = make_workspace()
+    rows = [alpaca("Name a fish.", "Cod.", dataset="nouns"), {"instruction": "no answer"}, alpaca("Say yes.", "Yes.")]
+    write_jsonl(workspace.root / "eval" / "held_out.jsonl", rows)
+    assert [o.error for o in run(workspace, instance, ("base_model", "base_eval")) if o.error] == []
+    tasks = Store(workspace.store_dir).query(
+        "SELECT DISTINCT task FROM eval_results WHERE task LIKE 'held%' ORDER BY 1"
+    )
+    assert tasks["task"].to_list() == ["held_out", "held_out/all", "held_out/nouns"]
+    entries = [entry for run in instance.get_runs() for entry in instance.all_logs(run.run_id)]
+    told = [entry.user_message for entry in entries if entry.level == logging.WARNING]
+    assert [line for line in told if "held_out.jsonl:2: left out" in line]
 
 
 def test_from_a_checkpoint_to_its_source_lines_and_back_without_dagsters_history(

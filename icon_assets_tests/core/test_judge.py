@@ -82,6 +82,15 @@ def test_an_unreadable_reply_is_asked_for_again_a_few_times_and_then_counted() -
     assert [len(request["messages"]) for request in service.asked] == [2, 4, 4], "the judge is told what was wrong"
 
 
+def test_texts_too_long_for_the_judge_have_no_verdict_and_stop_no_others() -> None:
+    with serving(judges.short_of_context) as service:
+        judge = judge_of(service)
+        long = judge.ask("?", "one " * 100, "two")
+        assert (long.verdict, judge.ask("?", "longer", "two").verdict) == (UNREADABLE, FIRST)
+    assert "maximum context length is 64 tokens" in long.detail
+    assert len(service.asked) == 2, "asking again would not help"
+
+
 def test_too_many_requests_are_waited_for_as_long_as_the_service_asks() -> None:
     waits: list[float] = []
     with serving(judges.hasty_twice) as service:

@@ -9,7 +9,7 @@ import torch
 
 from icon_assets.core.engine import Pair, ScoringEngine
 from icon_assets.core.ingest import discover, ingest
-from icon_assets.core.language_model import LanguageModel, choose_dtype, load, prepare
+from icon_assets.core.language_model import LanguageModel, choose_dtype, load, load_tokenizer, prepare
 from icon_assets.core.prompts import Template, render_for_scoring, render_for_training
 from icon_assets.core.samples import Sample
 from icon_assets.core.tokens import Encoded, encode_context, encode_probe, encode_training
@@ -33,12 +33,12 @@ def samples(name: str, rows: range) -> list[Sample]:
 @pytest.fixture(scope="module")
 def problem(model_dir: Path) -> tuple[list[list[int]], list[Encoded]]:
     """Real candidates and probes of the shipped data: short and long ones, one-token responses among them."""
-    loaded = load(model_dir, "float32", "cpu")
-    separator = loaded.tokenizer("\n\n\n", add_special_tokens=False).input_ids
+    tokenizer = load_tokenizer(model_dir)
+    separator = tokenizer("\n\n\n", add_special_tokens=False).input_ids
     candidates = samples("pool/assistant_seed.jsonl", range(0, 60, 15))
-    contexts = [encode_context(loaded.tokenizer, render_for_scoring(s, "alpaca"), 2040).ids for s in candidates]
+    contexts = [encode_context(tokenizer, render_for_scoring(s, "alpaca"), 2040).ids for s in candidates]
     probes = [
-        encode_probe(loaded.tokenizer, render_for_scoring(s, "alpaca"), 1024, 1024)
+        encode_probe(tokenizer, render_for_scoring(s, "alpaca"), 1024, 1024)
         for s in samples("probes/probes.jsonl", range(84))
     ]
     by_length = sorted(probes, key=lambda probe: len(probe.response_ids))
@@ -103,7 +103,7 @@ def test_in_bfloat16_packing_costs_no_accuracy_beyond_bfloat16_itself(
 
 @pytest.mark.parametrize("template", ["alpaca", "chat"])
 def test_special_tokens_written_in_data_never_act_in_the_real_tokenizer(model_dir: Path, template: Template) -> None:
-    tokenizer = load(model_dir, "float32", "cpu").tokenizer
+    tokenizer = load_tokenizer(model_dir)
     tame, hostile = Sample("say", "", "so"), Sample(SPECIAL_TOKENS, "", SPECIAL_TOKENS)
     special = set(tokenizer.all_special_ids)
     counts = []

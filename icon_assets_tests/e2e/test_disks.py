@@ -17,13 +17,13 @@ from icon_assets_tests.e2e.test_kills import assert_equal, assert_tidy, assert_w
 # What is run, which folder is a disk of its own, how often it gets full, after how many new files at most (0: it is full
 # from the start), and which ones count.
 STAGES = {
-    "ingest": (["raw_pool", "probe_set"], "store", 3, 6, "tables"),
+    "ingest": (["raw_pool", "probe_set"], "store", 2, 6, "tables"),
     "model": (["base_model"], "models", 1, 0, ""),
-    "scoring": (["base_model", "probe_baseline", "sample_scores"], "store", 3, 15, "tables"),
-    "publishing": (["selected_subset"], "store", 2, 1, ".scores"),
-    "training": (["checkpoint"], "checkpoints", 4, 14, ""),
-    "evaluation": (["base_eval", "eval_results", "leaderboard"], "store", 3, 4, "tables"),
-    "history": (["leaderboard"], "dagster_home", 2, 2, ""),
+    "scoring": (["base_model", "probe_baseline", "sample_scores"], "store", 2, 15, "tables"),
+    "publishing": (["selected_subset"], "store", 1, 1, ".scores"),
+    "training": (["checkpoint"], "checkpoints", 2, 14, ""),
+    "evaluation": (["base_eval", "eval_results", "leaderboard"], "store", 2, 4, "tables"),
+    "history": (["leaderboard"], "dagster_home", 1, 2, ""),
 }  # fmt: skip
 MEND = "check free space and permissions, then run again: finished work is kept"
 
