@@ -201,6 +201,17 @@ def test_standard_errors_cover_the_exact_score(world: World) -> None:
     assert sum(inside) / len(inside) >= 0.85
 
 
+def test_where_nothing_is_decided_early_the_budget_still_lasts_to_the_last_rung(world: World) -> None:
+    scorer = world.scorer()
+    scorer.complete_baseline()
+    budget = Budget(share=0.45, fraction=0.2, control="none", error_rate=1e-9, pilot=24, seed=0)
+    scorer.complete_shard("s0", world.CONTROLS, budget)
+    scores = scorer.scores("s0", world.CONTROLS, budget).filter(~pl.col("sample_id").is_in(scorer.pilot(budget)))
+    effort = scores.group_by("n_probes").len().sort("n_probes")
+    assert effort["n_probes"][-1] == world.PROBES, "some are known exactly"
+    assert effort.height >= 5, "and each rung leaves some behind"
+
+
 def many_tempers(n: int, probes: int, seed: int) -> np.ndarray:
     """Influences [n, probes] with many common causes, of samples of which some vary several times as much as others."""
     draw = np.random.default_rng(seed)
