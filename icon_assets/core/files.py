@@ -15,9 +15,9 @@ from filelock import FileLock
 from icon_assets.core.errors import DiskRefused, IconError
 
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-# Of libraries that write by themselves and say it in words: DuckDB, Delta Lake, safetensors, torch.
+# Of libraries that write by themselves and say it in words: DuckDB, Delta Lake, polars, safetensors, torch.
 _IN_WORDS = re.compile(
-    r"No space left|quota exceeded|Read-only file system|PytorchStreamWriter failed|unexpected pos|iostream error",
+    r"No space left|quota exceeded|Read-only file system|\(os error 13\)|PytorchStreamWriter failed|unexpected pos|iostream error",
     re.IGNORECASE,
 )
 
@@ -28,7 +28,8 @@ def disk_errors(part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        refused = error.errno in _REFUSALS if isinstance(error, OSError) else _IN_WORDS.search(str(error))
+        number = error.errno if isinstance(error, OSError) else None
+        refused = number in _REFUSALS if number else _IN_WORDS.search(str(error))
         if not refused or isinstance(error, IconError):
             raise
         raise DiskRefused(part, error) from error

@@ -51,9 +51,13 @@ class Located:
     sample: Sample
     metadata: str | None
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        return json.loads(self.metadata) if self.metadata else {}
+
     def stratum(self, otherwise: str) -> str:
         """The row's kind of task, where it names one."""
-        fields = json.loads(self.metadata) if self.metadata else {}
+        fields = self.fields
         return next((str(fields[name]) for name in _STRATUM_FIELDS if fields.get(name)), otherwise)
 
 

@@ -1,0 +1,44 @@
+"""A disk that refuses, as the libraries that write to it say it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from icon_assets.core.errors import DiskRefused
+from icon_assets.core.files import disk_errors
+
+FULL = Path("/dev/full")
+FRAME = pl.DataFrame({"text": ["more than a buffer holds"] * 100_000})
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: FULL.write_text("text"),
+        lambda: FRAME.write_ndjson(FULL),
+        lambda: FRAME.write_parquet(FULL),
+        lambda: torch.save(torch.zeros(1 << 20), FULL),
+    ],
+    ids=["open", "polars JSON lines", "polars Parquet", "torch"],
+)
+def test_a_full_disk_is_told_whoever_writes(write: Callable[[], None]) -> None:
+    with pytest.raises(DiskRefused, match="the checkpoint: could not be written"), disk_errors("the checkpoint"):
+        write()
+
+
+def test_other_failures_stay_what_they_are(tmp_path: Path) -> None:
+    for failing in (
+        lambda: FRAME.write_ndjson(tmp_path / "no" / "folder"),
+        lambda: save_file({}, tmp_path / "a" / "b"),
+    ):
+        with pytest.raises(Exception, match="No such file") as caught, disk_errors("x"):
+            failing()
+        assert not isinstance(caught.value, DiskRefused)
+    with pytest.raises(ValueError, match="shape"), disk_errors("x"):
+        np.zeros(3).reshape(2, 2)
