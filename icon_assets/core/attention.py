@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from icon_assets.core.memory import on_device
 from icon_assets.core.native import library
 
 if TYPE_CHECKING:
@@ -262,14 +263,15 @@ def block_mask(layout: Layout, tokens: int, device: "torch.device") -> "BlockMas
     for of in layout.parts():
         part[of.start : of.stop] = of.start
         context[of.start : of.stop] = of.context_start if of.context_stop > of.context_start else of.start
-    part, context = part.to(device), context.to(device)
+    part, context = on_device(part, device), on_device(context, device)
 
     def visible(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
         return (key <= query) & ((part[key] == part[query]) | (part[key] == context[query]))
 
     mixed, full = block_table(layout, tokens)
     return BlockMask.from_kv_blocks(
-        *_padded(mixed, device), *_padded(full, device), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(tokens, tokens)
+        *_padded(mixed, device), *_padded(full, device), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(tokens, tokens),
+        compute_q_blocks=False,  # for gradients only
     )  # fmt: skip
 
 
@@ -300,4 +302,4 @@ def _padded(rows: list[list[int]], device: "torch.device") -> "tuple[torch.Tenso
     indices = torch.zeros((len(rows), len(rows)), dtype=torch.int32)
     for index, row in enumerate(rows):
         indices[index, : len(row)] = torch.tensor(row, dtype=torch.int32)
-    return counts[None, None].to(device), indices[None, None].to(device)
+    return on_device(counts[None, None], device), on_device(indices[None, None], device)

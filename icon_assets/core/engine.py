@@ -5,7 +5,8 @@ positions of each probe continuing after the context, each probe attending to th
 `attention`). No padding; vocabulary logits only at response positions, in chunks; log-softmax in float32.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from icon_assets.core.batch import Batch, Packed
 from icon_assets.core.errors import IconError
 from icon_assets.core.flops import Work
 from icon_assets.core.language_model import LanguageModel
-from icon_assets.core.memory import freed_memory_kept
+from icon_assets.core.memory import freed_memory_kept, on_device
 from icon_assets.core.native import compiler
 from icon_assets.core.packing import Row, halve, plan_forwards, similar_lengths
 from icon_assets.core.sharing import PACKED, PAIRS, Trial, rotary_limit, window
@@ -48,6 +49,14 @@ class Pair:
     probe: int
     nll_sum: float
     n_tokens: int
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A forward that is under way: what it computes, and the NLL of its scored tokens as its device will give them."""
+
+    parts: list[Packed]
+    nll: "torch.Tensor"
 
 
 @dataclass
@@ -86,6 +95,8 @@ class ScoringEngine:
         self._kernel: Kernel = kernel or _kernel(self._device)
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._compiling_tried = False
+        # Forwards that may be under way on a device of its own while the host lays out the next one.
+        self.ahead = 1 if self._device.type == "cuda" else 0
         self.meter = Meter()
         self._chunked_head, self.partly_unpacked = False, False
         config: Any = self._model.config.get_text_config()
@@ -119,12 +130,15 @@ class ScoringEngine:
         batch = Batch([[*self._leading, *context] for context in contexts], probes)
         prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [probe.n_input for probe in probes]
         with freed_memory_kept(self._device.type):
-            for rows in plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward):
-                parts = [rows] if self.mode == "packed" else self._apart(batch, rows)
-                for part in parts:
-                    yield from self._fitting(batch, part, packed=self.mode == "packed")
+            forwards = plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward)
+            yield from map(self._pairs, _ahead(self._computed(batch, forwards), self.ahead))
 
-    def _fitting(self, batch: Batch, rows: list[Row], *, packed: bool) -> Iterator[list[Pair]]:
+    def _computed(self, batch: Batch, forwards: Iterable[list[Row]]) -> Iterator[Computed]:
+        for rows in forwards:
+            for part in [rows] if self.mode == "packed" else self._apart(batch, rows):
+                yield from self._fitting(batch, part, packed=self.mode == "packed")
+
+    def _fitting(self, batch: Batch, rows: list[Row], *, packed: bool) -> Iterator[Computed]:
         """The rows in one forward, or in halves of it when memory does not suffice: no pair is lost."""
         import torch
 
@@ -149,7 +163,7 @@ class ScoringEngine:
         for part in parts:
             yield from self._fitting(batch, part, packed=packed)
 
-    def _forward(self, batch: Batch, rows: list[Row], *, packed: bool) -> list[Pair]:
+    def _forward(self, batch: Batch, rows: list[Row], *, packed: bool) -> Computed:
         if packed:
             return self._forward_packed(batch, rows)
         return self._forward_batched(batch, rows) if len(rows) > 1 else self._forward_one(batch, rows)
@@ -168,7 +182,7 @@ class ScoringEngine:
         shared = [each for each in lengths if each[2] <= self._shared_up_to]
         return similar_lengths(shared, self.tokens_per_forward) + similar_lengths(alone, 1)
 
-    def _forward_packed(self, batch: Batch, rows: list[Row]) -> list[Pair]:
+    def _forward_packed(self, batch: Batch, rows: list[Row]) -> Computed:
         """Several rows in one forward. What can't be compiled, now or for a shape that comes up later, gives way."""
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
@@ -184,19 +198,17 @@ class ScoringEngine:
                 else:
                     raise
 
-    def _packed(self, packed: Packed) -> list[Pair]:
+    def _packed(self, packed: Packed) -> Computed:
         if packed.layout.longest > self._packed_up_to:
             raise NotPackable
         if self._kernel == "flex":
             packed.layout.block_mask = block_mask(packed.layout, len(packed.ids), self._device)
         with self._attention(ATTENTION):
             nll = self._token_nll([packed.ids], [packed.positions], None, packed, packed_layout=packed.layout)
-        return self._pairs([packed], nll)
+        return Computed([packed], nll)
 
-    def _forward_batched(self, batch: Batch, rows: list[Row]) -> list[Pair]:
+    def _forward_batched(self, batch: Batch, rows: list[Row]) -> Computed:
         """One pair per row, padded on the right; the model runs with its own attention."""
-        import torch
-
         alone = [batch.pack([row], "segments") for row in rows]
         width = max(len(packed.ids) for packed in alone)
         ids = [packed.ids + [0] * (width - len(packed.ids)) for packed in alone]
@@ -205,43 +217,45 @@ class ScoringEngine:
             scored=[i * width + position for i, packed in enumerate(alone) for position in packed.scored],
             targets=[target for packed in alone for target in packed.targets],
         )
-        nll = self._token_nll(ids, None, torch.tensor(mask, device=self._device), flat)
-        return self._pairs(alone, nll)
+        return Computed(alone, self._token_nll(ids, None, on_device(mask, self._device), flat))
 
-    def _one_by_one(self, batch: Batch, rows: list[Row]) -> list[Pair]:
-        return [self._forward_one(batch, [row], chunked=True)[0] for row in rows]
+    def _one_by_one(self, batch: Batch, rows: list[Row]) -> Computed:
+        import torch
 
-    def _forward_one(self, batch: Batch, rows: list[Row], *, chunked: bool | None = None) -> list[Pair]:
+        each = [self._forward_one(batch, [row], chunked=True) for row in rows]
+        return Computed([packed for one in each for packed in one.parts], torch.cat([one.nll for one in each]))
+
+    def _forward_one(self, batch: Batch, rows: list[Row], *, chunked: bool | None = None) -> Computed:
         """One pair, exactly as the model came: the reference for everything else."""
         packed = batch.pack(rows, "segments")
-        return self._pairs([packed], self._token_nll([packed.ids], None, None, packed, chunked=chunked))
+        return Computed([packed], self._token_nll([packed.ids], None, None, packed, chunked=chunked))
 
     def _token_nll(
         self, ids: list[list[int]], positions: list[list[int]] | None, mask: Any, packed: Packed,
         *, chunked: bool | None = None, **more: Any,
     ) -> "torch.Tensor":  # fmt: skip
-        """NLL in nats at the scored positions (of the flattened batch), float64 on the CPU."""
+        """NLL in nats at the scored positions (of the flattened batch), float64; nothing here waits for the device."""
         import torch
 
         device, chunked = self._device, self._chunked_head if chunked is None else chunked
         inputs: dict[str, Any] = {
-            "input_ids": torch.tensor(ids, device=device),
-            "position_ids": torch.tensor(positions, device=device) if positions else None,
+            "input_ids": on_device(ids, device),
+            "position_ids": on_device(positions, device) if positions else None,
             "attention_mask": mask,
             "use_cache": False,
             **more,
         }
-        scored, targets = torch.tensor(packed.scored, device=device), torch.tensor(packed.targets, device=device)
+        scored, targets = on_device(packed.scored, device), on_device(packed.targets, device)
         with torch.inference_mode():
             if not chunked:  # a model that does more after its layers than a product with the head
                 row, column = scored // len(ids[0]), scored % len(ids[0])
                 columns = column.unique()  # sorted
                 logits = self._model(**inputs, logits_to_keep=columns).logits
-                return _nll(logits[row, torch.searchsorted(columns, column)], targets).double().cpu()
+                return _nll(logits[row, torch.searchsorted(columns, column)], targets).double()
             hidden = self._inner(**inputs).last_hidden_state.flatten(0, 1)[scored]
             head = self._head
             parts = zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
-            return torch.cat([_nll(head(rows), wanted) for rows, wanted in parts]).double().cpu()
+            return torch.cat([_nll(head(rows), wanted) for rows, wanted in parts]).double()
 
     def read(
         self, texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]
@@ -288,16 +302,17 @@ class ScoringEngine:
     def _head(self) -> Any:
         return self._model.get_output_embeddings()
 
-    def _pairs(self, parts: list[Packed], nll: "torch.Tensor") -> list[Pair]:
-        keys = [pair for packed in parts for pair in packed.pairs]
-        sums = [part.sum().item() for part in nll.split([n for _, _, n in keys])]
+    def _pairs(self, computed: Computed) -> list[Pair]:
+        """The pairs of a forward, waiting for it where it is still under way; what it was counts from here on."""
+        keys = [pair for packed in computed.parts for pair in packed.pairs]
+        sums = [part.sum().item() for part in computed.nll.cpu().split([n for _, _, n in keys])]
         if not all(map(isfinite, sums)):
             raise IconError(
                 "the model gives an infinite or undefined NLL; set model.dtype to float32, or use another model"
             )
         self.meter.forwards += 1
         self.meter.pairs += len(sums)
-        for packed in parts:
+        for packed in computed.parts:
             self.meter.work += packed.work
         return [Pair(c, p, total, n) for (c, p, n), total in zip(keys, sums, strict=True)]
 
@@ -321,7 +336,7 @@ class ScoringEngine:
             if not self._agrees(self._forward_packed, PACKED):
                 self._kernel = "segments"
 
-    def _agrees(self, forward: Callable[[Batch, list[Row]], list[Pair]], rows: list[Row]) -> bool:
+    def _agrees(self, forward: Callable[[Batch, list[Row]], Computed], rows: list[Row]) -> bool:
         """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
         config: Any = self._model.config.get_text_config()
         experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
@@ -329,9 +344,9 @@ class ScoringEngine:
         spent, self.meter = self.meter, Meter()  # the trial is not the user's work
         try:
             return trial.passed(
-                lambda batch, rows: [pair.nll_sum for pair in forward(batch, rows)],
+                lambda batch, rows: [pair.nll_sum for pair in self._pairs(forward(batch, rows))],
                 rows,
-                lambda batch, row: self._forward_one(batch, [row], chunked=False)[0].nll_sum,
+                lambda batch, row: self._pairs(self._forward_one(batch, [row], chunked=False))[0].nll_sum,
                 # Other kernels work in blocks of tokens: their trial must be longer than a few of them.
                 times=1 if self._kernel == "segments" else 16,
             )
@@ -396,6 +411,22 @@ class ScoringEngine:
             for layer in self._compiled:
                 del layer.forward
             self._model.set_attn_implementation(own)
+
+
+def _ahead(forwards: Iterator[Computed], n: int) -> Iterator[Computed]:
+    """Hand each forward on when `n` more are under way: a device of its own never waits for the host. None is lost when
+    a later one fails.
+    """
+    waiting = deque[Computed]()
+    try:
+        for computed in forwards:
+            waiting.append(computed)
+            if len(waiting) > n:
+                yield waiting.popleft()
+    except Exception:
+        yield from waiting
+        raise
+    yield from waiting
 
 
 def _nll(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":

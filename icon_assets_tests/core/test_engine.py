@@ -231,6 +231,37 @@ def test_a_pair_that_never_fits_into_memory_is_named(monkeypatch: pytest.MonkeyP
         list(engine.score([[11, 12, 13]], PROBES, [[0]]))
 
 
+@pytest.mark.parametrize("ahead", [1, 2, 100])
+def test_forwards_under_way_on_a_device_of_its_own_come_in_order_and_outlive_one_that_fails(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = language_model("llama")
+    engine = ScoringEngine(loaded, 64)
+    assert engine.ahead == 0, "a CPU has nothing to compute beside the host"
+    plain = list(engine.score(CONTEXTS, PROBES, ALL))
+    own, launched, engine.ahead = loaded.model.model.forward, [0], ahead
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        launched[0] += 1
+        if launched[0] == len(plain):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(*args, **kwargs)
+
+    assert list(engine.score(CONTEXTS, PROBES, ALL)) == plain
+    monkeypatch.setattr(loaded.model.model, "forward", counting)
+    monkeypatch.setattr("icon_assets.core.engine.halve", lambda _: [])
+    finished = []
+
+    def score() -> None:
+        for pairs in engine.score(CONTEXTS, PROBES, ALL):
+            finished.append(pairs)
+            assert launched[0] == min(len(finished) + ahead, len(plain))
+
+    with pytest.raises(IconError, match="out of memory on one pair"):
+        score()
+    assert finished == plain[:-1]
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("kernel", ["segments", "flex"])
 def test_compiled_layers_give_the_same_figures(kernel: Any) -> None:
