@@ -17,9 +17,14 @@ from icon_assets.core.tokens import Encoded
 PACKED = [Row(0, (0, 1)), Row(1, (0, 1))]
 PAIRS = [Row(0, (0,)), Row(0, (1,)), Row(1, (0,)), Row(1, (1,))]
 _CONTEXTS = [tuple(range(21, 32)), tuple(range(32, 36))]
-_PROBES = [Encoded(tuple(range(3, 9)), tuple(range(9, 14))), Encoded(tuple(range(14, 17)), (20,))]
-# Largest difference per token, in nats, at which two ways to compute a pair count as the same arithmetic.
-_AGREEMENT_FLOAT32, _AGREEMENT_BFLOAT16 = 1e-3, 0.3
+# Responses of several tokens: on a single one, bfloat16 alone makes a difference of up to 0.5 nats.
+_PROBES = [
+    Encoded(tuple(range(3, 9)), (9, 24, 10, 31, 11, 28, 12, 35, 13, 22, 29, 15)),
+    Encoded(tuple(range(14, 17)), (20, 33, 18, 27, 16, 30, 19, 25, 36, 23, 14, 32)),
+]
+# Largest difference per token, in nats, at which two ways to compute a pair count as the same arithmetic; of these texts
+# with the bundled model in bfloat16, sound ways differ by up to 0.12, and a wrong context by 0.2 to 14.
+_AGREEMENT_FLOAT32, _AGREEMENT_BFLOAT16 = 1e-3, 0.25
 
 Figures = list[float]  # summed NLL in nats of some rows' pairs, in their order
 

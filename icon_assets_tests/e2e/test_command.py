@@ -54,8 +54,9 @@ def test_data_do_not_steer_the_terminal_they_are_shown_on(make_workspace: MakeWo
     assert all(character.isprintable() or character == "\n" for character in shown)
 
 
-def test_run_status_and_sql_tell_the_same_story(make_workspace: MakeWorkspace) -> None:
-    root = make_workspace().root
+def test_run_status_sql_and_every_shipped_query_tell_of_the_same_run(make_workspace: MakeWorkspace) -> None:
+    workspace = make_workspace()
+    root = workspace.root
     ran = command("-w", root, "run")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Leaderboard" in ran.stdout
@@ -70,6 +71,11 @@ def test_run_status_and_sql_tell_the_same_story(make_workspace: MakeWorkspace) -
     )
     rows = command("-w", root, "sql", "SELECT count(*) AS n FROM sample_scores WHERE control = 'none'", "--json")
     assert json.loads(rows.stdout) == [{"n": 6}]
+    examples = sorted((Path(__file__).parents[2] / "icon_assets" / "sql" / "examples").glob("*.sql"))
+    assert len(examples) >= 5
+    with duckdb.connect(str(Store(workspace.store_dir).path), read_only=True) as con:
+        for example in examples:
+            assert con.sql(example.read_text()).fetchall() is not None, example.name
     again = command("-w", root, "run", "--json")
     assert again.returncode == 0
     assert sum(r.get("new_pairs", 0) for r in json.loads(again.stdout)["runs"] if r["changed"]) == 0
@@ -124,16 +130,6 @@ def test_a_failing_asset_makes_the_run_fail_with_its_line(make_workspace: MakeWo
     assert "✗ base_model" in failed.stdout
     assert "model.name: 'no such model' is neither" in failed.stdout
     assert "Traceback" not in failed.stdout + failed.stderr
-
-
-def test_every_shipped_query_runs(make_workspace: MakeWorkspace) -> None:
-    workspace = make_workspace()
-    assert command("-w", workspace.root, "run").returncode == 0
-    examples = sorted((Path(__file__).parents[2] / "icon_assets" / "sql" / "examples").glob("*.sql"))
-    assert len(examples) >= 5
-    with duckdb.connect(str(Store(workspace.store_dir).path), read_only=True) as con:
-        for example in examples:
-            assert con.sql(example.read_text()).fetchall() is not None, example.name
 
 
 def test_a_scoring_run_that_is_killed_goes_on_without_a_lost_or_doubled_pair(
