@@ -113,7 +113,7 @@ def test_a_model_that_cannot_be_packed_is_scored_in_padded_batches_with_the_same
 
 
 def test_a_window_shorter_than_the_text_is_noticed_even_after_the_engine_was_built() -> None:
-    loaded = language_model("mistral", sliding_window=24)
+    loaded = language_model("mistral", sliding_window=32)
     engine = ScoringEngine(loaded, 4096)
     assert engine.description == "packed", "the trial pairs fit into the window"
     pairs = [pair for batch in engine.score([list(range(40, 75))], PROBES, [[0, 1]]) for pair in batch]
@@ -128,7 +128,7 @@ def test_a_window_shorter_than_the_text_is_noticed_even_after_the_engine_was_bui
 @pytest.mark.parametrize("kind", ["qwen2_moe", "mistral"])
 def test_a_window_that_only_the_mask_holds_is_seen_in_the_configuration(kind: str) -> None:
     more = {"use_sliding_window": True, "max_window_layers": 2, "num_experts": 4} if kind == "qwen2_moe" else {}
-    loaded = language_model(kind, sliding_window=24, **more)
+    loaded = language_model(kind, sliding_window=32, **more)
     assert_as_plain(ScoringEngine(loaded, 4096), "packed, partly batched")
 
 
