@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKSPACE ?= data
 
-.PHONY: demo test ui lint format clean
+.PHONY: demo test test-cpus ui lint format clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)  ## the whole graph on the shipped data, with the bundled model
@@ -16,6 +16,13 @@ ui: $(STAMP)  ## Dagster on 127.0.0.1:3000
 
 test: $(STAMP)  ## all tests, two at a time
 	$(BIN)/python -m pytest -n 2
+
+# What depends on the kind of CPU; instructions that this one has are taken away by their libraries' own variables.
+ENGINE_TESTS := $(addprefix icon_assets_tests/,e2e/test_bundled_model.py core/test_engine.py core/test_attention.py)
+
+test-cpus: $(STAMP)  ## accuracy and engine as on CPUs without AMX, and with AVX2 only
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 $(BIN)/python -m pytest -n 2 $(ENGINE_TESTS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 $(ENGINE_TESTS)
 
 lint: $(STAMP)  ## format, rules, types, and which module may import which
 	$(BIN)/ruff format --check icon_assets icon_assets_tests

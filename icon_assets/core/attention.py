@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from icon_assets.core.memory import on_device
-from icon_assets.core.native import library
+from icon_assets.core.native import library, multiplies_bfloat16
 
 if TYPE_CHECKING:
     import torch
@@ -220,11 +220,7 @@ def can_fuse(model_dtype: "torch.dtype", device: "torch.device") -> bool:
     """Whether the fused kernel is worth a try: bfloat16 on a CPU that multiplies it."""
     import torch
 
-    return (
-        device.type == "cpu"
-        and model_dtype == torch.bfloat16
-        and torch.cpu.get_capabilities().get("avx512_bf16", False)
-    )
+    return device.type == "cpu" and model_dtype == torch.bfloat16 and multiplies_bfloat16()
 
 
 @cache

@@ -53,10 +53,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Computed:
-    """A forward that is under way: what it computes, and the NLL of its scored tokens as its device will give them."""
+    """A forward that is under way: what it computes, and the NLL of its scored tokens as its device will give them.
+
+    Attributes:
+        parts: what was computed; their pairs one after the other are the order of `nll`.
+        nll: [scored tokens], nats, float64.
+    """
 
     parts: list[Packed]
     nll: "torch.Tensor"
+
+    @property
+    def by_pair(self) -> "list[tuple[tuple[int, int], torch.Tensor]]":
+        """(context, probe) and the NLL of the probe's response tokens; waits for the device."""
+        pairs = [pair for packed in self.parts for pair in packed.pairs]
+        nll = self.nll.cpu().split([n_tokens for _, _, n_tokens in pairs])
+        return [((context, probe), of) for (context, probe, _), of in zip(pairs, nll, strict=True)]
 
 
 @dataclass
@@ -87,12 +99,13 @@ class ScoringEngine:
     def __init__(
         self, language_model: LanguageModel, tokens_per_forward: int | None = None, kernel: Kernel | None = None
     ) -> None:
-        """`tokens_per_forward`: None for what fits. `kernel`: None for the one that suits the device."""
+        """`tokens_per_forward`: None for what fits. `kernel`: None for those that suit the device, a faster one once it pays."""
         self.language_model = language_model
         self._model = language_model.model
         self._device = language_model.device
         self._leading = language_model.leading
         self._kernel: Kernel = kernel or _kernel(self._device)
+        self._may_fuse = kernel is None
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._compiling_tried = False
         # Forwards that may be under way on a device of its own while the host lays out the next one.
@@ -127,11 +140,17 @@ class ScoringEngine:
         Raises:
             IconError: a single pair does not fit into the device's memory.
         """
+        yield from map(self._pairs, self.forwards(contexts, probes, wanted))
+
+    def forwards(
+        self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
+    ) -> Iterator[Computed]:
+        """The forwards of `score`, with the NLL of every scored token; those ahead may still be under way."""
         batch = Batch([[*self._leading, *context] for context in contexts], probes)
         prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [probe.n_input for probe in probes]
         with freed_memory_kept(self._device.type):
-            forwards = plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward)
-            yield from map(self._pairs, _ahead(self._computed(batch, forwards), self.ahead))
+            planned = plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward)
+            yield from _ahead(self._computed(batch, planned), self.ahead)
 
     def _computed(self, batch: Batch, forwards: Iterable[list[Row]]) -> Iterator[Computed]:
         for rows in forwards:
@@ -304,17 +323,16 @@ class ScoringEngine:
 
     def _pairs(self, computed: Computed) -> list[Pair]:
         """The pairs of a forward, waiting for it where it is still under way; what it was counts from here on."""
-        keys = [pair for packed in computed.parts for pair in packed.pairs]
-        sums = [part.sum().item() for part in computed.nll.cpu().split([n for _, _, n in keys])]
-        if not all(map(isfinite, sums)):
+        found = [Pair(context, probe, nll.sum().item(), len(nll)) for (context, probe), nll in computed.by_pair]
+        if not all(isfinite(pair.nll_sum) for pair in found):
             raise IconError(
                 "the model gives an infinite or undefined NLL; set model.dtype to float32, or use another model"
             )
         self.meter.forwards += 1
-        self.meter.pairs += len(sums)
+        self.meter.pairs += len(found)
         for packed in computed.parts:
             self.meter.work += packed.work
-        return [Pair(c, p, total, n) for (c, p, n), total in zip(keys, sums, strict=True)]
+        return found
 
     @cached_property
     def _inner(self) -> Any:
@@ -331,7 +349,11 @@ class ScoringEngine:
 
     def _fuse(self) -> None:
         """Take the fused kernel for the plain one, where it can be had and gives the same."""
-        if self._kernel == "segments" and can_fuse(next(self._model.parameters()).dtype, self._device):
+        if (
+            self._may_fuse
+            and self._kernel == "segments"
+            and can_fuse(next(self._model.parameters()).dtype, self._device)
+        ):
             self._kernel = "fused"
             if not self._agrees(self._forward_packed, PACKED):
                 self._kernel = "segments"

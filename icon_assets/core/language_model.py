@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from icon_assets.core.digests import files_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors, new_directory, sole_writer
+from icon_assets.core.native import multiplies_bfloat16
 from icon_assets.core.tokens import leading_ids
 from icon_assets.settings import ModelSettings
 
@@ -224,8 +225,7 @@ def choose_dtype(wanted: str, device: str) -> str:
         return wanted
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    features = torch.cpu.get_capabilities()
-    return "bfloat16" if features.get("amx_bf16") or features.get("avx512_bf16") else "float32"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def load(directory: Path, dtype: str, device: str) -> LanguageModel:

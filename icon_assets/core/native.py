@@ -26,6 +26,15 @@ class _NotOwn(Exception):
     """The directory could be written by somebody else, who would then choose what we run."""
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether torch multiplies bfloat16 by this CPU's own instructions; `ATEN_CPU_CAPABILITY` may have taken them away."""
+    import torch
+
+    features = torch.cpu.get_capabilities()
+    has_them = features.get("amx_bf16", False) or features.get("avx512_bf16", False)
+    return has_them and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def compiler() -> str | None:
     """Where the C++ compiler is."""
     return shutil.which(os.environ.get("CXX", "g++"))

@@ -85,6 +85,39 @@ def worst(found: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: to
     return ((found.float() - exact).abs() / exact.abs().clamp(min=1)).max().item()
 
 
+def own_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """What an unchanged model computes: torch's attention of one context with one probe, causal, pair by pair."""
+    groups = query.shape[1] // key.shape[1]
+    rows = []
+    for part in layout.segments:
+        tokens = [*range(part.context_start, part.context_stop), *range(part.start, part.stop)]
+        q, k, v = (x[:, :, tokens] for x in (query, key, value))
+        keys, values = (x.repeat_interleave(groups, 1) for x in (k, v))
+        attended = torch.nn.functional.scaled_dot_product_attention(q, keys, values, is_causal=True)
+        rows.append(attended[:, :, part.start - part.stop :])
+    return torch.cat(rows, dim=2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kernel", ["segments", pytest.param("fused", marks=needs_units)])
+@pytest.mark.parametrize("gain", [0.3, 1.0, 3.0])
+def test_in_bfloat16_a_kernel_is_as_accurate_as_the_attention_of_an_unchanged_model(kernel: str, gain: float) -> None:
+    """With the same bfloat16 numbers, beside float64: sums and softmax of every kernel are in float32."""
+    layout, tokens = layout_of([(300, [30, 90, 280]), (40, [200, 2])])
+    query, key, value = inputs(3, 3, tokens, 64)
+    tensors = (query * gain, key, value)
+    attend = {"segments": segment_attention, "fused": fused_attention}[kernel]
+    probes = torch.cat([torch.arange(part.start, part.stop) for part in layout.segments])
+    exact = segment_attention(
+        *(x.double() for x in tensors), None, layout_of([(300, [30, 90, 280]), (40, [200, 2])])[0]
+    )
+
+    def error(found: torch.Tensor) -> float:
+        return (found.double() - exact[:, probes]).square().mean().sqrt().item()
+
+    ours, theirs = error(attend(*tensors, None, layout)[:, probes]), error(own_attention(*tensors, layout))
+    assert ours <= 1.1 * theirs, f"{kernel}: {ours:.2e}, torch's own: {theirs:.2e}"
+
+
 @needs_units
 @settings(max_examples=25)
 @given(

@@ -1,23 +1,17 @@
 """The bundled real model: packed scores against plain forwards, and fine-tuned weights that still speak."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from icon_assets.core.engine import Pair, ScoringEngine
-from icon_assets.core.ingest import discover, ingest
-from icon_assets.core.language_model import LanguageModel, choose_dtype, load, load_tokenizer, prepare
+from icon_assets.core.language_model import choose_dtype, load, load_tokenizer, prepare
 from icon_assets.core.prompts import Template, render_for_scoring, render_for_training
 from icon_assets.core.samples import Sample
-from icon_assets.core.tokens import Encoded, encode_context, encode_probe, encode_training
+from icon_assets.core.tokens import encode_context, encode_probe, encode_training
 from icon_assets.settings import ModelSettings
+from icon_assets_tests.accuracy import Problem, errors, packed, plain, real_problem, ways
 from icon_assets_tests.hostile import SPECIAL_TOKENS
-
-DATA = Path(__file__).parents[2] / "data"
-COMPILER = shutil.which("g++")  # layers are compiled only where there is one
 
 
 @pytest.fixture(scope="module")
@@ -25,79 +19,40 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(ModelSettings(), tmp_path_factory.mktemp("models")).directory
 
 
-def samples(name: str, rows: range) -> list[Sample]:
-    found = ingest(discover(DATA / name)[0], 100_000).samples
-    return [found[row].sample for row in rows]
-
-
 @pytest.fixture(scope="module")
-def problem(model_dir: Path) -> tuple[list[list[int]], list[Encoded]]:
-    """Real candidates and probes of the shipped data: short and long ones, one-token responses among them."""
-    tokenizer = load_tokenizer(model_dir)
-    separator = tokenizer("\n\n\n", add_special_tokens=False).input_ids
-    candidates = samples("pool/assistant_seed.jsonl", range(0, 60, 15))
-    contexts = [encode_context(tokenizer, render_for_scoring(s, "alpaca"), 2040).ids for s in candidates]
-    probes = [
-        encode_probe(tokenizer, render_for_scoring(s, "alpaca"), 1024, 1024)
-        for s in samples("probes/probes.jsonl", range(84))
-    ]
-    by_length = sorted(probes, key=lambda probe: len(probe.response_ids))
-    return [[], *([*ids, *separator] for ids in contexts)], by_length[::10]
+def problem(model_dir: Path) -> Problem:
+    return real_problem(model_dir)
 
 
-def packed(loaded: LanguageModel, problem: tuple[list[list[int]], list[Encoded]], compiled: bool = False) -> list[Pair]:
-    contexts, probes = problem
-    engine = ScoringEngine(loaded, 4096)
-    assert engine.mode == "packed"
-    assert engine.compile_for(10**9 if compiled else 0) == compiled
-    return [p for batch in engine.score(contexts, probes, [range(len(probes))] * len(contexts)) for p in batch]
-
-
-def plain(loaded: LanguageModel, problem: tuple[list[list[int]], list[Encoded]], pairs: list[Pair]) -> Iterator[float]:
-    """NLL per token of each pair: one forward through the unchanged model, every logit, no packing."""
-    contexts, probes = problem
-    for pair in pairs:
-        probe = probes[pair.probe]
-        ids = [*contexts[pair.context], *probe.prompt_ids, *probe.response_ids]
-        with torch.inference_mode():
-            logits = loaded.model(torch.tensor([ids])).logits[0, -len(probe.response_ids) - 1 : -1]
-        yield torch.nn.functional.cross_entropy(logits.float(), torch.tensor(probe.response_ids)).item()
-
-
-def test_in_float32_every_pair_equals_the_plain_forward(
-    model_dir: Path, problem: tuple[list[list[int]], list[Encoded]]
-) -> None:
+def test_in_float32_every_pair_equals_the_plain_forward(model_dir: Path, problem: Problem) -> None:
     loaded = load(model_dir, "float32", "cpu")
-    pairs = packed(loaded, problem)
-    assert min(pair.n_tokens for pair in pairs) == 1
-    truth = dict(zip(map(_key, pairs), plain(loaded, problem, pairs), strict=True))
-    for found in [pairs, *([packed(loaded, problem, compiled=True)] if COMPILER else [])]:
-        assert {_key(pair) for pair in found} == truth.keys()
-        assert max(abs(pair.nll_sum / pair.n_tokens - truth[_key(pair)]) for pair in found) <= 1e-4
-
-
-def _key(pair: Pair) -> tuple[int, int]:
-    return pair.context, pair.probe
+    exact = plain(loaded, problem)
+    assert min(map(len, exact.values())) == 1
+    for kernel, compiled in ways(torch.float32):
+        found = packed(loaded, problem, kernel, compiled)
+        assert found.keys() == exact.keys()
+        worst = max((found[pair].mean() - exact[pair].mean()).abs() for pair in exact)
+        assert worst <= 1e-4, f"kernel {kernel}, compiled: {compiled}: {worst:.1e} nats per token off"
 
 
 @pytest.mark.skipif(choose_dtype("auto", "cpu") != "bfloat16", reason="this CPU multiplies bfloat16 only by emulation")
-def test_in_bfloat16_packing_costs_no_accuracy_beyond_bfloat16_itself(
-    model_dir: Path, problem: tuple[list[list[int]], list[Encoded]]
-) -> None:
-    """The unchanged model in bfloat16 is itself up to 0.1 nats off float32 on a one-token response; ours may not be worse."""
+def test_in_bfloat16_packing_costs_no_accuracy_beyond_bfloat16_itself(model_dir: Path, problem: Problem) -> None:
+    """By every kernel, the errors of the response tokens are as large as those of the unchanged model in bfloat16.
+
+    Tokens are compared, not means of pairs, and the largest hundredth, not the largest: in a mean, errors of either sign
+    cancel by a luck that differs between CPUs, and one token of a thousand is luck, too.
+    """
     loaded = load(model_dir, "bfloat16", "cpu")
-    pairs = packed(loaded, problem)
-    exact = load(model_dir, "bfloat16", "cpu")
-    exact.model.float()
-    truth = dict(zip(map(_key, pairs), plain(exact, problem, pairs), strict=True))
-    unpacked = plain(loaded, problem, pairs)
-    theirs = [abs(a - b) for a, b in zip(unpacked, truth.values(), strict=True)]
-    for found in [pairs, *([packed(loaded, problem, compiled=True)] if COMPILER else [])]:
-        ours = [abs(pair.nll_sum / pair.n_tokens - truth[_key(pair)]) for pair in found]
-        assert len(ours) == len(truth)
-        assert sum(ours) / len(ours) <= 0.02
-        assert sum(ours) <= 1.25 * sum(theirs)
-        assert max(ours) <= 1.5 * max(theirs)
+    same_weights = load(model_dir, "bfloat16", "cpu")
+    same_weights.model.float()
+    exact = plain(same_weights, problem)
+    theirs = errors(plain(loaded, problem), exact)
+    for kernel, compiled in ways(torch.bfloat16):
+        ours = errors(packed(loaded, problem, kernel, compiled), exact)
+        figures = f"kernel {kernel}, compiled: {compiled}: mean {ours.mean():.4f} (plain {theirs.mean():.4f}), "
+        figures += f"largest hundredth from {ours.quantile(0.99):.3f} (plain {theirs.quantile(0.99):.3f})"
+        assert ours.sum() <= 1.25 * theirs.sum(), figures
+        assert ours.quantile(0.99) <= 1.5 * theirs.quantile(0.99), figures
 
 
 @pytest.mark.parametrize("template", ["alpaca", "chat"])
