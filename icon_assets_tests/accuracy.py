@@ -23,7 +23,9 @@ def ways(dtype: torch.dtype) -> list[tuple[Kernel, bool]]:
     """Every kernel that this CPU can run, with the model's layers as they are, and compiled."""
     if compiler() is None:
         return [("segments", False)]
-    kernels: list[Kernel] = ["segments", *["fused"] * can_fuse(dtype, torch.device("cpu")), "flex"]
+    kernels: list[Kernel] = ["segments", "flex"]
+    if can_fuse(dtype, torch.device("cpu")):
+        kernels.append("fused")
     return list(itertools.product(kernels, (False, True)))
 
 
