@@ -1,6 +1,7 @@
 """What every asset shell does the same way: errors a user can mend, the ledger row, publishing, the unchanged case."""
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, TypeVar
@@ -9,11 +10,13 @@ import dagster as dg
 
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
+from icon_assets.core.escaping import printable_lines
 from icon_assets.core.files import disk_errors
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.quality import rules_of
 from icon_assets.core.quality.rule import REMAKE, Subject
 from icon_assets.core.store import Store
+from icon_assets.metadata import visible
 from icon_assets.resources import WorkspaceResource
 
 _RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
@@ -31,6 +34,7 @@ def mendable(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
+        context.log.addFilter(_make_visible)
         try:
             with disk_errors(function.__name__):
                 return function(context, *args, **kwargs)
@@ -39,6 +43,12 @@ def mendable(function: F) -> F:
             raise dg.Failure(description=str(error), allow_retries=False) from error
 
     return wrapped  # pyright: ignore[reportReturnType]
+
+
+def _make_visible(record: logging.LogRecord) -> bool:
+    """Of a log line; what data hold is seen in it, and steers neither UI nor terminal."""
+    record.msg, record.args = printable_lines(record.getMessage()), None
+    return True
 
 
 def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Recipe) -> Event | None:
@@ -91,7 +101,7 @@ def unchanged_figures(event: Event) -> dict[str, Any]:
             "control_pairs": 0,
             "forwards": 0,
         }
-    return {"changed": False, "digest": event.digest, **figures}
+    return visible({"changed": False, "digest": event.digest, **figures})
 
 
 def finish(
@@ -108,7 +118,7 @@ def finish(
     figures = {name: _shown(value) for name, value in summary.items() if isinstance(value, int | float | str)}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(digest),
-        metadata={"changed": True, "digest": digest, **figures, **(metadata or {})},
+        metadata=visible({"changed": True, "digest": digest, **figures, **(metadata or {})}),
     )
 
 
