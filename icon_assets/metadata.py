@@ -1,7 +1,7 @@
 """What a person sees on an asset in the UI: column schemas, small tables and plots, never training text.
 
 Dagster renders as Markdown, with its links and images: Markdown metadata, descriptions, and what a check says. Whatever of
-these comes from data is made here, where it becomes text; all other metadata is shown as it is, and only made visible.
+these comes from data is made here, where it becomes text. Of all else it makes links where an address stands in it.
 """
 
 import base64
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import dagster as dg
 import polars as pl
 
-from icon_assets.core.escaping import markdown, printable, printable_lines
+from icon_assets.core.escaping import markdown, printable, unlinked
 from icon_assets.core.store import column_comments, schemas
 
 Draw = TypeVar("Draw", bound=Callable[..., dg.MarkdownMetadataValue])
@@ -51,9 +51,7 @@ def markdown_list(lines: Iterable[str], nothing: str = "nothing") -> dg.Markdown
 
 def named_list(lines: Mapping[str, str]) -> dg.MarkdownMetadataValue:
     """A sentence for each name."""
-    return dg.MetadataValue.md(
-        "\n".join(f"- **{markdown(name)}**: {markdown(line)}" for name, line in lines.items())
-    )
+    return dg.MetadataValue.md("\n".join(f"- **{markdown(name)}**: {markdown(line)}" for name, line in lines.items()))
 
 
 def description(line: str) -> str:
@@ -62,13 +60,13 @@ def description(line: str) -> str:
 
 
 def visible(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata in which strings, and lists of them, hold nothing that is invisible."""
-    return {printable(name): _visible(value) for name, value in metadata.items()}
+    """Metadata in which strings, and lists of them, hold nothing that is invisible or becomes a link."""
+    return {unlinked(name): _visible(value) for name, value in metadata.items()}
 
 
 def _visible(value: Any) -> Any:
     if isinstance(value, str):
-        return printable_lines(value)
+        return unlinked(value)
     return [_visible(each) for each in value] if isinstance(value, list) else value
 
 
@@ -167,4 +165,6 @@ def _axes(title: str, x: str, y: str) -> Any:
 def _picture(figure: Any, title: str) -> dg.MarkdownMetadataValue:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return dg.MetadataValue.md(f"![{markdown(title)}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})")
+    return dg.MetadataValue.md(
+        f"![{markdown(title)}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+    )

@@ -18,7 +18,7 @@ from filelock import FileLock
 from icon_assets.assets.shell import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import DiskRefused, IconError
-from icon_assets.core.escaping import plain, printable
+from icon_assets.core.escaping import linked, plain, printable
 from icon_assets.core.selection import ON_DEMAND, needed_assets
 from icon_assets.interrupts import heard_interrupts
 from icon_assets.partitions import arm_partitions, named_shards, pairwise_partitions, run_partitions, sync_shards
@@ -221,7 +221,7 @@ def _error_line(result: dg.ExecuteInProcessResult) -> str:
         if event.is_step_failure:
             data = event.step_failure_data
             if data.user_failure_data is not None and data.user_failure_data.description:
-                return data.user_failure_data.description
+                return linked(data.user_failure_data.description)
             assert data.error is not None
             cause = data.error.cause or data.error
             return printable(" ".join(cause.message.split())[:400])

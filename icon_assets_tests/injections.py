@@ -31,7 +31,16 @@ HTML = [
     "<![CDATA[x]]>", "&lt;b&gt;", f"&#33;&#91;d&#93;&#40;{MUTATION}&#41;", "&excl;&lsqb;d&rsqb;", "</div></td></table>", f"<style>@import '//{HOST}'",
     "<svg onload=alert(1)>", f"<base href=//{HOST}>", f"<meta http-equiv=refresh content='0;//{HOST}'>",
 ]  # fmt: skip
-INVISIBLE = ["a\u200bb\u2060c\ufeffd", "\u202egnp.exe\u202c", "\u2066x\u2069", "so\u00adft", "tag\U000e0041\U000e007f", "\u3164", "v\ufe0fs", "e\x1b[31m"]
+INVISIBLE = [
+    "a\u200bb\u2060c\ufeffd",
+    "\u202egnp.exe\u202c",
+    "\u2066x\u2069",
+    "so\u00adft",
+    "tag\U000e0041\U000e007f",
+    "\u3164",
+    "v\ufe0fs",
+    "e\x1b[31m",
+]
 HIDING = [f"ht\u200btp://{HOST}", f"w\u200bww.{HOST}", f"!\u200b[d]({MUTATION})", f"<\u200bimg src=//{HOST}>"]
 CORPUS = [*MARKDOWN, *ADDRESSES, *HTML, *INVISIBLE, *HIDING]
 
@@ -46,8 +55,8 @@ def lay_out_injections(root: Path, model_dir: Path, judge_url: str) -> Workspace
     model = root / strange("model")
     shutil.copytree(model_dir, model)
     workspace = lay_out(
-        root, model, {"a.jsonl": POOL_A[:2], strange("pool.jsonl"): _pool()}, probes={"count": len(CORPUS), "near_duplicate": 1.0},
-        selection={"arms": ["random", "icon", "icon_selector"], "fraction": 0.5}, training=TRAINING,
+        root, model, {strange("pool.jsonl"): _pool()}, probes={"count": len(CORPUS), "near_duplicate": 1.0},
+        selection={"arms": ["random", "icon"], "fraction": 0.5}, training=TRAINING,
         evaluation={
             "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": f"eval/{strange('held_out.jsonl')}",
             "pairwise": {
@@ -58,7 +67,7 @@ def lay_out_injections(root: Path, model_dir: Path, judge_url: str) -> Workspace
     )  # fmt: skip
     (root / "probes" / "probes.jsonl").unlink()
     probes = [alpaca(f"Question {n}: {text}", f"{text} {n}", stratum=text) for n, text in enumerate(CORPUS)]
-    write_jsonl(root / "probes" / strange("probes.jsonl"), [*probes, {text: 1 for text in CORPUS[:2]}, POOL_A[0]])
+    write_jsonl(root / "probes" / strange("probes.jsonl"), [*probes, dict.fromkeys(CORPUS[:2], 1), POOL_A[0]])
     held_out = [alpaca(f"Held out {n}", text, stratum=text) for n, text in enumerate(CORPUS[:4])]
     write_jsonl(root / "eval" / strange("held_out.jsonl"), [*held_out, _unusable(CORPUS[0]), _pool()[1]])
     write_jsonl(root / "eval" / strange("talk.jsonl"), [{"prompt": text} for text in CORPUS[:2]])
@@ -69,7 +78,7 @@ def _pool() -> list[dict[str, Any]]:
     """Usable texts, one of which the evaluation data hold, too; then a field or a role of each kind of injection."""
     usable = [alpaca(f"{n} {text}", f"{text} {n}", **{text: text}) for n, text in enumerate(CORPUS[:8])]
     role = {"messages": [{"role": AS_REPORTED, "content": "x"}, {"role": "assistant", "content": "y"}]}
-    return [*usable, role, *(_unusable(text) for text in CORPUS)]
+    return [POOL_A[0], *usable, role, *(_unusable(text) for text in CORPUS)]
 
 
 def _unusable(text: str) -> dict[str, Any]:

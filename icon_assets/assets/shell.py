@@ -10,7 +10,7 @@ import dagster as dg
 
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
-from icon_assets.core.escaping import printable_lines
+from icon_assets.core.escaping import unlinked
 from icon_assets.core.files import disk_errors
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.quality import rules_of
@@ -34,20 +34,26 @@ def mendable(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
-        context.log.addFilter(_make_visible)
+        guard(context.log)
         try:
             with disk_errors(function.__name__):
                 return function(context, *args, **kwargs)
         except IconError as error:
             context.instance.add_run_tags(context.run.run_id, {_RETRY_TAG: "false"})
+            error.args = (unlinked(str(error)),)  # the UI shows the cause, too
             raise dg.Failure(description=str(error), allow_retries=False) from error
 
     return wrapped  # pyright: ignore[reportReturnType]
 
 
+def guard(log: logging.Logger) -> None:
+    """Log lines of a step hold nothing that is invisible or becomes a link; what Dagster says itself stays as it is."""
+    log.addFilter(_make_visible)
+
+
 def _make_visible(record: logging.LogRecord) -> bool:
-    """Of a log line; what data hold is seen in it, and steers neither UI nor terminal."""
-    record.msg, record.args = printable_lines(record.getMessage()), None
+    if getattr(record, "dagster_event", None) is None:
+        record.msg, record.args = unlinked(record.getMessage()), None
     return True
 
 

@@ -26,6 +26,7 @@ _SIGN = r"[\\`*\[\]<|~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|\A>|\A[-+=#:](?=[-
 _LIVE = re.compile(rf"(?P<address>{_ADDRESS})|\A(?P<number>\d+)(?=[.)](?:\s|\Z))|{_SIGN}")
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}  # dead also where somebody takes HTML out before Markdown is read
 _DEAD = re.compile(r"\\([!-/:-@\[-`{-~])|`([^`]*)`|(&lt;|&amp;)")
+_SCHEME = re.compile(r"\b(https?)://", re.IGNORECASE)
 _NO_CODE = re.compile(r"[`|\\]")
 
 
@@ -46,6 +47,16 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """The same of a text of several lines; a tab is four spaces."""
     return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
+
+
+def unlinked(text: str) -> str:
+    """`printable_lines` where addresses become links without any Markdown, as in Dagster's logs: http[:]//example.org."""
+    return _SCHEME.sub(r"\1[:]//", printable_lines(text))
+
+
+def linked(text: str) -> str:
+    """What `unlinked` was made of, for terminals."""
+    return text.replace("[:]//", "://")
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -15,9 +15,14 @@ def page(template: str, **facts: Any) -> str:
     """
     is_markdown = template.endswith(".md")
     environment = Environment(
-        loader=FunctionLoader(_source), autoescape=not is_markdown, finalize=_in_markdown if is_markdown else _in_html,
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=FunctionLoader(_source),
+        autoescape=not is_markdown,  # noqa: S701  (Markdown has an escaping of its own)
+        finalize=_in_markdown if is_markdown else _in_html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters |= {"cell": cell, "code": code, "figure": figure, "number": number}
     return environment.get_template(template).render(facts)
 

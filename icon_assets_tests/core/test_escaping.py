@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,9 @@ from icon_assets_tests.injections import AS_REPORTED, CORPUS
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 # What renderers of GitHub's Markdown look for in each text of the tree, after escapes and entities are resolved.
-AUTOLINK = re.compile(r"(https?://|www(?=\.))([-.\w]+)([^ \t\r\n]*)|(?<![-.\w+])[-.\w+]+@[-\w]+(?:\.[-\w]+)+", re.IGNORECASE)
+AUTOLINK = re.compile(
+    r"(https?://|www(?=\.))([-.\w]+)([^ \t\r\n]*)|(?<![-.\w+])[-.\w+]+@[-\w]+(?:\.[-\w]+)+", re.IGNORECASE
+)
 STILL = {
     "paragraph_open", "paragraph_close", "inline", "text", "code_inline", "table_open", "table_close", "thead_open", "thead_close",
     "tbody_open", "tbody_close", "tr_open", "tr_close", "th_open", "th_close", "td_open", "td_close",
@@ -47,7 +50,9 @@ def shown(source: str) -> str:
 
 
 def is_visible(text: str) -> bool:
-    return all(unicodedata.category(c) not in {"Cc", "Cs", "Zl", "Zp"} and c not in "\u200b\u202e\u2060\ufeff" for c in text)
+    return all(
+        unicodedata.category(c) not in {"Cc", "Cs", "Zl", "Zp"} and c not in "\u200b\u202e\u2060\ufeff" for c in text
+    )
 
 
 ONE_PARAGRAPH = {"paragraph_open", "paragraph_close", "inline", "text", "code_inline"}
@@ -62,8 +67,8 @@ def test_an_injection_is_shown_as_the_text_it_is(text: str) -> None:
 
 @pytest.mark.parametrize("text", CORPUS)
 def test_an_injection_stays_in_its_cell(text: str) -> None:
-    rows = [token for token in tokens(f"| a | b |\n|---|---|\n| {markdown(text)} | {code(text)} |\n| last | row |")]
-    cells = [after.content for token, after in zip(rows, rows[1:], strict=False) if token.type == "td_open"]
+    rows = tokens(f"| a | b |\n|---|---|\n| {markdown(text)} | {code(text)} |\n| last | row |")
+    cells = [after.content for token, after in pairwise(rows) if token.type == "td_open"]
     assert len(cells) == 4
     assert cells[2:] == ["last", "row"]
     assert [shown(cell) for cell in cells[:2]] == [printable(text).strip()] * 2
@@ -86,10 +91,21 @@ def test_nothing_stays_invisible(text: str) -> None:
 
 
 def test_what_people_write_reads_as_before_also_where_nobody_renders_it() -> None:
-    for usual in ("my_file (1).jsonl", "2024-05-01, 3.5 %", "-0.5", "a-b/c.d: e", "What is 2+2?", "Q&A", "naïve 日本語", "held_out/x"):
+    for usual in (
+        "my_file (1).jsonl",
+        "2024-05-01, 3.5 %",
+        "-0.5",
+        "a-b/c.d: e",
+        "What is 2+2?",
+        "Q&A",
+        "naïve 日本語",
+        "held_out/x",
+    ):
         assert markdown(usual) == usual
     assert markdown("http://a.example/b_c?d") == "http`://a.example`/b_c?d"
-    assert markdown(markdown("a*b")) == markdown("a*b") == Markdown("a\\*b"), "what is Markdown already is not escaped again"
+    assert markdown(markdown("a*b")) == markdown("a*b") == Markdown("a\\*b"), (
+        "what is Markdown already is not escaped again"
+    )
     assert code("my_file.jsonl") == "`my_file.jsonl`"
 
 

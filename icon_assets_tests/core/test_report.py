@@ -155,7 +155,9 @@ def test_nothing_on_the_page_is_invisible_or_turns_the_direction_of_writing(tmp_
 
 
 def test_joiners_that_writing_needs_stay_on_the_page(tmp_path: Path) -> None:
-    workspace = selected_workspace(tmp_path / "ws", {"a.jsonl": [alpaca(f"می‌خواهم {n}", f"👨‍👩‍👧 {n}") for n in range(4)]})
+    workspace = selected_workspace(
+        tmp_path / "ws", {"a.jsonl": [alpaca(f"می‌خواهم {n}", f"👨‍👩‍👧 {n}") for n in range(4)]}
+    )
     text = Page(write_report(workspace).path).text
     assert "می‌خواهم 0" in text
     assert "👨‍👩‍👧 0" in text
