@@ -1,5 +1,6 @@
 """Strings that try to be more than text where they are shown, and a workspace in which every string of data is one of them."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def lay_out_injections(root: Path, model_dir: Path, judge_url: str) -> Workspace
     model = root / strange("model")
     shutil.copytree(model_dir, model)
     workspace = lay_out(
-        root, model, {strange("pool.jsonl"): _pool()}, probes={"count": len(CORPUS), "near_duplicate": 1.0},
+        root, model, {strange("pool.jsonl"): [*_pool(), *map(_unusable, CORPUS)]}, probes={"count": 24, "near_duplicate": 1.0},
         selection={"arms": ["random", "icon"], "fraction": 0.5}, training=TRAINING,
         evaluation={
             "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": f"eval/{strange('held_out.jsonl')}",
@@ -66,19 +67,27 @@ def lay_out_injections(root: Path, model_dir: Path, judge_url: str) -> Workspace
         },
     )  # fmt: skip
     (root / "probes" / "probes.jsonl").unlink()
-    probes = [alpaca(f"Question {n}: {text}", f"{text} {n}", stratum=text) for n, text in enumerate(CORPUS)]
+    probes = [alpaca(f"Probe {n}: {text}", f"{text} {n}", stratum=text) for n, text in enumerate(CORPUS)]
     write_jsonl(root / "probes" / strange("probes.jsonl"), [*probes, dict.fromkeys(CORPUS[:2], 1), POOL_A[0]])
     held_out = [alpaca(f"Held out {n}", text, stratum=text) for n, text in enumerate(CORPUS[:4])]
-    write_jsonl(root / "eval" / strange("held_out.jsonl"), [*held_out, _unusable(CORPUS[0]), _pool()[1]])
+    write_jsonl(root / "eval" / strange("held_out.jsonl"), [*held_out, _unusable(CORPUS[0])])
     write_jsonl(root / "eval" / strange("talk.jsonl"), [{"prompt": text} for text in CORPUS[:2]])
     return workspace
 
 
+def leak(workspace: Workspace) -> None:
+    """Put a sample of the pool into the evaluation data, which a check of the pool, read again, then names."""
+    held_out = workspace.root / str(workspace.settings.evaluation.held_out)
+    for path, row in ((held_out, _pool()[1]), (workspace.root / "pool" / strange("pool.jsonl"), _unusable("one more"))):
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row) + "\n")
+
+
 def _pool() -> list[dict[str, Any]]:
-    """Usable texts, one of which the evaluation data hold, too; then a field or a role of each kind of injection."""
+    """Usable rows, the first of which is a probe, too; and a role that is none."""
     usable = [alpaca(f"{n} {text}", f"{text} {n}", **{text: text}) for n, text in enumerate(CORPUS[:8])]
     role = {"messages": [{"role": AS_REPORTED, "content": "x"}, {"role": "assistant", "content": "y"}]}
-    return [POOL_A[0], *usable, role, *(_unusable(text) for text in CORPUS)]
+    return [POOL_A[0], *usable, role]
 
 
 def _unusable(text: str) -> dict[str, Any]:

@@ -24,45 +24,61 @@ from icon_assets.home import open_instance
 from icon_assets.runner import STAGES, Outcome, run_stages
 from icon_assets.settings import Workspace
 from icon_assets_tests import judges
+from icon_assets_tests.conftest import change
 from icon_assets_tests.core.test_escaping import is_visible, live
-from icon_assets_tests.injections import HOST, lay_out_injections
+from icon_assets_tests.injections import HOST, lay_out_injections, leak
 
+MISSING_MODEL = f"http://{HOST}/a` ![d](/graphql?query=mutation{{launch}}) `b"
 PACKAGE = Path(icon_assets.__file__).parent
 
 
-@pytest.fixture(scope="module")
-def materialized(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
-) -> Iterator[tuple[Workspace, list[Outcome]]]:
-    """The whole graph over injections, with its history on disk."""
-    with pytest.MonkeyPatch.context() as patch, judges.serving(judges.good) as service:
-        patch.setattr("icon_assets.core.selector.LEAST_SAMPLES", 4)
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        patch.setenv("DAGSTER_HOME", "")
-        workspace = lay_out_injections(tmp_path_factory.mktemp("injections") / "workspace", tiny_model_dir, service.url)
+@contextmanager
+def materialized(root: Path, model_dir: Path) -> Iterator[tuple[Workspace, dg.DagsterInstance, list[Outcome]]]:
+    """The whole graph over injections, with its history on disk; then a check that warns, and an asset that fails."""
+    with judges.serving(judges.good) as service:
+        workspace = lay_out_injections(root, model_dir, service.url)
         with open_instance(workspace) as instance:
             outcomes = list(run_stages(build_assets(workspace), workspace, instance, STAGES, asked=STAGES))
-        yield workspace, outcomes
+            assert [(o.name, o.error) for o in outcomes if o.error] == []
+            leak(workspace)
+            outcomes += run_stages(build_assets(workspace), workspace, instance, ("raw_pool",))
+            change(workspace, "model", {"name": MISSING_MODEL})
+            spoilt = Workspace.load(workspace.root)
+            outcomes += run_stages(build_assets(spoilt), spoilt, instance, ("base_model",))
+            yield workspace, instance, outcomes
 
 
-@pytest.fixture(scope="module")
-def instance(materialized: tuple[Workspace, list[Outcome]]) -> Iterator[dg.DagsterInstance]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DAGSTER_HOME", "")
-        with open_instance(materialized[0]) as opened:
-            yield opened
+def test_injections_through_the_whole_graph_are_text_in_its_history_and_on_its_pages(
+    tmp_path: Path, tiny_model_dir: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("icon_assets.core.selector.LEAST_SAMPLES", 4)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    with materialized(tmp_path / "workspace", tiny_model_dir) as (workspace, instance, outcomes):
+        events = [entry for run in instance.get_runs() for entry in instance.all_logs(run.run_id)]
+        assert_assets_report_text([e.asset_materialization for e in events if e.asset_materialization])
+        assert_checks_say_text([_evaluation(e) for e in events if e.dagster_event_type == CHECKED])
+        assert_logs_hold_text([e.user_message for e in events if not e.is_dagster_event])
+        assert_failures_hold_text([_failure(e) for e in events if e.dagster_event_type == FAILED])
+        assert_definitions_are_text(build_defs(workspace))
+        assert_terminal_has_it_unescaped(outcomes)
+        assert_pages_show_text(workspace, instance, browser)
 
 
-def events(instance: dg.DagsterInstance) -> list[dg.EventLogEntry]:
-    return [entry for run in instance.get_runs() for entry in instance.all_logs(run.run_id)]
+CHECKED, FAILED = dg.DagsterEventType.ASSET_CHECK_EVALUATION, dg.DagsterEventType.STEP_FAILURE
 
 
-def test_injections_fail_no_asset(materialized: tuple[Workspace, list[Outcome]]) -> None:
-    assert [(o.name, o.error) for o in materialized[1] if o.error] == []
+def _evaluation(entry: dg.EventLogEntry) -> dg.AssetCheckEvaluation:
+    assert entry.dagster_event is not None
+    return entry.dagster_event.asset_check_evaluation_data
 
 
-def test_what_every_asset_reports_of_injections_is_text(instance: dg.DagsterInstance) -> None:
-    materializations = [e.asset_materialization for e in events(instance) if e.asset_materialization]
+def _failure(entry: dg.EventLogEntry) -> Any:
+    assert entry.dagster_event is not None
+    return entry.dagster_event.step_failure_data
+
+
+def assert_assets_report_text(materializations: list[dg.AssetMaterialization]) -> None:
     assert {each.asset_key.to_user_string() for each in materializations} == set(STAGES)
     metadata = [(each.asset_key.to_user_string(), *item) for each in materializations for item in each.metadata.items()]
     rendered = [
@@ -71,50 +87,57 @@ def test_what_every_asset_reports_of_injections_is_text(instance: dg.DagsterInst
     assert [(asset, name, found) for asset, name, text in rendered if (found := live(text))] == []
     reached = {asset for asset, _, text in rendered if "graphql" in text}
     assert reached >= {"raw_pool", "probe_set", "probe_baseline", "selection_trust", "base_eval", "eval_results"}
-    assert [(asset, name) for asset, name, value in metadata if not visible(name, value)] == []
+    others = [(a, n, v.value) for a, n, v in metadata if isinstance(v, dg.TextMetadataValue | dg.JsonMetadataValue)]
+    assert {asset for asset, _, text in others if "graphql" in str(text)} >= {
+        "raw_pool",
+        "base_model",
+        "pairwise_results",
+    }
+    assert [each for each in others if not is_plain(str(each[2]))] == []
 
 
-def visible(name: str, value: dg.MetadataValue[Any]) -> bool:
-    return all(is_visible(line) for text in (name, str(value.value)) for line in text.split("\n"))
+def is_plain(text: str) -> bool:
+    """Nothing invisible, and nothing that becomes a link in Dagster's logs."""
+    return "://" not in text.replace("ftp://", "").replace("http&#58;//", "") and all(map(is_visible, text.split("\n")))
 
 
-def test_what_every_check_says_of_injections_is_text(instance: dg.DagsterInstance) -> None:
-    evaluations = [
-        e.dagster_event.asset_check_evaluation_data
-        for e in events(instance)
-        if e.dagster_event and e.dagster_event.event_type_value == "ASSET_CHECK_EVALUATION"
-    ]
+def assert_checks_say_text(evaluations: list[dg.AssetCheckEvaluation]) -> None:
     assert {e.asset_key.to_user_string() for e in evaluations} == {stage for stage in STAGES if rules_of(stage)}
     said = [(e.check_name, e.description or "") for e in evaluations]
     assert [(name, found) for name, text in said if (found := live(text))] == []
     assert any("graphql" in text for _, text in said), "a file's name is among them"
-    lists = [str(value.value) for e in evaluations for value in e.metadata.values()]
-    assert all(map(is_visible, lists))
+    assert [e.check_name for e in evaluations for v in e.metadata.values() if not is_plain(str(v.value))] == []
 
 
-def test_what_is_said_on_the_terminal_is_not_escaped(materialized: tuple[Workspace, list[Outcome]]) -> None:
-    (warning,) = {o.warning for o in materialized[1] if o.warning and "holds_no_evaluation_item" in o.warning}
-    assert "a` ![d](/graphql?query=mutation{launch}) `pool.jsonl:2" in warning
+def assert_logs_hold_text(lines: list[str]) -> None:
+    assert any("quarantined, missing_field" in line and f"http[:]//{HOST}" in line for line in lines)
+    assert [line for line in lines if not is_plain(line)] == []
 
 
-def test_log_lines_hold_nothing_invisible(instance: dg.DagsterInstance) -> None:
-    logged = [entry.user_message for entry in events(instance) if not entry.is_dagster_event]
-    assert any("quarantined" in line for line in logged)
-    assert all(map(is_visible, logged))
+def assert_failures_hold_text(failures: list[Any]) -> None:
+    (failure,) = failures
+    shown = [failure.user_failure_data.description, failure.error.message, failure.error.cause.message]
+    assert all(f"http[:]//{HOST}" in text and f"http://{HOST}" not in text for text in shown), shown
 
 
-def test_descriptions_of_assets_checks_and_jobs_are_text(materialized: tuple[Workspace, list[Outcome]]) -> None:
-    defs = build_defs(materialized[0])
+def assert_definitions_are_text(defs: dg.Definitions) -> None:
     graph = defs.resolve_asset_graph()
-    texts = [graph.get(key).description for key in graph.get_all_asset_keys()]
+    nodes = [graph.get(key) for key in graph.get_all_asset_keys()]
+    texts = [node.description for node in nodes]
     texts += [graph.get_check_spec(key).description for key in graph.asset_check_keys]
     texts += [job.description for job in defs.resolve_all_job_defs()]
-    texts += [column.description for key in graph.get_all_asset_keys() for column in _columns(graph.get(key).metadata)]
+    texts += [
+        column.description for node in nodes if "dagster/column_schema" in node.metadata
+        for column in node.metadata["dagster/column_schema"].columns
+    ]  # fmt: skip
     assert [found for text in texts if text and (found := live(text))] == []
 
 
-def _columns(metadata: Any) -> list[dg.TableColumn]:
-    return metadata["dagster/column_schema"].columns if "dagster/column_schema" in metadata else []
+def assert_terminal_has_it_unescaped(outcomes: list[Outcome]) -> None:
+    assert [o.name for o in outcomes if o.error] == ["base_model"]
+    assert f"model.name: {MISSING_MODEL!r} is neither" in str(outcomes[-1].error)
+    (warning,) = {o.warning for o in outcomes if o.asset == "raw_pool" and o.warning}
+    assert "a` ![d](/graphql?query=mutation{launch}) `pool.jsonl:2 meets" in warning
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
@@ -150,6 +173,7 @@ PAGES = [
     ("/assets/probe_set?view=events", "probes_by_stratum"),
     ("/assets/base_model", "model_digest"),
     ("/runs/{base_model}", "model_digest"),
+    ("/runs/{failed}", "STEP_FAILURE"),
     ("/assets/base_eval?view=events", "results"),
     ("/assets/pairwise_results?view=events", "unreadable"),
 ]
@@ -163,19 +187,8 @@ def served(workspace: Workspace) -> Iterator[str]:
         port = free.getsockname()[1]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ICON_", "DAGSTER_"))}
     environment = {**kept, "DAGSTER_HOME": str(workspace.dagster_home), "ICON_WORKSPACE": str(workspace.root)}
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "dagster_webserver",
-        "-m",
-        "icon_assets.definitions",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
+    options = ["-m", "icon_assets.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-W", "ignore", "-m", "dagster_webserver", *options]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
@@ -219,21 +232,20 @@ def _assert_text_only(page: Page) -> None:
     assert [each for each in inside if not plain.match(each)] == []
 
 
-def test_no_page_of_the_ui_shows_an_injection_as_more_than_text_or_sends_a_request_for_it(
-    materialized: tuple[Workspace, list[Outcome]], instance: dg.DagsterInstance, browser: Browser
-) -> None:
+def assert_pages_show_text(workspace: Workspace, instance: dg.DagsterInstance, browser: Browser) -> None:
+    """No request leaves for anything but the UI's own, and no element appears."""
     runs, sent = {}, list[Request]()
     for run in instance.get_runs():
         for key in run.asset_selection or ():
-            runs.setdefault(key.to_user_string(), run.run_id)
+            runs.setdefault(key.to_user_string() if run.is_success else "failed", run.run_id)
     shard = max(instance.get_dynamic_partitions("shard"), key=len)
-    with served(materialized[0]) as address:
+    with served(workspace) as address:
         page = browser.new_context(viewport={"width": 1500, "height": 1200}).new_page()
-        page.on("request", sent.append)
+        page.on("request", lambda request: sent.append(request))
         for path, text in PAGES:
             page.goto(address + path.format(shard=shard, **runs))
             page.get_by_text(text).first.wait_for()
             _assert_text_only(page)
             _open_everything(page)
     assert {request.url.split("/")[2] for request in sent} == {address.removeprefix("http://")}
-    assert [r.url for r in sent if "graphql" in r.url and (r.method != "POST" or r.resource_type == "image")] == []
+    assert [r.url for r in sent if "/graphql" in r.url and (r.method != "POST" or r.resource_type == "image")] == []
