@@ -17,6 +17,7 @@ from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_C
 from icon_assets.assets.shell import mendable
 from icon_assets.core.quality import rules_of
 from icon_assets.core.quality.rule import Finding, Rule, Subject
+from icon_assets.metadata import description, visible
 from icon_assets.resources import WorkspaceResource
 
 FRESHNESS = "scores_are_current"
@@ -54,7 +55,9 @@ def freshness(icon: WorkspaceResource) -> dict[str, Any]:
     return {
         "passed": not line,
         "severity": dg.AssetCheckSeverity.WARN,
-        "description": (line or f"all {len(states):,} shards are current") + (f" ({', '.join(why)})" if why else ""),
+        "description": description(
+            (line or f"all {len(states):,} shards are current") + (f" ({', '.join(why)})" if why else "")
+        ),
         "metadata": {status: counts[status] for status in (*_PENDING, "unchanged")},
     }
 
@@ -99,12 +102,12 @@ def _result(rule: Rule, finding: Finding, verdict_of: str) -> dg.AssetCheckResul
         check_name=rule.name,
         passed=not finding.wrong,
         severity=_SEVERITY[rule.warns],
-        description=rule.line(finding),
-        metadata={
+        description=description(rule.line(finding)),
+        metadata=visible({
             "looked_at": finding.looked_at, "wrong": finding.wrong, **finding.figures,
             **({"examples": list(finding.examples)} if finding.wrong else {}),
             **({"verdict_of": verdict_of} if verdict_of else {}),
-        },
+        }),
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from icon_assets.assets.shell import guard
+from icon_assets.core.escaping import unlinked
 from icon_assets.runner import PARENT_TAG, SCORING_STAGES, STAGES, run_stages
 from icon_assets.settings import Workspace
 
@@ -46,6 +48,7 @@ def _stages_job(
 ) -> dg.JobDefinition:
     @dg.op(name=f"{name}_stages", description=description)
     def run_all(context: dg.OpExecutionContext) -> None:
+        guard(context.log)
         failed = []
         for outcome in run_stages(assets, workspace, context.instance, stages, tags={PARENT_TAG: context.run_id}):
             if outcome.error:
@@ -57,9 +60,8 @@ def _stages_job(
                 context.log.warning(f"{outcome.name}: {outcome.warning}")
         if failed:
             names = ", ".join(outcome.name for outcome in failed[:5])
-            raise dg.Failure(
-                f"{len(failed)} of the runs failed: {names}; first: {failed[0].error}", allow_retries=False
-            )
+            line = f"{len(failed)} of the runs failed: {names}; first: {failed[0].error}"
+            raise dg.Failure(unlinked(line), allow_retries=False)
 
     @dg.job(name=name, description=description)
     def stages_job() -> None:

@@ -1,15 +1,22 @@
-"""What a person sees on an asset in the UI: column schemas, small tables and plots, never training text."""
+"""What a person sees on an asset in the UI: column schemas, small tables and plots, never training text.
+
+Dagster renders as Markdown, with its links and images: Markdown metadata, descriptions, and what a check says. Whatever of
+these comes from data is made here, where it becomes text. Of all else it makes links where an address stands in it.
+"""
 
 import base64
+import functools
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import dagster as dg
 import polars as pl
 
+from icon_assets.core.escaping import markdown, printable, unlinked
 from icon_assets.core.store import column_comments, schemas
 
+Draw = TypeVar("Draw", bound=Callable[..., dg.MarkdownMetadataValue])
 OWNERS = ["team:data"]
 _BLUE, _GREY = "#3b6fb6", "#8a8f98"
 _VERDICTS = {"better": _BLUE, "worse": "#b6433b"}
@@ -24,7 +31,7 @@ def column_schema(table: str) -> dict[str, Any]:
 
 def markdown_table(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
     """A small frame as a Markdown table; floats with four significant digits."""
-    head = "| " + " | ".join(frame.columns) + " |\n|" + "---|" * frame.width
+    head = "| " + " | ".join(map(markdown, frame.columns)) + " |\n|" + "---|" * frame.width
     rows = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in frame.iter_rows()]
     return dg.MetadataValue.md("\n".join([head, *rows]))
 
@@ -32,9 +39,51 @@ def markdown_table(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:,.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+    if isinstance(value, int | float):
+        return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    return markdown(" ".join(value.split()) if isinstance(value, str) else value)
 
 
+def markdown_list(lines: Iterable[str], nothing: str = "nothing") -> dg.MarkdownMetadataValue:
+    """A list of sentences; `nothing` where there is none."""
+    return dg.MetadataValue.md("\n".join(f"- {markdown(line)}" for line in lines) or nothing)
+
+
+def named_list(lines: Mapping[str, str]) -> dg.MarkdownMetadataValue:
+    """A sentence for each name."""
+    return dg.MetadataValue.md("\n".join(f"- **{markdown(name)}**: {markdown(line)}" for name, line in lines.items()))
+
+
+def description(line: str) -> str:
+    """What a check says, in one line."""
+    return markdown(line)
+
+
+def visible(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata in which strings, and lists of them, hold nothing that is invisible or becomes a link."""
+    return {unlinked(name): _visible(value) for name, value in metadata.items()}
+
+
+def _visible(value: Any) -> Any:
+    if isinstance(value, str):
+        return unlinked(value)
+    return [_visible(each) for each in value] if isinstance(value, list) else value
+
+
+def _plain_texts(draw: Draw) -> Draw:
+    """Texts in a plot are no formulas: a `$` in one would not be shown, or fail the asset."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> dg.MarkdownMetadataValue:
+        import matplotlib as mpl
+
+        with mpl.rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return drawn  # pyright: ignore[reportReturnType]
+
+
+@_plain_texts
 def histogram(values: Sequence[float], title: str, label: str) -> dg.MarkdownMetadataValue:
     """Distribution of a figure, with its median and zero marked."""
     figure, axes = _axes(title, label, "samples")
@@ -44,6 +93,7 @@ def histogram(values: Sequence[float], title: str, label: str) -> dg.MarkdownMet
     return _picture(figure, title)
 
 
+@_plain_texts
 def curve(points: Sequence[tuple[float, float]], title: str, x: str, y: str) -> dg.MarkdownMetadataValue:
     """A line through (x, y) points."""
     figure, axes = _axes(title, x, y)
@@ -51,6 +101,7 @@ def curve(points: Sequence[tuple[float, float]], title: str, x: str, y: str) -> 
     return _picture(figure, title)
 
 
+@_plain_texts
 def scatter(points: Sequence[tuple[float, float]], title: str, x: str, y: str) -> dg.MarkdownMetadataValue:
     """One dot per (x, y)."""
     figure, axes = _axes(title, x, y)
@@ -58,6 +109,7 @@ def scatter(points: Sequence[tuple[float, float]], title: str, x: str, y: str) -
     return _picture(figure, title)
 
 
+@_plain_texts
 def bars(values: Mapping[str, tuple[float, float]], title: str, label: str) -> dg.MarkdownMetadataValue:
     """One horizontal bar per name: (mean, spread); the axis starts near the smallest so that differences show."""
     figure, axes = _axes(title, label, "")
@@ -71,6 +123,7 @@ def bars(values: Mapping[str, tuple[float, float]], title: str, label: str) -> d
     return _picture(figure, title)
 
 
+@_plain_texts
 def intervals(
     panels: Mapping[str, Mapping[str, tuple[float, float, float, str]]], title: str
 ) -> dg.MarkdownMetadataValue:
@@ -89,7 +142,7 @@ def intervals(
         axes.axvline(0, color="black", linewidth=1)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.6, len(names) - 0.4)
-        axes.set_xlabel(label, fontsize=9)
+        axes.set_xlabel(printable(label), fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(axis="x", color="#e6e8eb")
         axes.spines[["top", "right"]].set_visible(False)
@@ -101,9 +154,9 @@ def _axes(title: str, x: str, y: str) -> Any:
 
     figure = Figure(figsize=(6, 3), dpi=80, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
+    axes.set_title(printable(title), fontsize=10)
+    axes.set_xlabel(printable(x), fontsize=9)
+    axes.set_ylabel(printable(y), fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -112,4 +165,6 @@ def _axes(title: str, x: str, y: str) -> Any:
 def _picture(figure: Any, title: str) -> dg.MarkdownMetadataValue:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})")
+    return dg.MetadataValue.md(
+        f"![{markdown(title)}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+    )

@@ -18,6 +18,7 @@ from filelock import FileLock
 from icon_assets.assets.shell import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import DiskRefused, IconError
+from icon_assets.core.escaping import linked, plain, printable
 from icon_assets.core.selection import ON_DEMAND, needed_assets
 from icon_assets.interrupts import heard_interrupts
 from icon_assets.partitions import arm_partitions, named_shards, pairwise_partitions, run_partitions, sync_shards
@@ -204,7 +205,7 @@ def _outcome(asset: str, partition: str, result: dg.ExecuteInProcessResult) -> O
 
 def _failed_checks(result: dg.ExecuteInProcessResult, severity: dg.AssetCheckSeverity) -> str | None:
     failed = [e for e in result.get_asset_check_evaluations() if not e.passed and e.severity == severity]
-    return ". ".join(f"check {e.check_name}: {e.description}" for e in failed) or None
+    return ". ".join(f"check {e.check_name}: {plain(e.description or '')}" for e in failed) or None
 
 
 def _end_if_disk_refused(result: dg.ExecuteInProcessResult) -> None:
@@ -220,8 +221,8 @@ def _error_line(result: dg.ExecuteInProcessResult) -> str:
         if event.is_step_failure:
             data = event.step_failure_data
             if data.user_failure_data is not None and data.user_failure_data.description:
-                return data.user_failure_data.description
+                return linked(data.user_failure_data.description)
             assert data.error is not None
             cause = data.error.cause or data.error
-            return " ".join(cause.message.split())[:400]
+            return printable(" ".join(cause.message.split())[:400])
     return "the run failed before its step started; see the run in the UI"

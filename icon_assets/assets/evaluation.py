@@ -1,6 +1,6 @@
 """Group `evaluation`: metrics of the base model and of every checkpoint, and the arms compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -24,7 +24,7 @@ from icon_assets.core.recipes import PROMPT_FILE, evaluation_files
 from icon_assets.core.report import shown_products, write_report
 from icon_assets.core.store import Store
 from icon_assets.core.tasks import choice_metrics, read_choice_items
-from icon_assets.metadata import OWNERS, bars, column_schema, intervals, markdown_table
+from icon_assets.metadata import OWNERS, bars, column_schema, intervals, markdown_table, named_list
 from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
@@ -117,7 +117,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         }  # fmt: skip
         product = digest([frame_digest(board.drop(*COSTS)), frame_digest(differences)])
         pictures = {**board_metadata(board), **difference_metadata(differences, settings.confidence)}
-        return finish(context, store, recipe, product, summary, {**pictures, "verdicts": _verdict_list(verdicts)})
+        return finish(context, store, recipe, product, summary, {**pictures, "verdicts": named_list(verdicts)})
 
     @dg.asset(
         deps=[leaderboard], group_name="evaluation", kinds={"html"}, owners=OWNERS, code_version=REPORT_CODE_VERSION,
@@ -171,10 +171,6 @@ def difference_metadata(differences: pl.DataFrame, confidence: float) -> dict[st
         title = f"Difference to {against}, {confidence:.0%} intervals"
         pictures["plot_differences"] = intervals(panels, title)
     return pictures
-
-
-def _verdict_list(verdicts: Mapping[str, str]) -> dg.MarkdownMetadataValue:
-    return dg.MetadataValue.md("\n".join(f"- **{arm}**: {sentence}" for arm, sentence in verdicts.items()))
 
 
 _HEADLINE = ((pl.col("metric") == "acc") & ~pl.col("task").str.contains("/")) | (

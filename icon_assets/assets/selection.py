@@ -29,7 +29,7 @@ from icon_assets.core.selection import (
 )
 from icon_assets.core.store import Store
 from icon_assets.core.trust import Selected, trust_figures, warnings
-from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table
+from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_list, markdown_table
 from icon_assets.partitions import arm_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Settings, TrainingSettings, Workspace
@@ -92,7 +92,7 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
         summary = {"subset_id": subset.digest, "figures": figures.height, "warnings": len(said)}
         return finish(context, store, recipe, frame_digest(figures), summary, {
             "dagster/row_count": figures.height, "trust": markdown_table(figures.drop("arm")),
-            "warned_of": dg.MetadataValue.md("\n".join(f"- {line}" for line in said) or "nothing"),
+            "warned_of": markdown_list(said),
         })  # fmt: skip
 
     return [selected_subset, selection_trust]

@@ -1,6 +1,7 @@
 """What every asset shell does the same way: errors a user can mend, the ledger row, publishing, the unchanged case."""
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, TypeVar
@@ -9,11 +10,13 @@ import dagster as dg
 
 from icon_assets.core import ledger
 from icon_assets.core.errors import IconError
+from icon_assets.core.escaping import unlinked
 from icon_assets.core.files import disk_errors
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.quality import rules_of
 from icon_assets.core.quality.rule import REMAKE, Subject
 from icon_assets.core.store import Store
+from icon_assets.metadata import visible
 from icon_assets.resources import WorkspaceResource
 
 _RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
@@ -31,14 +34,27 @@ def mendable(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
+        guard(context.log)
         try:
             with disk_errors(function.__name__):
                 return function(context, *args, **kwargs)
         except IconError as error:
             context.instance.add_run_tags(context.run.run_id, {_RETRY_TAG: "false"})
+            error.args = (unlinked(str(error)),)  # the UI shows the cause, too
             raise dg.Failure(description=str(error), allow_retries=False) from error
 
     return wrapped  # pyright: ignore[reportReturnType]
+
+
+def guard(log: logging.Logger) -> None:
+    """Log lines of a step hold nothing that is invisible or becomes a link; what Dagster says itself stays as it is."""
+    log.addFilter(_make_visible)
+
+
+def _make_visible(record: logging.LogRecord) -> bool:
+    if getattr(record, "dagster_event", None) is None:
+        record.msg, record.args = unlinked(record.getMessage()), None
+    return True
 
 
 def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Recipe) -> Event | None:
@@ -91,7 +107,7 @@ def unchanged_figures(event: Event) -> dict[str, Any]:
             "control_pairs": 0,
             "forwards": 0,
         }
-    return {"changed": False, "digest": event.digest, **figures}
+    return visible({"changed": False, "digest": event.digest, **figures})
 
 
 def finish(
@@ -108,7 +124,7 @@ def finish(
     figures = {name: _shown(value) for name, value in summary.items() if isinstance(value, int | float | str)}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(digest),
-        metadata={"changed": True, "digest": digest, **figures, **(metadata or {})},
+        metadata=visible({"changed": True, "digest": digest, **figures, **(metadata or {})}),
     )
 
 

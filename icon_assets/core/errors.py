@@ -1,8 +1,13 @@
 """The exceptions whose message is meant for the user: a single line that names the cause and the mend."""
 
+from icon_assets.core.escaping import printable
+
 
 class IconError(Exception):
     """A fault the user can mend. The message is one line: what (file, row, key or value), why, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class DiskRefused(IconError):

@@ -17,6 +17,7 @@ import yaml
 from icon_assets.core.digests import canonical_json, file_digest, lines_digest
 from icon_assets.core.encoding import sample_of
 from icon_assets.core.errors import IconError
+from icon_assets.core.escaping import Markdown
 from icon_assets.core.files import new_directory, sole_writer
 from icon_assets.core.pages import page
 from icon_assets.core.prompts import messages_before_response, transcript
@@ -281,7 +282,8 @@ def _card(chosen: Selected, result: Exported, facts: Mapping[str, Any]) -> str:
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": list(result.files)}]}],
         "dataset_info": {"features": _FEATURES[result.format]},
     }
-    return page("data_card.md", **facts, head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120))
+    top = Markdown(yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120))
+    return page("data_card.md", **facts, head=top)
 
 
 def _facts(workspace: Workspace, chosen: Selected) -> dict[str, Any]:

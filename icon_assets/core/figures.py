@@ -8,6 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from icon_assets.core.escaping import printable_lines
+
 # Stand for colours of the page while matplotlib draws.
 _INK, _LINE, _MUTED, _ACCENT, _GOOD, _BAD = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 _CSS = {
@@ -87,7 +89,7 @@ def _svg(figure: Any, title: str) -> Markup:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
+    text = printable_lines(buffer.getvalue())
     text = text[text.index("<svg") :]
     text = re.sub(r' id="[a-z0-9.]+_[0-9]+"', "", re.sub(r"<!--.*?-->\n? *", "", text, flags=re.DOTALL))
     for stand_in, colour in _CSS.items():

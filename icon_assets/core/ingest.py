@@ -19,15 +19,13 @@ import polars as pl
 
 from icon_assets.core.digests import digest, lines_digest, stream_digest
 from icon_assets.core.errors import IconError
+from icon_assets.core.escaping import printable
 from icon_assets.core.rows import FORMATS, Row, read_rows, row_limit
 from icon_assets.core.samples import Rejected, Sample, parse_row
 
 _STRATUM_FIELDS = ("stratum", "dataset", "task")
 _EXCERPT_CHARS = 200
 _DETAIL_CHARS = 400
-# No part of one line of text: control characters, line separators, what turns the direction of writing, and half
-# surrogates (in a name: bytes that are not UTF-8).
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,6 @@ def shard_key(file: str) -> str:
     """Partition key of a relative path: a readable slug plus a short hash, safe in URLs and directory names."""
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", file).strip("-._")[:60] or "file"
     return f"{slug}-{digest(file)[:8]}"
-
-
-def printable(text: str) -> str:
-    """In one line, with an escape for whatever is no visible text."""
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def discover(folder: Path, setting: str = "pool.path") -> list[SourceFile]:

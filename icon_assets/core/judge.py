@@ -17,7 +17,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import printable
+from icon_assets.core.escaping import printable
 from icon_assets.core.rows import decode_json
 from icon_assets.core.samples import Rejected
 from icon_assets.settings import JudgeSettings

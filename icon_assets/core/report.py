@@ -21,7 +21,6 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.export import allowed_place, disk_faults
 from icon_assets.core.figures import curves, distribution, intervals
 from icon_assets.core.files import new_file
-from icon_assets.core.ingest import printable
 from icon_assets.core.ledger import Input
 from icon_assets.core.pages import page
 from icon_assets.core.selection import ranks_by
@@ -332,10 +331,9 @@ def _shown(texts: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _cut(text: str) -> tuple[str, int]:
-    """The beginning of a text, line by line as visible text, and how many characters are left out."""
+    """The beginning of a text, and how many characters are left out."""
     begin, left_out = text[:_TEXT_CHARS], max(0, len(text) - _TEXT_CHARS)
-    shown = "\n".join(printable(line.replace("\t", "    ")) for line in begin.split("\n"))
-    return f"{shown}…" if left_out else shown, left_out
+    return f"{begin}…" if left_out else begin, left_out
 
 
 def _coverage(source: _Source) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from icon_assets.assets.training import encode_samples
-from icon_assets.core.ingest import printable, shard_key
+from icon_assets.core.escaping import printable
+from icon_assets.core.ingest import shard_key
 from icon_assets.core.language_model import prepare
 from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets

@@ -19,6 +19,8 @@ from icon_assets.core.samples import Sample, Turn, parse_row
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 from icon_assets_tests.conftest import alpaca, put_shards
+from icon_assets_tests.core.test_escaping import STILL, is_visible, live, tokens
+from icon_assets_tests.injections import AS_REPORTED, CORPUS, strange
 from icon_assets_tests.selected import choose, selected_workspace
 
 CHAT = {
@@ -240,7 +242,7 @@ def test_licences_are_told_as_given(tmp_path: Path) -> None:
     head, text = card_of(export(workspace, "full", "messages"))
     assert head["license"] == ["cc-by-4.0", "mit"]
     assert "| MIT | 2 |" in text
-    assert "The \\| Licence &lt;b&gt;of&lt;/b&gt; this pool" in text
+    assert "The \\| Licence &lt;b>of&lt;/b> this pool" in text
 
 
 def test_a_licence_the_hub_does_not_know_is_other_and_cannot_break_the_card(tmp_path: Path) -> None:
@@ -252,6 +254,31 @@ def test_a_licence_the_hub_does_not_know_is_other_and_cannot_break_the_card(tmp_
     assert "<img" not in text
     assert "[a](" not in text
     assert len(loaded(exported)) == 1
+
+
+def test_names_and_licences_are_text_on_the_card(tmp_path: Path) -> None:
+    """What a hub renders holds no link but our own, no image, no HTML."""
+    rows = [alpaca(f"{n}", text, license=text) for n, text in enumerate(CORPUS)]
+    names = [strange(f"{n}.jsonl") for n in range(3)]
+    workspace = selected_workspace(tmp_path / "ws", {name: rows[n::3] for n, name in enumerate(names)}, ("full",))
+    store = Store(workspace.store_dir)
+    for number, text in enumerate(CORPUS):
+        place = workspace.root / "pool" / str(number) / "README.txt"
+        place.parent.mkdir()
+        place.write_text(text.strip() or "-", "utf-8")
+    named = ledger.newest(store, "base_model")
+    assert named is not None
+    model = {**named.summary, "name": AS_REPORTED, "revision": AS_REPORTED}
+    ledger.record(store, Recipe("base_model"), named.digest, "run", model)
+    text = card_of(export(workspace, "full", "messages"))[1]
+    ours = {"heading_open", "heading_close", "link_open", "link_close", "fence"}
+    assert live(text, STILL | ours) == []
+    assert [t.attrs["href"] for t in tokens(text) if t.type == "link_open"] == ["https://arxiv.org/abs/2505.05327"]
+    assert [t.content for t in tokens(text) if t.type == "fence"] == [
+        'datasets.load_dataset("path/to/this/folder", split="train")\n'
+    ]
+    assert text.count("graphql?query=mutation{launch}") >= 5
+    assert all(is_visible(line) for line in text.split("\n"))
 
 
 @pytest.mark.parametrize(

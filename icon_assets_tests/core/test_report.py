@@ -141,6 +141,28 @@ def test_hostile_samples_are_text_and_nothing_else(workspace: Workspace) -> None
     assert "&lt;b&gt;" in page.text, "an entity in a sample stays the entity it is"
 
 
+def test_nothing_on_the_page_is_invisible_or_turns_the_direction_of_writing(tmp_path: Path) -> None:
+    hidden = "\u200b\u2060\ufeff\u202e\u2066\u00ad\u200d"
+    rows = [alpaca(f"Question {n} {hidden}", f"Answer\n{hidden} {n}") for n in range(4)]
+    workspace = selected_workspace(tmp_path / "ws", {f"file{hidden}.jsonl": [*rows, {hidden: 1}]})
+    store = Store(workspace.store_dir)
+    add_figures(store)
+    for table, column in (("trust_figures", "detail"), ("scoring_costs", "device"), ("models", "name")):
+        store.replace(table, store.query(f"FROM delta.{table}").with_columns(pl.lit(f"x{hidden}").alias(column)))
+    text = write_report(workspace).path.read_text("utf-8")
+    assert [character for character in hidden if character in text] == []
+    assert text.count("\\u200b\\u2060\\ufeff\\u202e\\u2066\\xad\\u200d") >= 10
+
+
+def test_joiners_that_writing_needs_stay_on_the_page(tmp_path: Path) -> None:
+    workspace = selected_workspace(
+        tmp_path / "ws", {"a.jsonl": [alpaca(f"می‌خواهم {n}", f"👨‍👩‍👧 {n}") for n in range(4)]}
+    )
+    text = Page(write_report(workspace).path).text
+    assert "می‌خواهم 0" in text
+    assert "👨‍👩‍👧 0" in text
+
+
 def test_the_page_loads_nothing_from_anywhere(workspace: Workspace) -> None:
     add_figures(Store(workspace.store_dir))
     path = write_report(workspace).path

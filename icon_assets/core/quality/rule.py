@@ -14,6 +14,7 @@ import duckdb
 
 from icon_assets.core.digests import directory_digest
 from icon_assets.core.errors import IconError
+from icon_assets.core.escaping import printable
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 
@@ -142,9 +143,9 @@ class Rule:
     def line(self, finding: Finding) -> str:
         """The finding in one line, with some of what is wrong and the mend."""
         if not finding.wrong:
-            return finding.says
+            return printable(finding.says)
         some = f" ({', '.join(finding.examples[:3])})" if finding.examples else ""
-        return f"{finding.says}{some}; {self.mend}"
+        return printable(f"{finding.says}{some}; {self.mend}")
 
 
 _BY_ROOM: defaultdict[str, list[Rule]] = defaultdict(list)
