@@ -53,10 +53,18 @@ def sole_writer(target: Path) -> Iterator[None]:
     with disk_errors(str(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):
-            for ending in ("partial", "old"):
-                for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.{ending}"):
-                    shutil.rmtree(left)
+            _clean_up(target)
             yield
+
+
+def _clean_up(target: Path) -> None:
+    """Of a writer that was killed: its half directory goes; what it had just put aside for a new one comes back."""
+    for ending in ("old", "partial"):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.{ending}"):
+            if ending == "old" and not target.exists():
+                left.rename(target)
+            else:
+                shutil.rmtree(left)
 
 
 @contextmanager
