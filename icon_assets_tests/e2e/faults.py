@@ -1,13 +1,17 @@
-"""Ends a process by SIGKILL at a chosen point of its own work: before its n-th change of a file, or around a call of a function.
+"""Ends a process by SIGKILL at a chosen point of its own work, before its n-th change of a file or around a call of a function;
+or gives it less disk, memory or rights.
 
-To be called in the process that is to die (`start(..., fault=...)`); nothing of the product knows about it.
+To be called in the process that is to suffer it (`start(..., fault=...)`); nothing of the product knows about it.
 """
 
+import ctypes
 import functools
 import importlib
 import os
+import resource
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -102,3 +106,40 @@ def die_around(where: str, number: int, when: When, seconds: float = 0) -> None:
         die()
 
     setattr(owner, name, wrapped)
+
+
+def limit_files(n_bytes: int) -> None:
+    """No file gets larger, as `ulimit -f` or a quota does it."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+def limit_memory(mebibytes: int) -> None:
+    """So much more address space than there is in use now, as `ulimit -v` does it."""
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = in_use + (mebibytes << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def put_temporary_files(folder: str) -> None:
+    os.environ["TMPDIR"] = folder
+    tempfile.tempdir = None
+
+
+class _Capabilities(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+def give_up_privileges() -> None:
+    """Root without its capabilities: may do what the owner and the mode of a file say, as everybody else."""
+    libc, nothing = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 6)()
+    if libc.capset(ctypes.byref(_Capabilities(0x20080522, 0)), nothing):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def belong_to_somebody_else(folder: Path) -> None:
+    """From now on nobody but root with its capabilities may write below `folder`; everybody may read."""
+    for path in (folder, *folder.rglob("*")):
+        if os.geteuid() == 0:
+            os.chown(path, 54321, 54321, follow_symlinks=False)
+        path.chmod(0o555 if path.is_dir() else 0o444)
