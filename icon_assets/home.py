@@ -2,20 +2,22 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import dagster as dg
+from filelock import FileLock
 from sqlalchemy.exc import OperationalError
 
 from icon_assets.core.errors import DiskRefused, IconError
-from icon_assets.core.files import disk_errors, new_file
+from icon_assets.core.files import disk_errors, new_directory, new_file
 from icon_assets.settings import Workspace
 
 _SHIPPED = ("settings.yaml", "pool", "probes", "eval")
+_READY = ".init.ready"  # what a new workspace will hold, whole
 
 
 def _shipped() -> Traversable:
@@ -26,22 +28,58 @@ def _shipped() -> Traversable:
 
 
 def create_workspace(target: Path) -> Workspace:
-    """Lay out a new workspace with the shipped sample data.
+    """Lay out a new workspace with the shipped sample data: whole, or not a workspace yet and finished by the next call.
 
     Raises:
-        IconError: the directory already holds one of the files.
+        IconError: the directory already holds one of the files, is none, or can't be written to.
     """
-    for name in _SHIPPED:
+    with disk_errors(str(target)):
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise IconError(f"{error.filename}: is a file, not a directory; choose another") from error
+        with _sole_init(target):
+            ready = target / _READY
+            if not ready.exists():
+                _refuse_taken(target, _SHIPPED)
+                _stage(ready)
+            _unpack(ready, target)
+    return Workspace.load(target)
+
+
+@contextmanager
+def _sole_init(target: Path) -> Iterator[None]:
+    """Wait for another `init` here, and remove what one that was killed has left."""
+    lock = target / ".init.lock"
+    with FileLock(lock):
+        for left in target.glob(f".{_READY}.*.partial"):
+            shutil.rmtree(left)
+        try:
+            yield
+        finally:
+            lock.unlink()
+
+
+def _refuse_taken(target: Path, names: Iterable[str]) -> None:
+    for name in names:
         if (target / name).exists():
             raise IconError(f"{target / name}: exists already; choose an empty directory")
-    target.mkdir(parents=True, exist_ok=True)
-    with resources.as_file(_shipped()) as source:
+
+
+def _stage(ready: Path) -> None:
+    with new_directory(ready) as partial, resources.as_file(_shipped()) as source:
         for name in _SHIPPED:
-            if (source / name).is_dir():
-                shutil.copytree(source / name, target / name)
-            else:
-                shutil.copyfile(source / name, target / name)
-    return Workspace.load(target)
+            copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
+            copy(source / name, partial / name)
+
+
+def _unpack(ready: Path, target: Path) -> None:
+    """Put everything in its place; last of all the settings, which make a directory a workspace."""
+    left = [name for name in reversed(_SHIPPED) if (ready / name).exists()]
+    _refuse_taken(target, left)
+    for name in left:
+        (ready / name).rename(target / name)
+    ready.rmdir()
 
 
 def dagster_home(workspace: Workspace) -> Path:

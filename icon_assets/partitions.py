@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 from sqlalchemy.exc import IntegrityError
 
-from icon_assets.core.discovery import on_record
+from icon_assets.core.discovery import keys_on_record, on_record
 from icon_assets.core.errors import IconError
 from icon_assets.core.ingest import SourceFile, discover
 from icon_assets.core.store import Store
@@ -41,7 +41,8 @@ def pairwise_partitions(workspace: Workspace) -> dg.MultiPartitionsDefinition:
 
 def source_files(workspace: Workspace) -> list[SourceFile]:
     """The pool's source files as they are on disk now."""
-    return discover(workspace.input_path(workspace.settings.pool.path))
+    folder = workspace.input_path(workspace.settings.pool.path)
+    return discover(folder, on_record=keys_on_record(Store(workspace.store_dir)))
 
 
 def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store) -> list[str]:

@@ -4,27 +4,41 @@ What is derived from a choice (paths of produced things, digests) does not belon
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
+from icon_assets.core.digests import canonical_json
 from icon_assets.core.errors import IconError
+from icon_assets.strict_yaml import read_mapping
 
 ENV_PREFIX = "ICON_"
 ENV_DELIMITER = "__"
 WORKSPACE_VARIABLE = "ICON_WORKSPACE"
 
+_NEVER_SHOWN = {"api_key_variable"}  # where people put the key itself
+
 ControlKind = Literal["none", "random_tokens", "random_chars"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse what stands twice: it would be one partition, one file or one row of results under two entries."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value!r} stands there twice; take one out")
+    return values
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Section):
@@ -56,7 +70,7 @@ class PoolSettings(Section):
 class ProbeSettings(Section):
     path: str = Field(default="probes", description="Folder or file of candidate probes.")
     count: int = Field(default=48, ge=1, description="Probes to draw, evenly over strata.")
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     near_duplicate: float = Field(
         default=0.6,
         gt=0,
@@ -107,7 +121,7 @@ class ControlSettings(Section):
         default=("none", "random_tokens"), description="Controls to compute scores under."
     )
     primary: ControlKind = Field(default="none", description="The control that views and reports rank by.")
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     draws: int = Field(default=2, ge=1, le=64, description="Random contexts averaged per length.")
     lengths: tuple[int, ...] = Field(
         default=(32, 256, 2040),
@@ -136,11 +150,13 @@ class ControlSettings(Section):
 
 
 class SelectionSettings(Section):
-    arms: tuple[str, ...] = Field(default=("full", "random", "length_matched", "longest", "icon"), min_length=1)
+    arms: Annotated[tuple[str, ...], AfterValidator(_once)] = Field(
+        default=("full", "random", "length_matched", "longest", "icon"), min_length=1
+    )
     fraction: float = Field(
         default=0.15, gt=0, le=1, description="Share of the unique samples that every arm but `full` takes."
     )
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     budget: Literal["samples", "tokens"] = Field(
         default="samples",
         description="What every arm gets `fraction` of: the pool's samples, or its training tokens; then an arm takes samples "
@@ -196,7 +212,7 @@ class SelectorSettings(Section):
     )
     samples: int = Field(default=20_000, ge=20, description="Directly scored samples to learn from, at most.")
     folds: int = Field(default=5, ge=2, description="light: each sample is predicted by models of the other folds.")
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     lora: ClassifierSettings = ClassifierSettings()
 
 
@@ -219,7 +235,9 @@ class TrainingSettings(Section):
         description="Values for what is not given here. paper: full fine-tuning, 3 epochs, AdamW at 2e-5, batches of 128, "
         "2048 tokens; small: the LoRA recipe for a laptop, 3 epochs, 2e-4, batches of 16, 1024 tokens.",
     )
-    seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(_once)] = Field(
+        default=(0, 1), min_length=1, description="What torch and numpy take: 0 to 4294967295."
+    )
     method: Literal["lora", "full"] = "lora"
     template: Literal["alpaca", "chat"] = "alpaca"
     epochs: float = Field(default=3, gt=0)
@@ -299,6 +317,24 @@ class JudgeSettings(Section):
     options: dict[str, Any] = Field(default={"temperature": 0}, description="Further fields of each request.")
     requests_at_once: int = Field(default=4, ge=1, le=64)
 
+    @field_validator("url")
+    @classmethod
+    def _has_a_port(cls, url: str) -> str:
+        if (
+            not urlsplit(url).hostname or urlsplit(url).port == 0
+        ):  # other ports that are none raise a ValueError of their own
+            raise ValueError("names no host and port")
+        return url
+
+    @field_validator("options")
+    @classmethod
+    def _are_json(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            canonical_json(options)
+        except TypeError as error:
+            raise ValueError(f"{error}; write it as text") from None
+        return options
+
 
 class PairwiseSettings(Section):
     prompts: tuple[PromptSet, ...] = Field(min_length=1)
@@ -308,13 +344,14 @@ class PairwiseSettings(Section):
     )
     max_new_tokens: int = Field(default=512, ge=1, description="An answer is cut there.")
     limit: int | None = Field(default=None, ge=1, description="Prompts per set, from the start; null: all.")
-    timeout_seconds: float = Field(default=60, gt=0, description="Per request to the judge.")
+    timeout_seconds: float = Field(
+        default=60, gt=0, description="For each request to the judge as a whole, to the last byte of its reply."
+    )
 
     @field_validator("prompts")
     @classmethod
     def _names_differ(cls, prompts: tuple[PromptSet, ...]) -> tuple[PromptSet, ...]:
-        if len({each.name for each in prompts}) < len(prompts):
-            raise ValueError("two sets have the same name; rename one")
+        _once(tuple(each.name for each in prompts))
         return prompts
 
 
@@ -334,6 +371,17 @@ class EvaluationSettings(Section):
         default=None,
         description="Answers to prompts, compared between arms by a language model as judge; null: not done.",
     )
+
+    @field_validator("multiple_choice")
+    @classmethod
+    def _names_differ(cls, tasks: tuple[LocalTask, ...]) -> tuple[LocalTask, ...]:
+        _once(tuple(each.name for each in tasks))
+        return tasks
+
+    @model_validator(mode="after")
+    def _tasks_differ(self) -> Self:
+        _once((*(each.name for each in self.multiple_choice), *self.tasks))
+        return self
 
 
 class AutomationSettings(Section):
@@ -409,16 +457,18 @@ class Workspace:
         if not path.is_file():
             raise IconError(f"{path}: no such file; create a workspace with `icon-assets init {root}`")
         _refuse_unknown_variables()
+        values = read_mapping(path)
+        if unknown := sorted(values.keys() - Settings.model_fields):
+            raise IconError(f"{path}: {unknown[0]}: unknown key; remove it or fix its spelling")
         try:
-            values = yaml.safe_load(path.read_text("utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise IconError(f"{path}: not valid YAML ({_one_line(error)}); mend the file") from error
-        if not isinstance(values, dict):
-            raise IconError(f"{path}: must hold keys such as `model:`, not {type(values).__name__}")
-        try:
-            return cls(root, Settings(**values))
+            workspace = cls(root, Settings(**values))
         except (ValidationError, SettingsError) as error:
-            raise IconError(f"{path} (or {ENV_PREFIX}* variables): {_first_fault(error)}") from error
+            fault = _first_fault(error)
+        else:
+            workspace._refuse_produced_inputs(path)
+            return workspace
+        # Not from the error: the whole text of that repeats what was put into the file, be it a key.
+        raise IconError(f"{path} (or {ENV_PREFIX}* variables): {fault}")
 
     @property
     def store_dir(self) -> Path:
@@ -448,6 +498,38 @@ class Workspace:
         """An input named in the settings: relative to the workspace, or an absolute path the user chose."""
         return self.root / value
 
+    def _refuse_produced_inputs(self, file: Path) -> None:
+        """What the platform writes is no input: it would be read back as data, and changed or deleted while it is read."""
+        produced = [self.store_dir, self.models_dir, self.selectors_dir, self.checkpoints_dir, self.dagster_home]
+        closed = [place.resolve() for place in produced]
+        for key, value in self._inputs():
+            try:
+                real = self.input_path(value).resolve()
+            except (
+                ValueError,
+                OSError,
+                RuntimeError,
+            ) as error:  # a null byte, a name that is too long, a circle of links
+                raise IconError(f"{file}: {key}: is no path ({error}); got {value[:80]!r}") from None
+            if any(place.is_relative_to(real) for place in (self.root, self.exports_dir.resolve(), *closed)):
+                what = "is or holds what the platform writes"
+            elif place := next((place for place in closed if real.is_relative_to(place)), None):
+                what = f"lies in {place.name}/, which the platform writes"
+            else:
+                continue
+            raise IconError(f"{file}: {key}: {what}; name a place of its own, such as pool or eval; got {value!r}")
+
+    def _inputs(self) -> Iterator[tuple[str, str]]:
+        """Keys and values of the settings that name files or folders of data."""
+        settings, evaluation = self.settings, self.settings.evaluation
+        yield "pool.path", settings.pool.path
+        yield "probes.path", settings.probes.path
+        if evaluation.held_out:
+            yield "evaluation.held_out", evaluation.held_out
+        yield from ((f"evaluation.multiple_choice.{i}.path", t.path) for i, t in enumerate(evaluation.multiple_choice))
+        prompts = evaluation.pairwise.prompts if evaluation.pairwise else ()
+        yield from ((f"evaluation.pairwise.prompts.{i}.path", each.path) for i, each in enumerate(prompts))
+
 
 def _refuse_unknown_variables() -> None:
     """A misspelt override must not be silently without effect."""
@@ -466,7 +548,9 @@ def _first_fault(error: ValidationError | SettingsError) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key; remove it or mend its spelling{more}"
+        return f"{where}: unknown key; remove it or fix its spelling{more}"
+    if fault["loc"][-1:] and fault["loc"][-1] in _NEVER_SHOWN:
+        return f"{where}: {fault['msg']}{more}"
     return f"{where}: {fault['msg']}; got {str(fault['input'])[:80]!r}{more}"
 
 

@@ -1,13 +1,18 @@
-"""Judges behind a real local HTTP server, each with another habit."""
+"""Judges behind a real local HTTP server, each with another habit; and servers that do not keep to HTTP."""
 
+import base64
+import gzip
 import json
 import re
+import socket
+import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
+from urllib.parse import quote
 
 SHOWN = re.compile(r"<answer-([AB])-\w+>\n(.*?)\n</answer", re.DOTALL)
 Habit = Callable[["Service", dict[str, Any]], tuple[int, str, dict[str, str]]]
@@ -119,3 +124,114 @@ def serving(habit: Habit) -> Iterator[Service]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+Talk = Callable[[socket.socket, str, Event], None]
+
+
+@contextmanager
+def talking(talk: Talk, secured: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The address of a server that answers each request with what `talk` sends, byte by byte as it likes. It gets the socket, the
+    key it was sent, and an event that is set when nobody wants to hear more.
+    """
+    done = Event()
+
+    def serve(connection: socket.socket) -> None:
+        with suppress(OSError):  # the client hung up: what most of these are about
+            if secured:
+                connection = secured.wrap_socket(connection, server_side=True)
+            head = _head(connection).decode()
+            talk(connection, head.split("Authorization: ")[-1].split("\r\n")[0], done)
+        connection.close()
+
+    def accept(listener: socket.socket) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=accept, args=(listener,), daemon=True)
+        thread.start()
+        try:
+            yield f"http{'s' if secured else ''}://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            done.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def _head(connection: socket.socket) -> bytes:
+    read = b""
+    while b"\r\n\r\n" not in read and (more := connection.recv(65536)):
+        read += more
+    return read
+
+
+def repeats_the_key_everywhere(connection: socket.socket, key: str, done: Event) -> None:
+    """In the reason phrase, in headers, as address to go to and in the body."""
+    connection.sendall(
+        f"HTTP/1.1 418 bad {key}\r\nLocation: http://x:{key}@127.0.0.1/\r\nX-Key: {key}\r\nRetry-After: {key}\r\n\r\n{key}".encode()
+    )
+
+
+def moves_on_with_the_key(connection: socket.socket, key: str, done: Event) -> None:
+    connection.sendall(f"HTTP/1.1 307 {key}\r\nLocation: /v1/{key}\r\nContent-Length: 0\r\n\r\n".encode())
+
+
+def encodes_the_key(connection: socket.socket, key: str, done: Event) -> None:
+    """As a redirect, a debugging page and a proxy would."""
+    plain = key.removeprefix("Bearer ")
+    forms = [quote(plain, safe=""), base64.b64encode(f"x:{plain}".encode()).decode(), plain.encode().hex()]
+    connection.sendall(f"HTTP/1.1 400 Bad\r\nLocation: /?{forms[0]}\r\n\r\n{' '.join(forms)}".encode())
+
+
+def fails_with_the_key(connection: socket.socket, key: str, done: Event) -> None:
+    connection.sendall(f"HTTP/1.1 500 {key}\r\nContent-Length: 0\r\n\r\n".encode())
+
+
+def speaks_no_http(connection: socket.socket, key: str, done: Event) -> None:
+    """As HTTP/0.9 and many other services would."""
+    connection.sendall(f"<html>{key}\x00\r\n\r\n".encode())
+
+
+def drips_headers(connection: socket.socket, key: str, done: Event) -> None:
+    """A byte now and then: no single read ever times out."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while not done.wait(0.02):
+        connection.sendall(b"a")
+
+
+def drips_news(connection: socket.socket, key: str, done: Event) -> None:
+    """Interim replies without end."""
+    while not done.wait(0.02):
+        connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+
+
+def drips_a_body(connection: socket.socket, key: str, done: Event) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while not done.wait(0.02):
+        connection.sendall(b"a")
+
+
+def never_ends(connection: socket.socket, key: str, done: Event) -> None:
+    """As fast as it can."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while not done.is_set():
+        connection.sendall(b"a" * 65536)
+
+
+def has_endless_headers(connection: socket.socket, key: str, done: Event) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    while not done.is_set():
+        connection.sendall(b"X: " + b"a" * 65536)
+
+
+def grows_when_unpacked(connection: socket.socket, key: str, done: Event) -> None:
+    """30 kB of gzip that are 30 MB of JSON."""
+    body = gzip.compress(b"[" * 30_000_000)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+
+
+def breaks_off(connection: socket.socket, key: str, done: Event) -> None:
+    connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{"choices": [')

@@ -1,5 +1,6 @@
 """Settings: validated, refused with one line, overridable."""
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import pytest
 
 from icon_assets.core.errors import IconError
 from icon_assets.settings import Settings, TrainingSettings, Workspace
+from icon_assets_tests.conftest import change
 
 MakeWorkspace = Callable[..., Workspace]
+TASK = "{name: sums, path: eval/sums.jsonl}"
+PAIRWISE = "evaluation: {pairwise: {prompts: [{name: x, path: eval/x}], judge: {url: 'http://a', model: m, %s}}}"
 
 
 def test_the_shipped_settings_are_valid() -> None:
@@ -40,6 +44,40 @@ def test_a_variable_overrides_the_file(make_workspace: MakeWorkspace, monkeypatc
         ("training: {preset: huge}", "training.preset: Input should be 'paper' or 'small'"),
         ("training: {preset: [paper]}", "training.preset: Input should be 'paper' or 'small'"),
         ("training: {processes: 0}", "training.processes"),
+        ("selection: {arms: [icon, random, icon]}", "selection.arms: Value error, 'icon' stands there twice"),
+        ("training: {seeds: [0, 0]}", "training.seeds: Value error, 0 stands there twice"),
+        ("training: {seeds: [-1]}", "training.seeds.0: Input should be greater than or equal to 0; got '-1'"),
+        ("training: {seeds: [4294967296]}", "training.seeds.0: Input should be less than 4294967296"),
+        ("selection: {seed: 99999999999999999999}", "selection.seed: Input should be less than"),
+        (
+            f"evaluation: {{multiple_choice: [{TASK}, {TASK}]}}",
+            "multiple_choice: Value error, 'sums' stands there twice",
+        ),
+        (
+            f"evaluation: {{multiple_choice: [{TASK}], tasks: [sums]}}",
+            "evaluation: Value error, 'sums' stands there twice",
+        ),
+        ("evaluation: {tasks: [piqa, piqa]}", "evaluation: Value error, 'piqa' stands there twice"),
+        ("probes: {count: 3}\nprobes: {count: 4}", "the key 'probes' stands there twice; keep one"),
+        ("probes: {count: 3, count: 4}", "the key 'count' stands there twice; keep one"),
+        ("training: {learning_rate: .inf}", "training.learning_rate: Input should be a finite number; got 'inf'"),
+        ("training: {epochs: .nan}", "training.epochs: Input should be a finite number; got 'nan'"),
+        ("probes: {budget: .nan}", "probes.budget.constrained-float: Input should be a finite number"),
+        ("probes: {count: .inf}", "probes.count: Input should be a finite number"),
+        (
+            PAIRWISE % "options: {top_p: .nan}",
+            "judge.options: Value error, Out of range float values are not JSON compliant",
+        ),
+        (
+            PAIRWISE % "options: {top_p: 2020-01-01}",
+            "judge.options: Value error, Object of type date is not JSON serializable",
+        ),
+        (PAIRWISE.replace("//a", "//a:99999") % "", "judge.url: Value error, Port out of range"),
+        ("_env_file: /etc/passwd", "_env_file: unknown key"),
+        ("1: 2", "must hold keys such as `model:`, not the key 1"),
+        ("automation: {cron: 2020-99-99}", "not valid YAML (month must be in 1..12)"),
+        ("a: " + "[" * 5000, "not valid YAML"),
+        ("a: &a [*a]", "a: unknown key"),
         ("probes: [", "not valid YAML"),
         ("- a", "must hold keys"),
     ],
@@ -90,3 +128,55 @@ def test_what_is_given_wins_over_the_preset_and_the_recipe_holds_what_came_out(
 
 def test_the_small_preset_is_what_applies_without_one() -> None:
     assert TrainingSettings.model_validate({"preset": "small"}).recipe == TrainingSettings().recipe
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (".", "is or holds"), ("", "is or holds"), ("..", "is or holds"), ("/", "is or holds"), ("pool/..", "is or holds"),
+        ("store", "is or holds"), ("exports", "is or holds"), ("checkpoints", "is or holds"), ("linked", "is or holds"),
+        ("store/tables/samples", "lies in store/"), ("models/x", "lies in models/"), ("linked/tables", "lies in store/"),
+        ("dagster_home/x", "lies in dagster_home/"), ("round", "is no path"), ("a\0b", "is no path"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["pool.path", "probes.path", "evaluation.held_out"])
+def test_what_the_platform_writes_is_no_input(make_workspace: MakeWorkspace, key: str, value: str, says: str) -> None:
+    root = make_workspace().root
+    (root / "store" / "tables").mkdir(parents=True)
+    (root / "linked").symlink_to("store")
+    (root / "round").symlink_to("round")
+    section, name = key.split(".")
+    change(Workspace.load(root), section, {name: value})
+    if key == "evaluation.held_out" and value == "":
+        assert Workspace.load(root).settings.evaluation.held_out == "", "none"
+        return
+    with pytest.raises(IconError) as caught:
+        Workspace.load(root)
+    assert f"{root / 'settings.yaml'}: {key}: {says}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["pool/sub", "elsewhere", "exports/icon-alpaca", "stores", "/tmp/somewhere"])
+def test_any_other_place_may_be_an_input(make_workspace: MakeWorkspace, value: str) -> None:
+    workspace = make_workspace()
+    change(workspace, "pool", {"path": value})
+    assert Workspace.load(workspace.root).settings.pool.path == value
+
+
+@pytest.mark.parametrize("value", ["sk-live-0123456789", "sk live"])
+def test_a_key_that_was_put_into_the_settings_is_not_shown(tmp_path: Path, value: str) -> None:
+    (tmp_path / "settings.yaml").write_text(PAIRWISE % f"api_key_variable: {value}")
+    with pytest.raises(IconError, match=r"judge\.api_key_variable") as caught:
+        Workspace.load(tmp_path)
+    assert value not in "".join(traceback.format_exception(caught.value))
+
+
+def test_settings_that_may_not_be_read_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "settings.yaml").write_text("{}")
+    monkeypatch.setattr(Path, "read_text", _refused)
+    with pytest.raises(IconError, match=r"settings\.yaml: can.t be read \(Permission denied\); fix its permissions"):
+        Workspace.load(tmp_path)
+
+
+def _refused(*_: object) -> str:
+    raise PermissionError(13, "Permission denied")

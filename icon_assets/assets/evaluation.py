@@ -99,9 +99,16 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
             *ledger.latest(store, "eval_results").values(),
             *ledger.latest(store, "base_eval").values(),
         ]
-        choices = {"bootstrap_draws": settings.bootstrap_draws, "confidence": settings.confidence}
+        results = store.query(
+            "FROM delta.results_now"
+        ).item()  # which of them count is no question of what was made alone
+        choices = {
+            "bootstrap_draws": settings.bootstrap_draws, "confidence": settings.confidence, "results": results,
+            "reference": icon.settings.selection.reference,
+        }  # fmt: skip
         recipe = Recipe("leaderboard", "", tuple(e.as_input() for e in upstream), choices, code_version=CODE_VERSION)
-        results = store.query("FROM delta.results_now").item()
+        if event := kept(context, icon, recipe):
+            return unchanged(event)
         found = comparison.compare(
             comparison.current_items(store), draws=settings.bootstrap_draws, confidence=settings.confidence
         )

@@ -104,3 +104,8 @@ def on_record(store: Store) -> dict[str, Known]:
     """What the store knows of the shards in the pool."""
     rows = store.query("SELECT shard, n_bytes, mtime_ns, digest FROM shards")
     return {shard: Known(*rest) for shard, *rest in rows.iter_rows()}
+
+
+def keys_on_record(store: Store) -> dict[str, str]:
+    """The file of every shard that was ever ingested: one that comes back finds its rows under the key it had."""
+    return dict(store.query("SELECT shard, file FROM delta.shards").iter_rows())

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and disks that refuse them."""
 
 import errno
+import fcntl
 import glob
 import os
 import re
@@ -9,15 +10,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
 
 from icon_assets.core.errors import DiskRefused, IconError
 
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 # Of libraries that write by themselves and say it in words: DuckDB, Delta Lake, polars, safetensors, torch.
 _IN_WORDS = re.compile(
-    r"No space left|quota exceeded|Read-only file system|\(os error 13\)|PytorchStreamWriter failed|unexpected pos|iostream error",
+    r"No space left|quota exceeded|Read-only file system|File too large|\(os error 13\)|PytorchStreamWriter failed|unexpected pos|iostream error",
     re.IGNORECASE,
 )
 
@@ -53,10 +55,18 @@ def sole_writer(target: Path) -> Iterator[None]:
     with disk_errors(str(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):
-            for ending in ("partial", "old"):
-                for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.{ending}"):
-                    shutil.rmtree(left)
+            _clean_up(target)
             yield
+
+
+def _clean_up(target: Path) -> None:
+    """Of a writer that was killed: its half directory goes; what it had just put aside for a new one comes back."""
+    for ending in ("old", "partial"):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.{ending}"):
+            if ending == "old" and not target.exists():
+                left.rename(target)
+            else:
+                shutil.rmtree(left)
 
 
 @contextmanager
@@ -91,7 +101,26 @@ def publish_directory(partial: Path, target: Path) -> None:
 
 
 def new_file(target: Path, text: str) -> None:
-    """Write a file that is seen whole or not at all."""
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(target)
+    """Write a file that is seen whole or not at all. What one writer leaves when it is killed, the next one writes over."""
+    partial = target.with_name(f".{target.name}.partial")
+    with _locked(partial) as handle:
+        try:
+            handle.truncate(0)
+            handle.write(text.encode("utf-8"))
+            handle.flush()
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """The file, open for this process alone: the kernel takes the lock from one that is killed."""
+    while True:
+        with path.open("ab") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # Who held the lock before may have renamed the file that was waited for.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno())):
+                yield handle
+                return

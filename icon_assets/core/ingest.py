@@ -8,11 +8,12 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import polars as pl
@@ -23,6 +24,8 @@ from icon_assets.core.escaping import printable
 from icon_assets.core.rows import FORMATS, Row, read_rows, row_limit
 from icon_assets.core.samples import Rejected, Sample, parse_row
 
+NO_KEYS: Mapping[str, str] = MappingProxyType({})
+_FORMER_DIGITS = 8
 _STRATUM_FIELDS = ("stratum", "dataset", "task")
 _EXCERPT_CHARS = 200
 _DETAIL_CHARS = 400
@@ -86,29 +89,48 @@ class Ingested:
         return digest([lines_digest(rows), [[q.row, q.reason] for q in self.quarantine]])
 
 
-def shard_key(file: str) -> str:
-    """Partition key of a relative path: a readable slug plus a short hash, safe in URLs and directory names."""
+def shard_key(file: str, on_record: Mapping[str, str] = NO_KEYS) -> str:
+    """Partition key of a relative path: a readable slug plus its digest, safe in URLs and directory names.
+
+    `on_record`: the file of each key that is in use. Keys used to end in 8 digits, which is too few to tell files apart
+    that were named to collide; a file that was ingested under such a key keeps it.
+    """
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", file).strip("-._")[:60] or "file"
-    return f"{slug}-{digest(file)[:8]}"
+    key = f"{slug}-{digest(file)}"
+    former = key[: len(slug) + 1 + _FORMER_DIGITS]
+    return former if on_record.get(former) == printable(file) else key
 
 
-def discover(folder: Path, setting: str = "pool.path") -> list[SourceFile]:
+def discover(folder: Path, setting: str = "pool.path", on_record: Mapping[str, str] = NO_KEYS) -> list[SourceFile]:
     """The source files below `folder` (or the one file it is), sorted by path; hidden files are left out.
 
-    What is called like a source file and is none, or leads out of the folder, is found too: `refused` says why.
+    What is called like a source file and is none, or leads out of the folder, is found too: `refused` says why. No two have
+    one key; `on_record` as in `shard_key`.
 
     Raises:
         IconError: the folder is missing or holds nothing of the kind.
     """
     if folder.is_file():
-        return [SourceFile(shard_key(folder.name), printable(folder.name), folder.resolve())]
+        return [SourceFile(shard_key(folder.name, on_record), printable(folder.name), folder.resolve())]
     if not folder.is_dir():
         raise IconError(f"{folder}: no such folder; create it or change {setting}")
     root = folder.resolve()
-    found = [_source(root, path) for path in sorted(_candidates(root))]
+    found = [_source(root, path, on_record) for path in sorted(_candidates(root))]
     if not found:
         raise IconError(f"{folder}: holds no {', '.join(FORMATS)} file; put data there or change {setting}")
-    return found
+    return list(_told_apart(found))
+
+
+def _told_apart(sources: Iterable[SourceFile]) -> Iterator[SourceFile]:
+    """Of files with one key the first is taken. The others are refused, each under a key of its own that says so."""
+    taken: dict[str, list[str]] = {}
+    for source in sources:
+        files = taken.setdefault(source.shard, [])
+        files.append(source.file)
+        if len(files) > 1:
+            why = Rejected("same_key", f"its name has the same digest as that of {files[0]}; rename one of them")
+            source = replace(source, shard=f"{source.shard}-{len(files)}", refused=why)
+        yield source
 
 
 def _candidates(root: Path) -> Iterator[Path]:
@@ -123,14 +145,14 @@ def _candidates(root: Path) -> Iterator[Path]:
     yield from (Path(error.filename) for error in closed)
 
 
-def _source(root: Path, path: Path) -> SourceFile:
+def _source(root: Path, path: Path, on_record: Mapping[str, str]) -> SourceFile:
     name = path.relative_to(root).as_posix()
     try:
         real = Path(os.path.realpath(path, strict=True)) if path.is_symlink() else path
         refused = _refusal(root, path, real)
     except OSError as error:
         real, refused = path, _fault(error)
-    return SourceFile(shard_key(name), printable(name), real, refused)
+    return SourceFile(shard_key(name, on_record), printable(name), real, refused)
 
 
 def _refusal(root: Path, path: Path, real: Path) -> Rejected | None:

@@ -1,6 +1,7 @@
 """A language model as judge of two answers, behind any service that speaks OpenAI's `/chat/completions`.
 
-The key is read from the environment variable that the settings name, sent to that one address, and kept nowhere else.
+The key is read from the environment variable that the settings name, sent to that one address, and kept nowhere else: what
+the service sends is shown and stored without it.
 """
 
 import json
@@ -9,25 +10,23 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
-from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.escaping import printable
 from icon_assets.core.rows import decode_json
 from icon_assets.core.samples import Rejected
+from icon_assets.core.secrets import hide, scrubbed
+from icon_assets.core.web import Reply, Unanswered, post
 from icon_assets.settings import JudgeSettings
 
 FIRST, SECOND, TIE, UNREADABLE = "A", "B", "tie", "unreadable"
 _TRIES = 5  # of a request that the service did not answer
 _READINGS = 3  # of a question whose answer has no verdict
 _LONGEST_WAIT = 60.0
-_MOST_BYTES = 4 << 20
 _DETAIL_CHARS = 400
+_DEFAULT_PATH = "/v1"  # OpenAI's
 _RETRIED = {408, 425, 429}
 _TOO_LONG = re.compile(
     r"context[ _](length|window|size)|too (long|large|many tokens)|max\w* .{0,40}tokens", re.IGNORECASE
@@ -68,19 +67,18 @@ class Judgement:
 
 
 class Judge:
-    """Asks, waits, asks again. `pause` is what waiting is done with."""
+    """Asks, waits, asks again. `timeout`: seconds for each request as a whole; `pause`: what waiting is done with."""
 
     def __init__(self, settings: JudgeSettings, timeout: float, pause: Callable[[float], None] = time.sleep) -> None:
         self._settings, self._timeout, self._pause = settings, timeout, pause
         self._url = f"{settings.url.rstrip('/')}/chat/completions"
-        self._opener = build_opener(_NoRedirect)
         self._key = _key(settings.api_key_variable)
 
     @property
     def name(self) -> str:
         """The model, who serves it, and a digest of how it is asked: another service or wording is another judge."""
         asked = digest([_TASK, _SHOWN, _AGAIN, self._settings.options])[:8]
-        return f"{self._settings.model}@{urlsplit(self._settings.url).netloc}#{asked}"
+        return f"{self._settings.model}@{_service(self._settings.url)}#{asked}"
 
     def question(self, prompt: str, first: str, second: str) -> str:
         """Names one question to this judge."""
@@ -117,39 +115,37 @@ class Judge:
     def _post(self, body: bytes) -> str:
         fault = ""
         for attempt in range(_TRIES):
+            wait = 2.0**attempt
             try:
-                return _content(self._send(body))
-            except HTTPError as error:
-                with error:
-                    self._refuse(error)
-                fault, wait = f"HTTP {error.code}", _asked_wait(error, 2.0**attempt)
+                reply = post(self._url, body, self._headers(), self._timeout)
+                self._refuse(reply)
+                if reply.status < 300:
+                    return _content(reply.body)
+                fault, wait = f"HTTP {reply.status}", _asked_wait(reply, wait)
             except _NoReply:
-                fault, wait = "what it sent is no reply of a chat model", 2.0**attempt
-            except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
-                fault, wait = self._shown(str(error)) or type(error).__name__, 2.0**attempt
+                fault = "what it sent is no reply of a chat model"
+            except Unanswered as error:
+                fault = self._shown(str(error))
             if attempt < _TRIES - 1:
                 self._pause(wait)
         raise IconError(
             f"{self._url}: no answer from the judge, {_TRIES} times ({fault}); judgements so far are kept, run again when it answers"
         )
 
-    def _send(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = Request(self._url, body, headers)  # noqa: S310  (http or https: the settings see to it)
-        with self._opener.open(request, timeout=self._timeout) as response:
-            return response.read(_MOST_BYTES)
+    def _headers(self) -> dict[str, str]:
+        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
 
-    def _refuse(self, error: HTTPError) -> None:
-        """Raise for what waiting can't mend: for these texts alone, or for all."""
-        if error.code in (401, 403):
-            raise IconError(f"{self._url}: the judge refuses the key (HTTP {error.code}); {self._key_mend()}")
-        if error.code < 500 and error.code not in _RETRIED:
-            text = error.read(_MOST_BYTES).decode("utf-8", "replace")
+    def _refuse(self, reply: Reply) -> None:
+        """Raise for what waiting can't fix: for these texts alone, or for all."""
+        if reply.status in (401, 403):
+            raise IconError(f"{self._url}: the judge refuses the key (HTTP {reply.status}); {self._key_mend()}")
+        if 300 <= reply.status < 500 and reply.status not in _RETRIED:
+            text = reply.body.decode("utf-8", "replace")
             said = self._shown(text)
-            if error.code == 413 or (error.code in (400, 422) and _TOO_LONG.search(text)):
-                raise _TooLong(f"HTTP {error.code}: {said}")
+            if reply.status == 413 or (reply.status in (400, 422) and _TOO_LONG.search(text)):
+                raise _TooLong(f"HTTP {reply.status}: {said}")
             raise IconError(
-                f"{self._url}: the judge refuses (HTTP {error.code}: {said}); mend evaluation.pairwise.judge"
+                f"{self._url}: the judge refuses (HTTP {reply.status}: {said}); fix evaluation.pairwise.judge"
             )
 
     def _key_mend(self) -> str:
@@ -160,8 +156,7 @@ class Judge:
 
     def _shown(self, text: str) -> str:
         """The end of a text of the service in one line, without the key, should it ever be echoed."""
-        plain = text.replace(self._key, "***") if self._key else text
-        return printable(" ".join(plain.split())[-_DETAIL_CHARS:])
+        return printable(" ".join(scrubbed(text).split())[-_DETAIL_CHARS:])
 
 
 class _TooLong(Exception):
@@ -181,11 +176,12 @@ def _content(sent: bytes) -> str:
     return content if isinstance(content, str) else ""
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """A redirect would carry the key to another address."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
+def _service(url: str) -> str:
+    """Host, port and path. The path that nearly every service has is left out, as it is in names that are stored already."""
+    parts = urlsplit(url)
+    port = ":80" if parts.scheme == "http" and parts.port is None else ""
+    path = parts.path.rstrip("/")
+    return f"{parts.netloc}{port}{'' if path == _DEFAULT_PATH else path or '/'}"
 
 
 def _key(variable: str | None) -> str:
@@ -197,12 +193,13 @@ def _key(variable: str | None) -> str:
         raise IconError(
             f"environment variable {variable} {fault}; put the judge's key into it, or change evaluation.pairwise.judge.api_key_variable"
         )
+    hide(key)
     return key
 
 
-def _asked_wait(error: HTTPError, otherwise: float) -> float:
+def _asked_wait(reply: Reply, otherwise: float) -> float:
     """What the service asks for in seconds, within bounds."""
-    asked = error.headers.get("Retry-After", "")
+    asked = reply.retry_after
     return min(float(asked), _LONGEST_WAIT) if asked.isdecimal() else otherwise
 
 

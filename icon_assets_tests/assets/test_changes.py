@@ -8,12 +8,14 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from icon_assets.core.digests import digest
 from icon_assets.definitions import build_assets
 from icon_assets.progress import plan_lines
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import SCORING_STAGES, run_stages
 from icon_assets.settings import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, alpaca, write_jsonl
+from icon_assets_tests.core.test_ingest import TWINS
 
 MakeWorkspace = Callable[..., Workspace]
 
@@ -171,3 +173,29 @@ def test_the_plan_says_when_the_probes_or_the_model_will_be_made_again(
     assert team.icon.plan().outdated == {}
     make_workspace(probes={"count": 3})
     assert team.icon.plan().outdated == {"probe_set": "count"}
+
+
+def test_a_pool_ingested_under_former_keys_keeps_them_and_takes_a_file_named_to_collide(
+    make_workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_workspace()
+    for name in ("a.jsonl", "b.jsonl"):
+        (workspace.root / "pool" / name).rename(workspace.root / "pool" / f"{name[0]}{TWINS[0]}")
+    with dg.DagsterInstance.ephemeral() as instance:
+        with monkeypatch.context() as earlier:
+            earlier.setattr("icon_assets.core.ingest.digest", lambda value: digest(value)[:8])
+            team = Team(workspace, instance)
+        former = set(instance.get_dynamic_partitions("shard"))
+        assert {len(shard.split("-")[-1]) for shard in former} == {8}
+        runs = len(instance.get_runs())
+        assert team.run() == 0
+        started = instance.get_runs()[:-runs]
+        assert [run.tags["dagster/partition"] for run in started if "dagster/partition" in run.tags] == []
+        (workspace.root / "pool" / f"a{TWINS[0]}").rename(workspace.root / "pool" / "aside")
+        write_jsonl(workspace.root / "pool" / f"a{TWINS[1]}", [alpaca("New?", "Yes.")])
+        assert team.run() == 4
+        (workspace.root / "pool" / "aside").rename(workspace.root / "pool" / f"a{TWINS[0]}")
+        assert team.run() == 0, "what comes back finds its rows"
+        assert former < set(instance.get_dynamic_partitions("shard"))
+        assert len(instance.get_dynamic_partitions("shard")) == 3
+        assert len(team.texts()) == 7

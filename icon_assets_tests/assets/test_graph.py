@@ -78,7 +78,8 @@ def test_every_asset_is_produced_and_a_second_run_changes_nothing(
     resources._cached_engine.cache_clear()
     second = run(workspace, instance, STAGES)
     assert [o.error for o in second if o.error] == []
-    assert {o.asset for o in second if o.metadata["changed"]} == {"leaderboard"}, "only the free comparison is redone"
+    assert [o.warning for o in second if o.asset == "leaderboard"] != [None], "a check that warns is no reason"
+    assert {o.asset for o in second if o.metadata["changed"]} == set()
     assert [o.metadata["digest"] for o in first] == [o.metadata["digest"] for o in second]
 
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import polars as pl
 import pytest
 
@@ -12,6 +13,10 @@ from icon_assets.core import ledger
 from icon_assets.core.comparison import Difference, as_frame
 from icon_assets.core.ledger import Input, Recipe
 from icon_assets.core.store import Store
+from icon_assets.definitions import build_assets
+from icon_assets.runner import run_stages
+from icon_assets.settings import Workspace
+from icon_assets_tests.conftest import change
 
 NOW = datetime.now(UTC)
 
@@ -200,3 +205,24 @@ def test_arms_of_equal_tokens_do_not_stand_beside_arms_of_equal_samples_but_all_
     ledger.record(store, Recipe("selected_subset", "random", settings=sieved), "random sieved", "run", {})
     _trained(store, "random", 0, 40_000, subset="random sieved")
     assert _shown(store) == {"full", "random", "base"}, "icon may have near-duplicates"
+
+
+def test_the_leaderboard_is_made_again_when_what_counts_or_how_it_is_compared_has_changed(finished: Workspace) -> None:
+    store = Store(finished.store_dir)
+
+    def changed() -> bool:
+        loaded = Workspace.load(finished.root)
+        (outcome,) = run_stages(build_assets(loaded), loaded, instance, ("leaderboard",))
+        assert outcome.error is None
+        return outcome.metadata["changed"]
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert not changed()
+        change(finished, "evaluation", {**finished.settings.evaluation.model_dump(mode="json"), "confidence": 0.9})
+        assert [changed(), changed()] == [True, False]
+        row = store.query("FROM delta.eval_results LIMIT 1")
+        store.replace("eval_results", row, checkpoint_id=row["checkpoint_id"].item())
+        assert [changed(), changed()] == [True, False], "fewer metrics count"
+        spoiled = store.query("FROM delta.leaderboard_differences").with_columns(low=pl.lit(float("nan")))
+        store.replace("leaderboard_differences", spoiled)
+        assert [changed(), changed()] == [True, False]

@@ -1,7 +1,9 @@
 """Answers and their comparison as assets, with a real judge service: what is made, kept, made anew, and what it says."""
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 import pytest
@@ -15,7 +17,7 @@ from icon_assets_tests import judges
 from icon_assets_tests.conftest import change, write_jsonl
 from icon_assets_tests.judges import Service, serving
 
-KEY = "sk-not-to-be-seen"
+KEY = "sk-not/to+be=seen"
 COMPARED = ("answers", "pairwise_results")
 
 
@@ -34,7 +36,6 @@ def evaluation(service: Service, **more: Any) -> dict[str, Any]:
 def test_answers_are_generated_and_judged_once(
     make_workspace: Callable[..., Workspace], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
     def run(stages: tuple[str, ...] = COMPARED) -> dict[str, Outcome]:
@@ -80,7 +81,6 @@ def test_answers_are_generated_and_judged_once(
         change(workspace, "evaluation", evaluation(service, timeout_seconds=5))
         assert not any(o.metadata["changed"] for o in run().values()), "how long is waited changes nothing"
         monkeypatch.undo()
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("JUDGE_KEY", KEY)
 
         write_jsonl(workspace.root / "eval" / "talk.jsonl", [*prompts, {"prompt": "One more?"}])
@@ -92,8 +92,19 @@ def test_answers_are_generated_and_judged_once(
         change(workspace, "evaluation", evaluation(service, max_new_tokens=2))
         assert run()["answers[icon|0]"].metadata["new_answers"] == 4
         assert store.query("SELECT max(n_tokens), count(*) FROM answers").row(0) == (2, 8)
+    history = workspace.root / "history"
+    history.mkdir()
+    for talk in (judges.repeats_the_key_everywhere, judges.moves_on_with_the_key, judges.encodes_the_key):
+        with judges.talking(talk) as url, dg.DagsterInstance.local_temp(str(history)) as kept:
+            change(workspace, "evaluation", evaluation(Service(judges.good, url=url), max_new_tokens=2))
+            loaded = Workspace.load(workspace.root)
+            failed = list(run_stages(build_assets(loaded), loaded, kept, ("pairwise_results",)))
+        assert "the judge refuses" in str(failed[0].error)
+    assert len(list(history.rglob("*.db"))) > 3, "Dagster has stored the whole chain of errors"
+    encoded = (KEY, quote(KEY, safe=""), b64encode(f"x:{KEY}".encode()).decode()[4:-4], KEY.encode().hex())
     for path in workspace.root.rglob("*"):
-        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+        stored = path.read_bytes() if path.is_file() else b""
+        assert [form for form in encoded if form.encode() in stored] == [], path
 
 
 def _refuse_to_load(*_: Any) -> Any:

@@ -1,8 +1,13 @@
 """The judge over real HTTP: what is asked, how verdicts are read, and what happens when the service misbehaves."""
 
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 import time
+import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +23,8 @@ KEY = "sk-not-to-be-seen"
 
 @pytest.fixture(autouse=True)
 def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
 
@@ -192,14 +198,89 @@ def test_the_key_is_neither_logged_nor_part_of_the_judge_s_name(caplog: pytest.L
     assert KEY not in caplog.text + judge.name + judged.detail + repr(judge) + repr(vars(judge)["_settings"])
 
 
-def test_another_model_service_or_option_is_another_judge_and_another_path_is_not() -> None:
+def test_another_model_service_path_or_option_is_another_judge() -> None:
     names = [
         judge_of(url, model=model, options=options).name
         for url, model, options in (
-            ("http://a:8/v1", "wise", {}), ("http://a:8/v2/", "wise", {}), ("http://a:9/v1", "wise", {}), ("http://b:8/v1", "wise", {}),
-            ("http://a:8/v1", "wiser", {}), ("http://a:8/v1", "wise", {"top_p": 1}),
+            ("http://a:8/v1", "wise", {}), ("http://a:8/v2", "wise", {}), ("http://a:8", "wise", {}), ("http://a:9/v1", "wise", {}),
+            ("http://b:8/v1", "wise", {}), ("http://a/v1", "wise", {}), ("https://a/v1", "wise", {}), ("http://a:8/v1", "wiser", {}),
+            ("http://a:8/v1", "wise", {"top_p": 1}),
         )
     ]  # fmt: skip
-    assert names[0] == names[1]
-    assert names[0].startswith("wise@a:8#")
-    assert len(set(names)) == 5
+    assert len(set(names)) == len(names)
+    assert names[1].startswith("wise@a:8/v2#")
+    assert judge_of("http://a:8/v2/", options={}).name == names[1]
+
+
+def test_judgements_that_are_stored_already_keep_their_judge_s_name() -> None:
+    assert judge_of("http://a:8/v1", options={}).name == "wise@a:8#f350ac88"
+    assert judge_of("https://api.openai.com/v1/", options={}).name == "wise@api.openai.com#f350ac88"
+
+
+@pytest.mark.parametrize(
+    ("talk", "fault"),
+    [
+        (judges.repeats_the_key_everywhere, "the judge refuses (HTTP 418: Bearer ***)"),
+        (judges.moves_on_with_the_key, "the judge refuses (HTTP 307: )"),
+        (judges.fails_with_the_key, "5 times (HTTP 500)"),
+        (judges.speaks_no_http, "<html>Bearer ***"),
+    ],
+)
+def test_wherever_a_service_repeats_the_key_it_is_neither_raised_nor_logged(
+    talk: judges.Talk, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG), judges.talking(talk) as url, pytest.raises(IconError) as caught:
+        judge_of(url).ask("?", "one", "two")
+    assert fault in str(caught.value)
+    said = "".join(traceback.format_exception(caught.value))
+    assert KEY not in said + caplog.text
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None, "Dagster stores the whole chain"
+
+
+@pytest.mark.parametrize("talk", [judges.drips_headers, judges.drips_news, judges.drips_a_body])
+def test_a_service_that_drips_is_given_up_at_the_deadline_of_the_whole_request(talk: judges.Talk) -> None:
+    start = time.monotonic()
+    with judges.talking(talk) as url, pytest.raises(IconError, match=r"5 times \(timed out: no whole reply in 0.1 s\)"):
+        judge_of(url, timeout=0.1).ask("?", "one", "two")
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("talk", "fault"),
+    [
+        (judges.never_ends, "its reply is larger than 4 MiB"),
+        (judges.has_endless_headers, "5 times ("),
+        (judges.grows_when_unpacked, "no reply of a chat model"),
+        (judges.breaks_off, "5 times ("),
+    ],
+)
+def test_a_reply_that_is_too_large_or_half_is_none_and_costs_little_memory(talk: judges.Talk, fault: str) -> None:
+    with judges.talking(talk) as url, pytest.raises(IconError) as caught:
+        judge_of(url, timeout=10).ask("?", "one", "two")
+    assert fault in str(caught.value)
+    assert "timed out" not in str(caught.value)
+
+
+def test_plain_http_goes_past_a_proxy_which_would_see_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving(judges.good) as service:
+        assert judge_of(service).ask("?", "longer", "two").verdict == FIRST
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="nothing makes certificates here")
+def test_a_service_whose_certificate_nobody_vouches_for_never_sees_the_key(tmp_path: Path) -> None:
+    seen: list[str] = []
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=127.0.0.1",
+         "-addext", "subjectAltName=IP:127.0.0.1"], cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with (
+        judges.talking(lambda connection, key, done: seen.append(key), own) as url,
+        pytest.raises(IconError, match=r"(?i)certificate"),
+    ):
+        judge_of(url).ask("?", "one", "two")
+    assert seen == []

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,14 +22,19 @@ SERVER.set_forkserver_preload(
 )  # fmt: skip
 
 
-def start(root: Path, *arguments: str, out: Path = Path(os.devnull), disk: int | None = None) -> BaseProcess:
-    """`icon-assets -w root ARGUMENTS` in a session of its own, on the disk of the process `disk`; what it prints goes to `out`."""
-    process = SERVER.Process(target=_command, args=(["-w", str(root), *arguments], out, disk), daemon=True)
+def start(
+    root: Path, *arguments: str, out: Path = Path(os.devnull), disk: int | None = None,
+    fault: Callable[[], None] | None = None,
+) -> BaseProcess:  # fmt: skip
+    """`icon-assets -w root ARGUMENTS` in a session of its own, on the disk of the process `disk`; what it prints goes to `out`.
+    `fault` (see `faults.py`) is called in it before.
+    """
+    process = SERVER.Process(target=_command, args=(["-w", str(root), *arguments], out, disk, fault), daemon=True)
     process.start()
     return process
 
 
-def _command(arguments: list[str], out: Path, disk: int | None) -> None:
+def _command(arguments: list[str], out: Path, disk: int | None, fault: Callable[[], None] | None) -> None:
     os.setsid()
     if disk is not None:
         enter(disk)
@@ -40,6 +46,8 @@ def _command(arguments: list[str], out: Path, disk: int | None) -> None:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
     sys.argv = ["icon-assets", *arguments]
+    if fault:
+        fault()
     entry()
 
 

@@ -118,7 +118,7 @@ def differences_stand_once(subject: Subject) -> Finding:
     )
 
 
-@rule("leaderboard", blocking=True, mend="look at eval_items of these arms for what is not finite")
+@rule("leaderboard", blocking=True, mend=REMAKE)
 def differences_are_finite(subject: Subject) -> Finding:
     """Every difference lies inside its interval, and all three are finite numbers. NaN would read as no difference."""
     return subject.find(
