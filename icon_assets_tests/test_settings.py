@@ -40,6 +40,8 @@ def test_a_variable_overrides_the_file(make_workspace: MakeWorkspace, monkeypatc
         ("training: {preset: huge}", "training.preset: Input should be 'paper' or 'small'"),
         ("training: {preset: [paper]}", "training.preset: Input should be 'paper' or 'small'"),
         ("training: {processes: 0}", "training.processes"),
+        ("sql: {memory: much}", "sql.memory"),
+        ("sql: {timeout_seconds: 0}", "sql.timeout_seconds"),
         ("probes: [", "not valid YAML"),
         ("- a", "must hold keys"),
     ],
