@@ -295,7 +295,7 @@ LARGE_SORT = "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.rang
 )
 def test_a_query_ends_at_its_time_limit_and_says_how_to_raise_it(shared: Store, text: str) -> None:
     began = time.monotonic()
-    with pytest.raises(IconError, match="stopped after 0.3 seconds; .*--timeout or sql.timeout_seconds"):
+    with pytest.raises(IconError, match=r"stopped after 0.3 seconds; .*--timeout or sql.timeout_seconds"):
         shared.answer(text, Bounds(seconds=0.3, memory=1 << 30))
     assert time.monotonic() - began < 5
 
