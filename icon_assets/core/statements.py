@@ -50,15 +50,16 @@ def _kind(statement: duckdb.Statement) -> duckdb.StatementType | None:
 
 def _contained(con: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> str:
     kind, text = _kind(statement), statement.query
+    name = kind.name if kind else "this"
     if kind in (_EXPLAIN, _PIVOT) and _EXPLAINED.fullmatch(text):
         return _explanation(con, text)
     if kind not in (_SELECT, _PIVOT):
-        raise _refused(kind.name if kind else "this")
+        raise _refused(name)
     if kind == _PIVOT and (found := _keywords(text) & _CHANGING):
         raise _refused(f"{min(found)} inside PIVOT", "; a column of that name needs double quotes")
     subquery = f"FROM (\n{text.rstrip().removesuffix(';')}\n)"
     if [_kind(each) for each in con.extract_statements(subquery)] != [kind]:
-        raise _refused(kind.name)
+        raise _refused(name)
     return subquery
 
 

@@ -165,6 +165,21 @@ def test_a_text_that_writes_or_reads_elsewhere_is_refused_with_one_line(untouche
 
 
 @pytest.mark.parametrize("text", WRITES)
+def test_the_first_wall_alone_lets_nothing_be_changed(tmp_path: Path, text: str) -> None:
+    with duckdb.connect() as con:
+        con.execute("CREATE TABLE quarantine AS SELECT 1 AS reason")
+        con.execute(f"COPY quarantine TO '{tmp_path}/live.parquet'; BEGIN")
+        before, text = (
+            contents(tmp_path),
+            text.replace("{root}", str(tmp_path)).replace("{live}", f"{tmp_path}/live.parquet"),
+        )
+        with pytest.raises((IconError, duckdb.Error)):
+            for statement in reading(con, text):
+                con.execute(statement).fetchall()
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", WRITES)
 def test_with_the_first_wall_gone_the_store_is_still_not_changed(
     untouched: Store, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,7 +301,10 @@ def test_our_own_queries_go_through_the_same_door(shared: Store) -> None:
 
 
 ENDLESS = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-SPILLING = "SELECT max(m)[:0] FROM range(1000000) a JOIN (SELECT md5(range::VARCHAR) AS m, range FROM range(1500000)) b USING (range)"
+SPILLING = (
+    "WITH x AS MATERIALIZED (SELECT md5(range::VARCHAR) AS m, range FROM range(2500000)) "
+    "SELECT min(a.m)[:0] FROM x a, (FROM x LIMIT 1) b"
+)
 LARGE_SORT = "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(30000) a, range(30000) b)"
 
 
