@@ -1,8 +1,8 @@
 """The command `icon-assets`: parsing, calling, printing. Exit code 0, 1 when something failed, 2 for bad usage."""
 
 import argparse
-import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,8 +13,13 @@ import polars as pl
 from rich.console import Console
 
 from icon_assets.core.errors import IconError
+from icon_assets.core.strict_json import strict_json
 from icon_assets.interrupts import end_like_ctrl_c
 from icon_assets.settings import WORKSPACE_VARIABLE, Settings, Workspace
+
+_INTERRUPTED = 130  # as of a shell's command that Ctrl-C ended
+# Control characters, line and paragraph separators, and what turns the direction of writing.
+_STEERING = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--shards", nargs="+", default=[], metavar="FILE", help="of the pool, only these files")
     sql = add("sql", _sql, "query the published views")
     sql.add_argument("query")
+    sql.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="stop the query then (default: sql.timeout_seconds)"
+    )
     trust = add("trust", _trust, "whether to believe the selections")
     trust.add_argument("--arm", metavar="ARM", help="only this one, with every figure")
     add("status", _status, "what the workspace holds")
@@ -84,9 +92,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be more than 0, not {text}")
+    return value
+
+
+def _opened() -> Workspace:
+    """The workspace; where it was copied or moved, its published file is made again first."""
+    from icon_assets.core.store import Store
+
+    workspace = Workspace.load()
+    Store(workspace.store_dir).publish_here()
+    return workspace
+
+
 def _fail(arguments: argparse.Namespace, message: str) -> None:
+    message = _harmless(message)
     if arguments.json:
-        print(json.dumps({"error": message}))
+        print(strict_json({"error": message}))
     else:
         print(f"icon-assets: {message}", file=sys.stderr)
 
@@ -96,7 +121,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
     workspace = create_workspace(arguments.directory)
     if arguments.json:
-        print(json.dumps({"workspace": str(workspace.root)}))
+        print(strict_json({"workspace": str(workspace.root)}))
     else:
         print(f"Workspace {workspace.root} is ready. Next: icon-assets -w {arguments.directory} run")
     return 0
@@ -106,8 +131,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from icon_assets.progress import plan_lines
     from icon_assets.resources import WorkspaceResource
 
-    plan = WorkspaceResource(root=str(Workspace.load().root)).plan()
-    print(json.dumps(plan.to_json()) if arguments.json else "\n".join(plan_lines(plan)))
+    plan = WorkspaceResource(root=str(_opened().root)).plan()
+    print(strict_json(plan.to_json()) if arguments.json else "\n".join(plan_lines(plan)))
     return 0
 
 
@@ -118,7 +143,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from icon_assets.progress import RunDisplay
     from icon_assets.runner import run_stages, stages_of
 
-    workspace = Workspace.load()
+    workspace = _opened()
     stages = stages_of(arguments.select)
     assets = build_assets(workspace)
     with open_instance(workspace) as instance, RunDisplay(silent=arguments.json) as display:
@@ -130,9 +155,7 @@ def _run(arguments: argparse.Namespace) -> int:
             outcomes.append(outcome)
     failed = [outcome for outcome in outcomes if outcome.error]
     if arguments.json:
-        print(
-            json.dumps({"failed": len(failed), "runs": [_outcome_json(outcome) for outcome in outcomes]}, default=str)
-        )
+        print(strict_json({"failed": len(failed), "runs": [_outcome_json(outcome) for outcome in outcomes]}))
     elif "leaderboard" in stages and not failed:
         _print_results(workspace)
     return 1 if failed else 0
@@ -185,13 +208,20 @@ def _print_differences(store: Any, settings: Settings) -> None:
 
 
 def _sql(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.queries import Bounds
     from icon_assets.core.store import Store
 
-    frame = Store(Workspace.load().store_dir).query_published(arguments.query)
+    workspace = _opened()
+    bounds = Bounds.of(workspace.settings.sql, arguments.timeout)
+    try:
+        answer = Store(workspace.store_dir).answer(arguments.query, bounds)
+    except KeyboardInterrupt:
+        _fail(arguments, "sql: interrupted")
+        return _INTERRUPTED
     if arguments.json:
-        print(json.dumps(frame.to_dicts(), default=str))
+        print(strict_json(answer.rows()))
     else:
-        _print_frame(frame)
+        _print_frame(answer.frame)
     return 0
 
 
@@ -199,7 +229,7 @@ def _trust(arguments: argparse.Namespace) -> int:
     from icon_assets.core.store import Store
     from icon_assets.core.trust import summary, warnings
 
-    workspace = Workspace.load()
+    workspace = _opened()
     figures = Store(workspace.store_dir).query("FROM trust_figures ORDER BY arm, figure, against")
     if arguments.arm:
         figures = figures.filter(pl.col("arm") == arguments.arm)
@@ -209,7 +239,7 @@ def _trust(arguments: argparse.Namespace) -> int:
         )
     lines = warnings(figures, workspace.settings.selection.length_warning)
     if arguments.json:
-        print(json.dumps({"figures": figures.to_dicts(), "warnings": lines}))
+        print(strict_json({"figures": figures.to_dicts(), "warnings": lines}))
         return 0
     _print_frame(figures.drop("subset_id", "arm") if arguments.arm else summary(figures))
     print("\n".join([f"! {line}" for line in lines] or ["Nothing to warn of."]))
@@ -219,10 +249,10 @@ def _trust(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from icon_assets.core.store import Store, sql_text
 
-    workspace = Workspace.load()
+    workspace = _opened()
     row = Store(workspace.store_dir).query(sql_text("status.sql")).row(0, named=True)
     if arguments.json:
-        print(json.dumps({"workspace": str(workspace.root), **row}, default=str))
+        print(strict_json({"workspace": str(workspace.root), **row}))
         return 0
     print(f"workspace  {workspace.root}")
     for name, value in row.items():
@@ -233,9 +263,9 @@ def _status(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from icon_assets.core.export import export
 
-    done = export(Workspace.load(), arguments.arm, arguments.format, arguments.out)
+    done = export(_opened(), arguments.arm, arguments.format, arguments.out)
     if arguments.json:
-        print(json.dumps({**vars(done), "directory": str(done.directory)}))
+        print(strict_json({**vars(done), "directory": str(done.directory)}))
         return 0
     print(f"{done.samples:,} samples of arm {done.arm} as {done.format} in {done.directory} (digest {done.digest})")
     if done.flattened:
@@ -248,9 +278,9 @@ def _export(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from icon_assets.core.report import write_report
 
-    done = write_report(Workspace.load(), arguments.out)
+    done = write_report(_opened(), arguments.out)
     if arguments.json:
-        print(json.dumps({**vars(done), "path": str(done.path)}))
+        print(strict_json({**vars(done), "path": str(done.path)}))
         return 0
     print(f"{done.path} ({done.n_bytes / 1e6:.2f} MB, one file, open it in any browser)")
     if done.missing:
@@ -261,16 +291,23 @@ def _report(arguments: argparse.Namespace) -> int:
 def _ui(arguments: argparse.Namespace) -> int:
     from icon_assets.home import dagster_home
 
-    workspace = Workspace.load()
+    workspace = _opened()
     dagster_home(workspace)
     os.environ[WORKSPACE_VARIABLE] = str(workspace.root)
     command = ["-m", "icon_assets.definitions", "-h", "127.0.0.1", "-p", str(arguments.port)]
     os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *command])  # noqa: S606
 
 
+def _harmless(text: str) -> str:
+    return re.sub(f"[{_STEERING}]+", " ", text)
+
+
 def _print_frame(frame: pl.DataFrame) -> None:
     """A table for people: one line per row, long texts cut, and no control characters: data don't steer a terminal."""
-    frame = frame.with_columns(pl.col(pl.String).str.replace_all(r"[\s\p{Cc}]+", " "))
+    frame = frame.with_columns(pl.col(pl.String).str.replace_all(rf"[\s{_STEERING}]+", " "))
+    names = [_harmless(name) for name in frame.columns]
+    if len(set(names)) == len(names):
+        frame.columns = names
     width = Console().width if sys.stdout.isatty() else 200
     with pl.Config(
         tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED",

@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
@@ -403,6 +412,23 @@ class AutomationSettings(Section):
         return name
 
 
+class SqlSettings(Section):
+    """What one query of `icon-assets sql` may take."""
+
+    timeout_seconds: float = Field(default=300, gt=0, description="It is stopped then; `--timeout` overrides it.")
+    memory: Annotated[ByteSize, Field(ge=2**25)] | Literal["auto"] = Field(
+        default="auto",
+        description="Such as 8GB, for the query and again for its result; auto: half of the memory that is free.",
+    )
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="auto: as many as there are processors."
+    )
+    temp_space: ByteSize | Literal["auto"] = Field(
+        default="auto",
+        description="Such as 50GB, of the directory for temporary files (TMPDIR); auto: half of what is free there.",
+    )
+
+
 class Settings(BaseSettings):
     """All choices of one workspace."""
 
@@ -424,6 +450,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     automation: AutomationSettings = AutomationSettings()
+    sql: SqlSettings = SqlSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -78,6 +78,8 @@ def test_a_variable_overrides_the_file(make_workspace: MakeWorkspace, monkeypatc
         ("automation: {cron: 2020-99-99}", "not valid YAML (month must be in 1..12)"),
         ("a: " + "[" * 5000, "not valid YAML"),
         ("a: &a [*a]", "a: unknown key"),
+        ("sql: {memory: much}", "sql.memory"),
+        ("sql: {timeout_seconds: 0}", "sql.timeout_seconds"),
         ("probes: [", "not valid YAML"),
         ("- a", "must hold keys"),
     ],

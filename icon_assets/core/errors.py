@@ -1,18 +1,14 @@
 """The exceptions whose message is meant for the user: a single line that names the cause and the fix."""
 
-from icon_assets.core.secrets import scrubbed
-
 from icon_assets.core.escaping import printable
+from icon_assets.core.secrets import scrubbed
 
 
 class IconError(Exception):
     """A fault the user can fix. The message is one line: what (file, row, key or value), why, and what to do. No secret is in it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(scrubbed(message))
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(scrubbed(message)))
 
 
 class DiskRefused(IconError):

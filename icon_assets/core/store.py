@@ -9,8 +9,8 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -25,6 +25,8 @@ from filelock import FileLock
 
 from icon_assets.core.errors import DiskRefused, IconError
 from icon_assets.core.files import disk_errors
+from icon_assets.core.queries import Answer, Bounds, MadeElsewhere, Published, ask, made_for, spill_directory
+from icon_assets.core.statements import reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,9 +124,6 @@ class _Live:
 
 
 _live: dict[Path, _Live] = {}  # per process, by table
-_one_at_a_time = (
-    Lock()
-)  # of a file DuckDB makes one database per process: a second query would find its settings locked
 
 
 class Views:
@@ -210,12 +209,12 @@ class Store:
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
         """The result of one SELECT over the tables as they are now, with `$name` parameters."""
         with self.connect() as con:
-            return con.sql(sql, params=dict(parameters) if parameters else None).pl()
+            return con.sql(reading(con, sql)[-1], params=dict(parameters) if parameters else None).pl()
 
     def batches(self, sql: str, parameters: Mapping[str, Any], rows: int) -> Iterator[pl.DataFrame]:
         """Like `query`, for what may be too large for memory: about so many rows at a time."""
         with self.connect() as con:
-            for batch in con.sql(sql, params=dict(parameters)).to_arrow_reader(rows):
+            for batch in con.sql(reading(con, sql)[-1], params=dict(parameters)).to_arrow_reader(rows):
                 yield pl.DataFrame(batch)
 
     def query_pool(self, sql: str, **parameters: str | int | None) -> pl.DataFrame:
@@ -223,22 +222,38 @@ class Store:
         return _pool_answer(self, sql, tuple(parameters.items()), self.files("shards"), self.files("samples"))
 
     def query_published(self, sql: str) -> pl.DataFrame:
-        """The result of a user's SQL on the published file: read-only, and confined to this store's files.
+        """The rows of `answer` alone."""
+        return self.answer(sql).frame
+
+    def answer(self, sql: str, bounds: Bounds | None = None) -> Answer:
+        """The answer to a user's SQL on the published file: it can only read, and only this store's files, within bounds.
+
+        A file that was published in another place is published again first; where that can't be written, beside the query.
 
         Raises:
-            IconError: nothing is published yet, or DuckDB refused the query.
+            IconError: nothing is published yet, the text is no query, DuckDB refused it, or it met a bound.
         """
         if not self.path.exists():
             raise IconError(f"{self.path}: nothing is published yet; run `icon-assets run` first")
-        try:
-            config: dict[str, Any] = {"python_enable_replacements": False}
-            with _one_at_a_time, duckdb.connect(str(self.path), read_only=True, config=config) as con:
-                con.execute(f"SET allowed_directories = [{_literal(str(self.root))}]")
-                con.execute("SET enable_external_access = false; SET lock_configuration = true")
-                relation = con.sql(sql)
-                return relation.pl() if relation is not None else pl.DataFrame()
-        except duckdb.Error as error:
-            raise IconError(f"sql: {' '.join(str(error).split())[:400]}") from error
+        root, bounds = self.root.resolve(), bounds or Bounds()
+        with spill_directory() as spill:
+            with suppress(MadeElsewhere):
+                return ask(Published(self.path, root, root / "tables"), sql, bounds, spill)
+            database = self._published_again(spill)
+            return ask(Published(database, database.resolve().parent, root / "tables"), sql, bounds, spill)
+
+    def publish_here(self) -> None:
+        """Publish again if the published file was made for another place, as far as this one may be written to."""
+        if self.path.exists() and made_for(self.path) != self.root.resolve():
+            with suppress(DiskRefused):
+                self.publish()
+
+    def _published_again(self, otherwise: Path) -> Path:
+        with suppress(DiskRefused):
+            self.publish()
+            return self.path
+        self._write_published(otherwise / self.path.name, otherwise)
+        return otherwise / self.path.name
 
     def publish(self) -> None:
         """Put a fresh `scores.duckdb` in place of the old one. Readers of the old one finish undisturbed.
@@ -251,7 +266,7 @@ class Store:
                 left.unlink()
             partial = self.root / f".scores.{uuid.uuid4().hex[:8]}.partial"
             try:
-                self._write_published(partial)
+                self._write_published(partial, self.root)
                 partial.chmod(0o444)
                 self.path.with_name("scores.duckdb.wal").unlink(missing_ok=True)
                 partial.rename(self.path)
@@ -269,17 +284,24 @@ class Store:
         fields = DeltaTable(str(place)).schema().fields
         return {field.name: _SQL_TYPES.get(str(getattr(field.type, "type", "")), str(field.type)) for field in fields}
 
-    def _write_published(self, target: Path) -> None:
+    def _write_published(self, target: Path, root: Path) -> None:
+        """The published file as `target`, to be read under its name in `root`."""
         with duckdb.connect() as con:
             con.execute(f"ATTACH {_literal(str(target))} AS published (STORAGE_VERSION {_literal(_STORAGE_VERSION)})")
             con.execute("USE published")
-            con.execute(self._script())
+            con.execute(self._script(root.resolve()))
             con.execute("USE memory; DETACH published")
 
-    def _script(self) -> str:
+    def _script(self, root: Path) -> str:
         """SQL that makes the schema `delta` (one view per table, over its live files) and the views of the contract."""
-        tables = "\n".join(_table_view(table, files) for table, files in self._live_files().items())
-        return f"CREATE SCHEMA delta;\n{tables}\n{sql_text('views.sql')}\n{_view_comments()}"
+        live = self._live_files()
+        tables = "\n".join(_table_view(table, files, guarded=True) for table, files in live.items())
+        return "\n".join(
+            [
+                "CREATE SCHEMA delta;", _origin_view(root, root / self.path.name), _files_view(live), tables,
+                sql_text("views.sql"), _view_comments(),
+            ]
+        )  # fmt: skip
 
     def _live_files(self) -> dict[str, tuple[str, ...]]:
         return {table: self.files(table) for table in schemas()}
@@ -347,17 +369,43 @@ def _read_log(place: Path) -> tuple[str, ...]:
     return files
 
 
-def _table_view(table: str, files: Sequence[str]) -> str:
+def _table_view(table: str, files: Sequence[str], guarded: bool = False) -> str:
     schema = schemas()[table]
     if files:
         # Partition columns live in the directory names; read as text, they are what was written.
-        listed = ", ".join(_literal(file) for file in files)
         columns = ", ".join(f'"{name}"' for name in schema.names)
-        source = f"read_parquet([{listed}], hive_partitioning = true, hive_types_autocast = false)"
+        source = f"read_parquet([{_literals(files)}], hive_partitioning = true, hive_types_autocast = false)"
+        source += (
+            " WHERE (SELECT CASE WHEN is_here THEN true ELSE error(says) END FROM delta.origin)" if guarded else ""
+        )
     else:
         columns = ", ".join(f'NULL::{_duckdb_type(schema, name)} AS "{name}"' for name in schema.names)
         source = "(SELECT 1 WHERE false)"
     return f'CREATE OR REPLACE VIEW delta."{table}" AS SELECT {columns} FROM {source};'  # noqa: S608  (names of schema.sql)
+
+
+def _origin_view(root: Path, path: Path) -> str:
+    """Where the published file belongs. A copy of it names the files of the place that it was copied from, and must not read them.
+
+    DuckDB shows a view where the files lie that are attached, not which of them it stands in itself: a mark that only this file and
+    its copies hold finds them all.
+    """
+    says = (
+        f"This file was published as {path} and can be read there alone. If its workspace was copied or moved, run "
+        "`icon-assets -w WORKSPACE status` on it where it lies now, then open the file again."
+    )
+    return f"""
+        CREATE VIEW delta.origin AS
+        SELECT {_literal(str(root))} AS root, {_literal(says)} AS says, NOT EXISTS (
+            FROM duckdb_views() v JOIN duckdb_databases() d USING (database_oid)
+            WHERE v.schema_name = 'delta' AND v.view_name = 'origin' AND contains(v.sql, {_literal(uuid.uuid4().hex)})
+                AND d.path IS DISTINCT FROM {_literal(str(path))}
+        ) AS is_here;"""  # noqa: S608  (literals)
+
+
+def _files_view(live: Mapping[str, Sequence[str]]) -> str:
+    files = [file for each in live.values() for file in each]
+    return f"CREATE VIEW delta.files AS SELECT unnest([{_literals(files)}]::VARCHAR[]) AS file;"
 
 
 def _retried(work: Callable[[], Any], table: str) -> None:
@@ -387,6 +435,10 @@ def _disk_errors(part: str) -> Iterator[None]:
         raise
     except (DeltaError, OSError, duckdb.IOException) as error:
         raise DiskRefused(f"store {part}", error) from error
+
+
+def _literals(values: Iterable[str]) -> str:
+    return ", ".join(map(_literal, values))
 
 
 def _literal(value: str) -> str:

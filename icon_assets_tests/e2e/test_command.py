@@ -97,10 +97,73 @@ def test_a_selection_is_exported_and_reported_on_without_loading_a_model(tmp_pat
     assert again.stderr == ""
 
 
+ENDLESS = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+SORT = "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(90000) a, range(90000) b)"
+
+
+@pytest.mark.parametrize(
+    ("which", "query"), [(signal.SIGINT, ENDLESS), (signal.SIGTERM, SORT)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_query_that_is_told_to_stop_stops_at_once_and_leaves_nothing(
+    tmp_path: Path, make_workspace: MakeWorkspace, which: signal.Signals, query: str
+) -> None:
+    workspace = make_workspace()
+    Store(workspace.store_dir).publish()
+    (spill := tmp_path / "spill").mkdir()
+    said = tmp_path / "said.txt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(spill))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "icon_assets.cli", "-w", str(workspace.root), "sql", query], stderr=said.open("w"),
+            env={**environment(), "PYTHONPATH": str(Path(__file__).parents[2])}, start_new_session=True,
+        )  # fmt: skip
+    until = time.monotonic() + 60
+    while not list(spill.iterdir()) and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.5)  # the query is under way
+    assert process.poll() is None, said.read_text()
+    process.send_signal(which)
+    began = time.monotonic()
+    assert process.wait(30) == 130
+    assert time.monotonic() - began < 2
+    assert said.read_text() == "icon-assets: sql: interrupted\n"
+    assert list(spill.iterdir()) == []
+
+
+def test_a_moved_workspace_is_published_again_by_any_command(make_workspace: MakeWorkspace) -> None:
+    workspace = make_workspace()
+    Store(workspace.store_dir).publish()
+    moved = workspace.root.rename(workspace.root.with_name("moved"))
+    assert command("-w", moved, "status").returncode == 0
+    with duckdb.connect(str(moved / "store" / "scores.duckdb"), read_only=True) as con:
+        assert con.execute("SELECT root FROM delta.origin").fetchone() == (str(moved / "store"),)
+
+
+def test_names_errors_and_values_of_a_query_do_not_steer_the_terminal(make_workspace: MakeWorkspace) -> None:
+    workspace = make_workspace()
+    Store(workspace.store_dir).publish()
+    steering = "chr(27) || '[31m' || chr(8238)"
+    shown = command(
+        "-w",
+        workspace.root,
+        "sql",
+        f"SELECT {steering} AS \"a\x1b[2Jb\", {{'a': {steering}}} AS s, MAP {{1: INTERVAL 1 DAY}} AS m",
+    )
+    assert "[31m" in shown.stdout
+    assert "1 day" in shown.stdout
+    failed = command("-w", workspace.root, "sql", f"SELECT ({steering})::INT")
+    assert failed.returncode == 1
+    assert "[31m" in failed.stderr
+    assert all(each.isprintable() or each == "\n" for each in shown.stdout + failed.stderr)
+    assert "\\u001b" not in failed.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["sql", "SELECT nonsense FROM samples"], 1, "icon-assets: sql: "),
+        (["sql", "COPY (SELECT 1) TO 'x.csv'"], 1, "icon-assets: sql: COPY is not run here"),
+        (["sql", "SELECT 1", "--timeout", "0"], 2, "must be more than 0"),
         (["run", "--select", "nonsense"], 1, "icon-assets: nonsense: no such asset"),
         (["export", "--arm", "icon", "--format", "alpaca"], 1, "icon-assets: arm icon: has no selection yet"),
         (["export", "--arm", "icon", "--format", "csv"], 2, "invalid choice: 'csv'"),

@@ -1,0 +1,89 @@
+"""What a SQL text is let do: read. DuckDB's own parser says what it is, and it is run in a place where it can't be more.
+
+The statement type alone is no wall: `WITH x AS (COPY ... TO 'file') FROM x` is a SELECT, too, and EXPLAIN ANALYZE runs what it
+explains. So nothing is run as it stands: it becomes a subquery, where DuckDB refuses whatever changes something.
+"""
+
+import re
+
+import duckdb
+
+from icon_assets.core.errors import IconError
+
+MAX_CHARS = 100_000  # the parser's recursion overflows its stack some ten times beyond
+ADMITTED = "SELECT, FROM, WITH, VALUES, PIVOT, SHOW, DESCRIBE, SUMMARIZE and EXPLAIN"
+_SELECT, _EXPLAIN, _PIVOT = (
+    duckdb.StatementType.SELECT,
+    duckdb.StatementType.EXPLAIN,
+    duckdb.StatementType.MULTI,  # pyright: ignore[reportAttributeAccessIssue]  (missing in the stubs)
+)
+_EXPLAINED = re.compile(
+    r"\s*EXPLAIN\s+(?P<options>ANALYZE\s|\(\s*(?:ANALYZE|FORMAT\s+\w+)(?:\s*,\s*(?:ANALYZE|FORMAT\s+\w+))*\s*\))?(?P<rest>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+# PIVOT without IN runs twice, the first time outside of the subquery, to find its columns.
+_CHANGING = {"COPY", "INSERT", "UPDATE", "DELETE", "MERGE"}
+
+
+def reading(con: duckdb.DuckDBPyConnection, text: str) -> list[str]:
+    """The statements of a text, each in the form in which it can only read.
+
+    Raises:
+        IconError: one of them is no query, or there is none, or the text is too long.
+        duckdb.Error: it can't be parsed.
+    """
+    if len(text) > MAX_CHARS:
+        raise IconError(f"sql: a text of {len(text):,} characters; at most {MAX_CHARS:,} are read")
+    statements = [_contained(con, each) for each in con.extract_statements(text)]
+    if not statements:
+        raise IconError("sql: no statement in it; write a query such as: FROM current_scores LIMIT 10")
+    return statements
+
+
+def _kind(statement: duckdb.Statement) -> duckdb.StatementType | None:
+    """None: one that the Python package has no name for."""
+    try:
+        return statement.type
+    except ValueError:
+        return None
+
+
+def _contained(con: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> str:
+    kind, text = _kind(statement), statement.query
+    name = kind.name if kind else "this"
+    if kind in (_EXPLAIN, _PIVOT) and _EXPLAINED.fullmatch(text):
+        return _explanation(con, text)
+    if kind not in (_SELECT, _PIVOT):
+        raise _refused(name)
+    if kind == _PIVOT and (found := _keywords(text) & _CHANGING):
+        raise _refused(f"{min(found)} inside PIVOT", "; a column of that name needs double quotes")
+    subquery = f"FROM (\n{text.rstrip().removesuffix(';')}\n)"
+    if [_kind(each) for each in con.extract_statements(subquery)] != [kind]:
+        raise _refused(name)
+    return subquery
+
+
+def _explanation(con: duckdb.DuckDBPyConnection, text: str) -> str:
+    """EXPLAIN of what is admitted itself; never the text as it stands."""
+    match = _EXPLAINED.fullmatch(text)
+    assert match is not None
+    inner = con.extract_statements(match["rest"])
+    if len(inner) != 1 or _EXPLAINED.fullmatch(inner[0].query):
+        raise _refused("EXPLAIN of this")
+    return f"EXPLAIN {match['options'] or ''} {_contained(con, inner[0])}"
+
+
+def _keywords(text: str) -> set[str]:
+    """The keywords of a text in capitals; nothing of strings, comments and quoted names."""
+    tokens = duckdb.tokenize(text)
+    ends = [start for start, _ in tokens[1:]] + [len(text)]
+    words = [
+        text[start:end]
+        for (start, kind), end in zip(tokens, ends, strict=True)
+        if kind in (duckdb.token_type.keyword, duckdb.token_type.identifier)
+    ]
+    return {match[0].upper() for word in words if (match := re.match(r"\w+", word))}
+
+
+def _refused(kind: str, more: str = "") -> IconError:
+    return IconError(f"sql: {kind.replace('_', ' ')} is not run here: only {ADMITTED} are, which change nothing{more}")

@@ -1,0 +1,29 @@
+"""JSON that every reader takes: what has no form there is written as text, the same in every command."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def strict_json(value: Any) -> str:
+    """`value` as one line of JSON in ASCII, so that it steers no terminal either.
+
+    NaN and the infinities are the texts `NaN`, `Infinity` and `-Infinity`: null would say that there is no value.
+    Times, decimals, paths and whatever else JSON has no form for are texts.
+    """
+    return json.dumps(_finite(value), default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {_key(name): _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
+
+
+def _key(name: Any) -> Any:
+    return name if isinstance(name, str | int | bool | None) else str(name)
