@@ -99,9 +99,9 @@ def newest(store: Store, asset: str, partition: str = "") -> Event | None:
 def _newest(store: Store, asset: str, partition: str | None) -> list[Event]:
     rows = store.query(
         """
-        SELECT "partition", digest, fingerprint, summary, inputs, settings, code_version FROM delta.ledger
+        SELECT "partition", digest, fingerprint, summary, inputs, settings, code_version FROM delta.events
         WHERE asset = $asset AND ($partition IS NULL OR "partition" = $partition)
-        QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC, event_id) = 1
+        QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY seq DESC) = 1
         ORDER BY "partition"
         """,
         {"asset": asset, "partition": partition},

@@ -72,8 +72,8 @@ class Subject:
         """
         rows = self.rows(
             """
-            SELECT digest, run_id, summary FROM delta.ledger WHERE asset = $asset AND "partition" = $partition
-            ORDER BY created_at DESC, event_id LIMIT 1
+            SELECT digest, run_id, summary FROM delta.events WHERE asset = $asset AND "partition" = $partition
+            ORDER BY seq DESC LIMIT 1
             """,
             asset=self.asset, partition=self.partition,
         )  # fmt: skip

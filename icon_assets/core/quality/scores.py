@@ -155,7 +155,7 @@ def drift(store: Store, shard: str, after: pl.DataFrame) -> dict[str, float]:
     before = store.query(
         """
         SELECT sample_id, contribution AS before FROM delta.sample_scores WHERE shard = $shard AND control = $control
-            AND score_key = (SELECT max_by(summary->>'score_key', created_at) FROM delta.ledger
+            AND score_key = (SELECT max_by(summary->>'score_key', seq) FROM delta.events
                 WHERE asset = 'sample_scores' AND "partition" = $shard)
         """,
         {"shard": shard, "control": after["control"][0] if after.height else ""},
