@@ -5,7 +5,7 @@ Of each row the first 16 bytes of the SHA-256 of its text are two integers; thos
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,21 +59,20 @@ def contents_of(rows: "pa.Table", by: Sequence[str]) -> dict[Group, Contents]:
     return added(*(_of_batch(pl.DataFrame(batch), by, {}) for batch in rows.to_batches(_BATCH)))
 
 
-def contents_of_file(path: Path, by: Sequence[str]) -> dict[Group, Contents]:
-    """The same of one Parquet file; what of `by` is not in it is in the names of its folders.
+def contents_of_file(path: Path, by: Sequence[str], folders: Mapping[str, str]) -> dict[Group, Contents]:
+    """The same of one Parquet file; `folders`: the columns that are not in it but in the names of its folders.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: it can't be read.
     """
     import pyarrow.parquet as pq
 
-    where = folders_of(path)
     with pq.ParquetFile(path, memory_map=False) as file:
-        return added(*(_of_batch(pl.DataFrame(batch), by, where) for batch in file.iter_batches(_BATCH)))
+        return added(*(_of_batch(pl.DataFrame(batch), by, folders) for batch in file.iter_batches(_BATCH)))
 
 
 def folders_of(path: Path) -> dict[str, str]:
-    """Columns and values in the names of a file's folders, such as `shard=a`."""
+    """Columns and values in the names of a file's folders below its table, such as `shard=a`."""
     parts = (part.partition("=") for part in path.parent.parts if "=" in part)
     return {name: unquote(value) for name, _, value in parts}
 
@@ -133,19 +132,3 @@ def as_json(groups: Mapping[Group, Contents]) -> list[Any]:
 
 def from_json(listed: Iterable[Any]) -> dict[Group, Contents]:
     return {tuple(group): Contents(rows, digest) for group, rows, digest in listed}
-
-
-def is_of(group: Group, by: Sequence[str], where: Mapping[str, str]) -> bool:
-    """Whether the group's rows have these values."""
-    return all(group[list(by).index(name)] == value for name, value in where.items())
-
-
-def batches_of(files: Iterable[Path]) -> Iterator[pl.DataFrame]:
-    """Rows of Parquet files, some at a time, with the columns in the names of their folders."""
-    import pyarrow.parquet as pq
-
-    for path in files:
-        with pq.ParquetFile(path, memory_map=False) as file:
-            for batch in file.iter_batches(_BATCH):
-                rows, where = pl.DataFrame(batch), folders_of(path)
-                yield rows.with_columns(pl.lit(value).alias(name) for name, value in where.items())

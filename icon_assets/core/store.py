@@ -342,6 +342,10 @@ class Store:
         for number in range(first, last + 1):
             yield _read_commit(self._place(table) / "_delta_log" / f"{number:020}.json")
 
+    def within(self, table: str, file: str) -> Path:
+        """The path of one of the table's files below its folder."""
+        return Path(file).relative_to(self._place(table))
+
     def now_after(self, table: str, column: str) -> datetime:
         """The time to write into a new row where the newest row counts: now, but later than all rows, whatever the clock says."""
         newest = self.query(f'SELECT max("{column}") FROM delta."{table}"').item()  # noqa: S608  (names of schema.sql)
@@ -376,7 +380,7 @@ class Store:
             return
         for file in files:
             if why := _unreadable(Path(file)):
-                yield StoreDamaged(table, Path(file).relative_to(self._place(table)).as_posix(), why)
+                yield StoreDamaged(table, self.within(table, file).as_posix(), why)
 
     def _place(self, table: str) -> Path:
         if table not in schemas():

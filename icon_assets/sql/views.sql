@@ -3,9 +3,8 @@
 -- Entries of the ledger in the order in which they were written, whatever the clock said: `seq` is 1 for the first. The counter is the
 -- beginning of event_id (ledger.py); entries from before there was one stand first, by their time.
 CREATE VIEW delta.events AS
-SELECT *, row_number() OVER (
-    ORDER BY CASE WHEN event_id[12] = '-' THEN try_cast(event_id[:11] AS BIGINT) END NULLS FIRST, created_at, event_id DESC
-) AS seq FROM delta.ledger;
+WITH counted AS (SELECT *, CASE WHEN event_id[12] = '-' THEN try_cast(event_id[:11] AS BIGINT) END AS counter FROM delta.ledger)
+SELECT *, row_number() OVER (ORDER BY counter NULLS FIRST, created_at, event_id DESC) AS seq FROM counted;
 -- Rows of a file that was deleted stay in the tables, and only there: for audits, and for the file's return.
 CREATE VIEW shards AS SELECT * EXCLUDE (removed_at) FROM delta.shards WHERE removed_at IS NULL;
 CREATE VIEW removed_shards AS SELECT * FROM delta.shards WHERE removed_at IS NOT NULL;
@@ -88,7 +87,7 @@ SELECT r.* FROM delta.pairwise_results r
 JOIN newest n ON r.judge = coalesce(n.settings->>'judge', r.judge) AND r.against = coalesce(n.settings->>'against', r.against)
 WHERE checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
     AND other_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current);
-CREATE VIEW ledger AS SELECT * FROM delta.events;
+CREATE VIEW ledger AS SELECT * EXCLUDE (counter) FROM delta.events;
 
 CREATE VIEW current_scores AS
 SELECT c.sample_id, c.control, c.contribution, c.consistency, c.stability, c.coverage, c.standard_error, c.n_probes, c.n_context_tokens,
