@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     trust = add("trust", _trust, "whether to believe the selections")
     trust.add_argument("--arm", metavar="ARM", help="only this one, with every figure")
     add("status", _status, "what the workspace holds")
+    add("verify", _verify, "compare everything that is stored with the ledger")
+    repair = add("repair", _repair, "say how to get past a damaged store; with --yes do it")
+    repair.add_argument("--yes", action="store_true", help="do it")
     export = add("export", _export, "write an arm's samples with a data card, to train on elsewhere")
     export.add_argument("--arm", required=True)
     export.add_argument("--format", required=True, choices=("alpaca", "messages", "parquet"))
@@ -227,6 +230,48 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"workspace  {workspace.root}")
     for name, value in row.items():
         print(f"{name.replace('_', ' '):<24} {'-' if value is None else value}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.verification import verify
+
+    done = verify(Workspace.load())
+    if arguments.json:
+        print(json.dumps(vars(done)))
+    else:
+        print("\n".join([*(f"! {line}" for line in done.mismatches), *_verified_lines(done)]))
+    return 1 if done.mismatches else 0
+
+
+def _verified_lines(done: Any) -> list[str]:
+    lines = [
+        f"{table}: written before contents were recorded; they are known from here on" for table in done.known_from_here
+    ]
+    verdict = f"{len(done.mismatches)} mismatches" if done.mismatches else "all as recorded"
+    way = (
+        "; the next run makes again what it can, `icon-assets repair` helps with what can't be read"
+        if done.mismatches
+        else ""
+    )
+    return [*lines, f"{done.tables} tables, {done.rows:,} rows: {verdict}{way}"]
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.restoration import repair, repairs
+    from icon_assets.core.store import Store
+
+    store = Store(Workspace.load().store_dir)
+    lines = list(repair(store)) if arguments.yes else [str(each) for each in repairs(store)]
+    if arguments.json:
+        print(json.dumps({"done" if arguments.yes else "planned": lines}))
+    elif not lines:
+        print("Nothing to repair.")
+    else:
+        then = (
+            "Next: icon-assets run" if arguments.yes else "Nothing was changed; `icon-assets repair --yes` does this."
+        )
+        print("\n".join([*lines, then]))
     return 0
 
 

@@ -16,13 +16,15 @@ from icon_assets.core.contents import Group, contents_of, contents_of_file, fold
 from icon_assets.core.errors import StoreDamaged
 from icon_assets.core.inventory import Difference
 from icon_assets.core.ledger import STORE, Recipe
-from icon_assets.core.store import RECORDED_BY, Store, arrow_rows, schemas
+from icon_assets.core.store import LOG, RECORDED_BY, Store, arrow_rows, schemas
 
 # Tables whose rows are added as they are needed: what is taken out of them is computed again, and nothing else.
 _ADDED_TO = {
     "pair_scores", "contexts", "control_scores", "sample_features", "probe_features", "score_keys", "models", "selectors", "answers",
     "judgements",
 }  # fmt: skip
+_TRAINED = {"checkpoints", "checkpoint_samples", "loss_curves"}
+_ONLY_TOLD = {"ledger", "scoring_costs"}  # what happened: no asset makes it
 _ALL_TOGETHER = {"contexts"}  # rows that are cheap to make again, but only all of a group
 
 
@@ -64,8 +66,7 @@ def _rows_of(file: Path, name: Path, table: str, group: Group | None = None) -> 
         rows = pl.DataFrame(parquet.read())
     rows = rows.with_columns(pl.lit(value).alias(column) for column, value in folders_of(name).items())
     if group is not None:
-        by = RECORDED_BY.get(table, ())
-        rows = rows.filter(pl.all_horizontal([pl.lit(True), *(pl.col(c) == v for c, v in zip(by, group, strict=True))]))
+        rows = _of_group(rows, RECORDED_BY.get(table, ()), group)
     return pl.DataFrame(arrow_rows(table, rows))
 
 
@@ -98,55 +99,95 @@ def _forget(store: Store, table: str) -> None:
 
 @dataclass(frozen=True)
 class Repair:
-    """A part of a table that can't be read, and what is done about it."""
+    """What is wrong with a table, and what `repair` does about it."""
 
     table: str
-    part: str
-    why: str
+    wrong: str
     does: str
 
     def __str__(self) -> str:
-        return f"{self.table}: {self.part} {self.why}; {self.does}"
+        return f"{self.wrong}: {self.does}"
 
 
 def repairs(store: Store) -> list[Repair]:
-    """What of the store can't be read, with what `repair` does about it."""
-    return [_planned(damage) for table in schemas() for damage in store.damages(table)]
+    """What of the store can't be read or is not as recorded, with what `repair` does about it. It changes nothing."""
+    planned = [_planned(damage) for table in _ledger_first() for damage in store.damages(table)]
+    damaged = {each.table for each in planned}
+    if "ledger" in damaged:
+        return planned
+    unlike = (each for table in schemas() if table not in damaged for each in inventory.differences(store, table))
+    return [*planned, *(_planned_for(store, each) for each in unlike)]
+
+
+def _ledger_first() -> list[str]:
+    """What is recorded decides what of the other tables is sound."""
+    return sorted(schemas(), key=lambda table: table != "ledger")
 
 
 def _planned(damage: StoreDamaged) -> Repair:
-    if damage.part == "_delta_log":
-        does = "set aside the damaged part of the log, or the table where that does not suffice, and take back the rows that are as recorded"
-    elif damage.why == "is gone":
-        does = "take it out of the table's log"
+    if damage.part == LOG:
+        does = "set the damaged part of the log aside, or the whole table where that does not suffice, and take back what is as recorded"
     else:
-        does = "set it aside"
+        does = "take it out of the table's log" if damage.why == "is gone" else "set it aside"
     lost = (
-        "its entries are lost: products that only they name are made again"
-        if damage.table == "ledger"
-        else "the next run makes its rows again"
+        "what only its entries named is made again" if damage.table == "ledger" else "the next run makes its rows again"
     )
-    return Repair(damage.table, damage.part, damage.why, f"{does}; {lost}")
+    return Repair(damage.table, f"{damage.table}: {damage.part} {damage.why}", f"{does}; {lost}")
+
+
+def _planned_for(store: Store, unlike: Difference) -> Repair:
+    if _lost_rows(store, unlike) is not None:
+        does = "put back its rows, which stand in files that the table's log has lost"
+    elif unlike.table in _ONLY_TOLD:
+        does = "let the rows count as they are: nothing can be made again from them"
+    elif unlike.table in _TRAINED:
+        does = "nothing; delete the checkpoint's directory and run again, and it is trained again"
+    else:
+        does = "nothing; the next run that needs it makes it again"
+    return Repair(unlike.table, str(unlike), does)
 
 
 def repair(store: Store) -> Iterator[str]:
-    """Set aside what can't be read, so that runs go on; yields what was done, one line each.
-
-    The ledger comes first: what is recorded decides what of the others is sound.
-    """
+    """Set aside what can't be read, put back what the log has lost, and say what was done, a line each."""
     place = store.root / "set_aside" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-    for table in sorted(schemas(), key=lambda name: name != "ledger"):
-        damages = list(store.damages(table))
-        if not damages:
-            continue
-        if damages[0].part == "_delta_log":
-            yield from _repair_log(store, table, place)
-            damages = list(store.damages(table))
-        for damage in damages:
-            yield _set_aside(store, table, damage, place)
-        if damages:
-            _forget(store, table)
+    for table in _ledger_first():
+        yield from _repair_files(store, table, place)
+    for table in schemas():
+        yield from _put_back(store, table)
     store.publish()
+
+
+def _repair_files(store: Store, table: str, place: Path) -> Iterator[str]:
+    damages = list(store.damages(table))
+    if any(damage.part == LOG for damage in damages):
+        yield from _repair_log(store, table, place)
+        damages = list(store.damages(table))
+    for damage in damages:
+        yield _set_aside(store, table, damage, place)
+    if damages:
+        _forget(store, table)
+
+
+def _put_back(store: Store, table: str) -> Iterator[str]:
+    for unlike in inventory.differences(store, table):
+        rows = _lost_rows(store, unlike)
+        if rows is not None:
+            ledger.record(store, Recipe(ledger.STORE), "", "repair", {"put_back": str(unlike)})
+            store.replace(table, rows, **unlike.where)
+            yield f"{unlike}: put back"
+        elif table in _ONLY_TOLD:
+            ledger.record(store, Recipe(ledger.STORE), "", "repair", {"accepted": str(unlike)}, accepted=[table])
+            yield f"{unlike}: counts as it is"
+
+
+def _lost_rows(store: Store, unlike: Difference) -> pl.DataFrame | None:
+    """The rows that are recorded, where they still stand in files of the table, whether its log has them or not."""
+    table, by = unlike.table, RECORDED_BY.get(unlike.table, ())
+    rows = _readable(table, store.root / "tables" / table, unlike.group)
+    for candidate in (rows, rows.unique(maintain_order=True)):
+        if contents_of(arrow_rows(table, candidate), by).get(unlike.group) == unlike.recorded:
+            return candidate
+    return None
 
 
 def _set_aside(store: Store, table: str, damage: StoreDamaged, place: Path) -> str:
@@ -221,19 +262,21 @@ def _take_back(store: Store, table: str, folder: Path) -> tuple[int, int]:
         store.replace(table, kept)
         return kept.height, 0
     known = inventory.on_record(store).get(table)
-    kept = 0
-    for group, recorded in (known.groups if known else {}).items():
-        by = RECORDED_BY.get(table, ())
-        own = rows.filter(
-            pl.all_horizontal([pl.lit(True), *(pl.col(c) == v for c, v in zip(by, group, strict=True))])
-        ).unique()
-        if recorded.rows and contents_of(arrow_rows(table, own), by).get(group) == recorded:
+    kept, recorded = 0, sum(each.rows for each in known.groups.values()) if known else rows.height
+    by = RECORDED_BY.get(table, ())
+    for group, contents in (known.groups if known else {}).items():
+        own = _of_group(rows, by, group).unique(maintain_order=True)
+        if contents.rows and contents_of(arrow_rows(table, own), by).get(group) == contents:
             store.replace(table, own, **dict(zip(by, group, strict=True)))
             kept += own.height
-    return kept, sum(each.rows for each in known.groups.values()) - kept if known else rows.height
+    return kept, recorded - kept
 
 
-def _readable(table: str, folder: Path) -> pl.DataFrame:
+def _of_group(rows: pl.DataFrame, by: Sequence[str], group: Group) -> pl.DataFrame:
+    return rows.filter(pl.all_horizontal([pl.lit(True), *(pl.col(c) == v for c, v in zip(by, group, strict=True))]))
+
+
+def _readable(table: str, folder: Path, group: Group | None = None) -> pl.DataFrame:
     """Rows of every file that can be read, whether the table still has it or not."""
     import pyarrow as pa
 
@@ -242,7 +285,7 @@ def _readable(table: str, folder: Path) -> pl.DataFrame:
         name = file.relative_to(folder)
         if name.parts[0] != "_delta_log":
             try:
-                parts.append(_rows_of(file, name, table))
+                parts.append(_rows_of(file, name, table, group))
             except (OSError, pa.ArrowException):
                 continue
     return pl.concat(parts, how="vertical_relaxed")

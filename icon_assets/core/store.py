@@ -58,6 +58,7 @@ RECORDED_BY: Mapping[str, tuple[str, ...]] = {
     **PARTITIONED_BY, "contexts": ("score_key", "origin"), "control_scores": ("score_key",), "probe_features": ("score_key",),
     "judgements": ("checkpoint_id",),
 }  # fmt: skip
+LOG = "_delta_log"
 _CONTENTS = "icon_contents"  # in the description of each commit of ours
 # Of Delta, in the words of schema.sql.
 _SQL_TYPES = {
@@ -340,7 +341,7 @@ class Store:
     def commits(self, table: str, first: int, last: int) -> "Iterator[Commit | None]":
         """What commits number `first` to `last` say of themselves; None for one whose description is not there any more."""
         for number in range(first, last + 1):
-            yield _read_commit(self._place(table) / "_delta_log" / f"{number:020}.json")
+            yield _read_commit(self._place(table) / LOG / f"{number:020}.json")
 
     def within(self, table: str, file: str) -> Path:
         """The path of one of the table's files below its folder."""
@@ -462,14 +463,14 @@ def _read_log(place: Path) -> Snapshot:
     try:
         if not DeltaTable.is_deltatable(str(place)):
             if any(place.rglob("*.parquet")):
-                raise StoreDamaged(place.name, "_delta_log", "is not there, though files of rows are")
+                raise StoreDamaged(place.name, LOG, "is not there, though files of rows are")
             return Snapshot()
         table = DeltaTable(str(place))
         files = tuple(sorted(unquote(uri.removeprefix("file://")) for uri in table.file_uris()))
         table_id, version = str(table.metadata().id), table.version()
     except (DeltaError, OSError, ValueError) as error:
-        raise StoreDamaged(place.name, "_delta_log", f"can't be read ({_one_line(error)})") from error
-    commit = place / "_delta_log" / f"{version:020}.json"
+        raise StoreDamaged(place.name, LOG, f"can't be read ({_one_line(error)})") from error
+    commit = place / LOG / f"{version:020}.json"
     if commit.exists():  # a log that was cleaned up holds a checkpoint alone
         _live[place] = _Live(commit, commit.stat().st_mtime_ns, files, table_id)
     return Snapshot(table_id, version, files)
