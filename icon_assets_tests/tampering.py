@@ -27,7 +27,9 @@ def change_rows(store: Store, table: str, where: str = "true", **values: Any) ->
         hit = rows.with_row_index("place").sql(f"SELECT place FROM self WHERE {where} ORDER BY place")
         if hit.height:
             here = pl.int_range(pl.len()) == hit["place"][0]
-            changed = {name: pl.when(here).then(pl.lit(value)).otherwise(name).alias(name) for name, value in values.items()}
+            changed = {
+                name: pl.when(here).then(pl.lit(value)).otherwise(name).alias(name) for name, value in values.items()
+            }
             pq.write_table(rows.with_columns(**changed).to_arrow().cast(schema), path)
             return
     raise AssertionError(f"{table}: no row where {where}")

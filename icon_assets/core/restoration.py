@@ -16,7 +16,7 @@ from icon_assets.core.contents import Group, contents_of, contents_of_file, fold
 from icon_assets.core.errors import StoreDamaged
 from icon_assets.core.inventory import Difference
 from icon_assets.core.ledger import STORE, Recipe
-from icon_assets.core.store import LOG, RECORDED_BY, Store, arrow_rows, schemas
+from icon_assets.core.store import LOG, PARTITIONED_BY, RECORDED_BY, Store, arrow_rows, schemas
 
 # Tables whose rows are added as they are needed: what is taken out of them is computed again, and nothing else.
 _ADDED_TO = {
@@ -35,7 +35,20 @@ def take_out(store: Store, unlike: Sequence[Difference], run_id: str) -> None:
     ledger.record(store, Recipe(STORE), "", run_id, {"unlike_the_record": [str(each) for each in unlike]})
     for each in unlike:
         if each.table in _ADDED_TO:
-            store.replace(each.table, _sound_rows(store, each), **each.where)
+            _leave(store, each, _sound_rows(store, each))
+
+
+def _leave(store: Store, unlike: Difference, sound: pl.DataFrame) -> None:
+    """Only these rows of the group. Delta would have to read the file that was changed, whose size its log has otherwise: where a
+    group is no partition all rows are written again.
+    """
+    table, by = unlike.table, RECORDED_BY.get(unlike.table, ())
+    if set(by) <= set(PARTITIONED_BY.get(table, ())):
+        store.replace(table, sound, **unlike.where)
+        return
+    with store.locked(f"{table}.append"):
+        rows = pl.concat([_rows_of(Path(file), store.within(table, file), table) for file in store.files(table)])
+        store.replace(table, pl.concat([_of_other_groups(rows, by, unlike.group), sound]))
 
 
 def _sound_rows(store: Store, unlike: Difference) -> pl.DataFrame:
@@ -270,6 +283,10 @@ def _take_back(store: Store, table: str, folder: Path) -> tuple[int, int]:
             store.replace(table, own, **dict(zip(by, group, strict=True)))
             kept += own.height
     return kept, recorded - kept
+
+
+def _of_other_groups(rows: pl.DataFrame, by: Sequence[str], group: Group) -> pl.DataFrame:
+    return rows.filter(pl.any_horizontal([pl.lit(False), *(pl.col(c) != v for c, v in zip(by, group, strict=True))]))
 
 
 def _of_group(rows: pl.DataFrame, by: Sequence[str], group: Group) -> pl.DataFrame:

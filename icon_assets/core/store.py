@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -210,7 +210,8 @@ class Store:
         self._commit(table, frame, None)
         limit = _COMPACT_FROM_FILES if table in PARTITIONED_BY else _COMPACT_WHOLE_FROM_FILES
         if max(Counter(Path(file).parent for file in self.files(table)).values(), default=0) >= limit:
-            self._compact(table)
+            with suppress(StoreDamaged):  # whoever reads the file hears of it; the rows themselves are safe
+                self._compact(table)
 
     def append_new(self, table: str, frame: pl.DataFrame, keys: Sequence[str]) -> int:
         """Add the rows whose `keys` are not in the table yet; returns how many. Two writers never add one row twice.
@@ -437,8 +438,18 @@ class Store:
         try:
             yield
         except DiskRefused as refused:
-            damage = None if refused.is_of_disk or not self._place(table).is_dir() else next(self.damages(table), None)
-            raise (damage or refused) from refused
+            known = refused.is_of_disk or not self._place(table).is_dir()
+            raise (refused if known else next(self._changed_files(table), refused)) from refused
+
+    def _changed_files(self, table: str) -> Iterator[StoreDamaged]:
+        """What of a table can't be read, or has another size than its log says, so that Delta can't read it."""
+        from deltalake import DeltaTable
+
+        yield from self.damages(table)
+        added = pl.DataFrame(DeltaTable(str(self._place(table))).get_add_actions(flatten=True))
+        for name, size in added.select("path", "size_bytes").iter_rows():
+            if (self._place(table) / unquote(name)).stat().st_size != size:
+                yield StoreDamaged(table, name, "has another size than the table's log says")
 
     def _compact(self, table: str) -> None:
         """Merge small files. Old ones stay on disk for running queries until Delta's retention lets them go."""
