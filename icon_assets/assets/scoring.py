@@ -39,9 +39,10 @@ def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
         "score_key": key.value, "model_digest": key.model_digest, "settings": canonical_json(key.settings()),
         "created_at": store.now_after("score_keys", "created_at"),
     }  # fmt: skip
+    before = ledger.newest(store, "probe_baseline")
     scorer = icon.scorer(context.log)
     spent = scorer.complete_baseline()
-    if ledger.made(store, recipe):  # made again: so are the controls that were measured before
+    if before and not ledger.differences(before, recipe):  # made again: so are the controls that were measured before
         spent.add(scorer.complete_controls(icon.settings.controls))
     store.append("score_keys", pl.DataFrame([row]))
     frame = _baseline(store, key)

@@ -57,7 +57,9 @@ def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Rec
             if rule.mend == REMAKE and (finding := rule.look(subject)).wrong:
                 context.log.warning(f"made again: {rule.name}: {rule.line(finding)}")
                 if rule.look is contents_are_as_recorded:
-                    take_out(icon.store, list(unlike_record(subject)), context.run.run_id)
+                    unlike = list(unlike_record(subject))
+                    ledger.withdraw(icon.store, recipe, event, context.run.run_id, [str(each) for each in unlike])
+                    take_out(icon.store, unlike)
                 return None
     return event
 

@@ -6,7 +6,7 @@ fingerprint, the product is up to date and nothing is made again. Dagster's own 
 
 import json
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -72,15 +72,19 @@ def record(
     run_id: str,
     summary: Mapping[str, Any],
     accepted: Collection[str] = (),
+    *,
+    fingerprint: str | None = None,
 ) -> Event:
     """Append the row that says `recipe` was made, with the digest of the product. Call it after the product is safe.
 
     Args:
         accepted: tables whose rows count from now on as they are, whatever was recorded.
+        fingerprint: another one than the recipe's; an empty one says that the product is to be made again.
     """
     with store.locked("ledger"):  # the counter, and what was written since the entry before
         contents = inventory.news(store, accepted)
         row = _row(store, recipe, product_digest, run_id, {**summary, **({_CONTENTS: contents} if contents else {})})
+        row["fingerprint"] = recipe.fingerprint if fingerprint is None else fingerprint
         store.append(
             "ledger", pl.DataFrame([row], schema_overrides={"seed": pl.Int64}).select(schemas()["ledger"].names)
         )
@@ -88,6 +92,14 @@ def record(
         recipe.asset, recipe.partition, product_digest, recipe.fingerprint, summary,
         recipe.inputs, recipe.settings, recipe.code_version,
     )  # fmt: skip
+
+
+def withdraw(store: Store, recipe: Recipe, event: Event, run_id: str, why: Sequence[str]) -> None:
+    """Say that a product is not what was made, so that it is made again even if this process is killed now. What was made from it
+    still is what it was made from.
+    """
+    summary = {**event.summary, "unlike_the_record": list(why)}
+    record(store, recipe, event.digest, run_id, summary, fingerprint="")
 
 
 def _row(store: Store, recipe: Recipe, product_digest: str, run_id: str, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,11 +28,10 @@ _ONLY_TOLD = {"ledger", "scoring_costs"}  # what happened: no asset makes it
 _ALL_TOGETHER = {"contexts"}  # rows that are cheap to make again, but only all of a group
 
 
-def take_out(store: Store, unlike: Sequence[Difference], run_id: str) -> None:
-    """Put on record what was found to be unlike the record, and take it out where the asset would only add to it. Rows of files that are
-    as the commit that wrote them says stay.
+def take_out(store: Store, unlike: Sequence[Difference]) -> None:
+    """Take rows that are unlike the record out of the tables that their asset would only add to. Rows of files that are as the commit
+    that wrote them says stay. Call it once the product is withdrawn in the ledger.
     """
-    ledger.record(store, Recipe(STORE), "", run_id, {"unlike_the_record": [str(each) for each in unlike]})
     for each in unlike:
         if each.table in _ADDED_TO:
             _leave(store, each, _sound_rows(store, each))

@@ -368,10 +368,9 @@ class Store:
         """What damage of the store an error comes from, if it does."""
         if found := _DAMAGED.search(str(error)):
             return StoreDamaged(*found.groups())
-        for table in schemas():
-            for damage in self.damages(table):
-                return damage
-        return None
+        # Damaged logs say so themselves, in the views. Not every error names its file.
+        files = [each for table in schemas() for each in self.damages(table) if each.part != LOG]
+        return next((each for each in files if each.part in str(error)), next(iter(files), None))
 
     def damages(self, table: str) -> Iterator[StoreDamaged]:
         """What of a table can't be read: its log, or files, which are read whole."""
