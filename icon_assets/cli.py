@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import duckdb
 import polars as pl
 from rich.console import Console
 
@@ -27,12 +28,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IconError as error:
         _fail(arguments, str(error))
         return 1
+    except duckdb.Error as error:
+        damage = _damage(error)
+        if damage is None:
+            raise
+        _fail(arguments, str(damage))
+        return 1
     except KeyboardInterrupt:
         _fail(arguments, "interrupted; finished work is kept, run again to go on")
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (flushed once more on the way out)
         return 1
+
+
+def _damage(error: duckdb.Error) -> IconError | None:
+    """What of the store could not be read, where that is why a query failed."""
+    from icon_assets.core.store import Store
+
+    return Store(Workspace.load().store_dir).damage_of(error)
 
 
 def entry() -> NoReturn:

@@ -270,6 +270,8 @@ class Store:
                 relation = con.sql(sql)
                 return relation.pl() if relation is not None else pl.DataFrame()
         except duckdb.Error as error:
+            if "not a valid DuckDB database file" in str(error):
+                raise IconError(f"{self.path}: is damaged; `icon-assets repair --yes` writes it again") from error
             raise IconError(f"sql: {' '.join(str(error).split())[:400]}") from error
 
     def publish(self) -> None:

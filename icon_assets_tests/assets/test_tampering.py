@@ -1,16 +1,23 @@
 """What is changed behind the store's back is found, named and made again; what can't be read stops only who reads it."""
 
+import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import dagster as dg
 import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from icon_assets.core.errors import StoreDamaged
+from icon_assets import cli
+from icon_assets.core import inventory, ledger
+from icon_assets.core.errors import IconError, StoreDamaged
+from icon_assets.core.quality import refuse
+from icon_assets.core.quality.training import checkpoint_loads
 from icon_assets.core.restoration import repair, repairs
 from icon_assets.core.store import Store, schemas
 from icon_assets.core.verification import verify
@@ -35,7 +42,7 @@ def store(finished: Workspace) -> Store:
 
 def run(workspace: Workspace, instance: dg.DagsterInstance, *stages: str) -> dict[str, Outcome]:
     workspace = Workspace.load(workspace.root)
-    return {o.name: o for o in run_stages(build_assets(workspace), workspace, instance, stages)}
+    return {o.name: o for o in run_stages(build_assets(workspace), workspace, instance, stages, asked=stages)}
 
 
 def _foreign_delete(store: Store) -> None:
@@ -208,10 +215,13 @@ DAMAGE = {
 }  # fmt: skip
 
 
-def test_every_damage_is_one_line_and_repair_takes_back_what_is_still_there(finished: Workspace, store: Store) -> None:
+def test_every_damage_is_one_line_and_repair_takes_back_what_is_still_there(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = {table: store.query(f"FROM delta.{table} ORDER BY ALL") for table, _ in DAMAGE.values()}
     for _, spoil in DAMAGE.values():
         spoil(store)
+    monkeypatch.setattr("icon_assets.core.store._live", {})  # as a process that has not read the logs before
     store.publish()
     for table in rows:
         if table != "predicted_scores":
@@ -227,3 +237,114 @@ def test_every_damage_is_one_line_and_repair_takes_back_what_is_still_there(fini
     assert put_back == {"control_scores", "predicted_scores", "shards", "contexts", "quarantine"}, done
     ids = store.query("FROM delta.ledger")["event_id"]
     assert set(rows["ledger"]["event_id"]) <= set(ids), "no entry was lost"
+
+
+def _forget_contents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the workspace one that an earlier version wrote: without contents in commits and ledger, and ids without a counter."""
+    rows = store.query("FROM delta.ledger").with_columns(
+        event_id=pl.col("event_id").map_elements(lambda each: each.replace("-", "")[::-1], pl.String),
+    )
+    plain = [json.dumps(ledger.recorded_summary(each)) for each in rows["summary"]]
+    remove_table(store, "ledger")
+    store.replace("ledger", rows.with_columns(summary=pl.Series(plain)))
+    for table in schemas():
+        for entry in log_of(store, table):
+            lines = [json.loads(line) for line in entry.read_text().splitlines()]
+            for line in lines:
+                line.get("commitInfo", {}).pop("icon_contents", None)
+            entry.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr("icon_assets.core.store._live", {})
+    monkeypatch.setattr("icon_assets.core.inventory._read", {})
+
+
+def test_a_workspace_of_an_earlier_version_is_taken_as_it_is_and_known_from_there_on(
+    finished: Workspace, store: Store, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _forget_contents(store, monkeypatch)
+    assert inventory.unrecorded(store), "nobody has recorded it"
+    outcomes = run(finished, instance, *SCORING_STAGES, "selected_subset", "eval_results")
+    assert [o.error for o in outcomes.values() if o.error] == []
+    assert [o.name for o in outcomes.values() if o.metadata["changed"]] == [], "nothing is stale, nothing is computed"
+    assert inventory.unrecorded(store) == []
+    assert "known_from_here" in ledger.latest(store, "store")[""].summary
+    change_rows(store, "pair_scores", nll_sum=0.5)
+    assert [line.split()[0] for line in verify(finished).mismatches] == ["pair_scores"]
+
+
+def test_a_process_that_is_killed_between_rows_and_ledger_has_tampered_with_nothing(
+    finished: Workspace, store: Store
+) -> None:
+    shards = store.query("FROM delta.shards")
+    pairs = store.query("FROM delta.pair_scores")
+    store.replace("shards", shards.head(1), shard=shards["shard"][0])  # the ledger's row would come now
+    store.append("pair_scores", pairs.head(3).with_columns(probe_id=pl.lit("new")))
+    store.replace(
+        "selections",
+        store.query("FROM delta.selections").head(1).with_columns(subset_id=pl.lit("new")),
+        subset_id="new",
+    )
+    assert verify(finished).mismatches == []
+    store._compact("pair_scores")
+    assert verify(finished).mismatches == []
+    ledger.record(store, ledger.Recipe("later"), "digest", "run", {})
+    assert verify(finished).mismatches == []
+    change_rows(store, "pair_scores", "probe_id = 'new'", nll_sum=7.0)
+    assert [line.split()[0] for line in verify(finished).mismatches] == ["pair_scores"], (
+        "what was added since is tied, too"
+    )
+
+
+def test_a_clock_that_jumps_back_makes_no_old_entry_the_newest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Past(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return datetime(2001, 1, 1, tzinfo=UTC)
+
+    before = ledger.newest(store, "probe_set")
+    monkeypatch.setattr("icon_assets.core.ledger.datetime", Past)
+    monkeypatch.setattr("icon_assets.core.store.datetime", Past)
+    assert before
+    ledger.record(store, ledger.Recipe("probe_set"), "later", "run", {})
+    newest = ledger.newest(store, "probe_set")
+    assert newest
+    assert newest.digest == "later"
+    assert store.query("SELECT max_by(digest, seq) FROM ledger WHERE asset = 'probe_set'").item() == "later"
+    assert store.query("SELECT count(DISTINCT seq) = count(*) FROM ledger").item()
+    newest_model = store.query("SELECT max(prepared_at) FROM delta.models").item()
+    assert store.now_after("models", "prepared_at") > newest_model, "a row that is written now is the newest"
+
+
+def test_a_lost_row_of_a_checkpoint_is_not_called_a_missing_base_model(finished: Workspace, store: Store) -> None:
+    rows = store.query("FROM delta.checkpoints")
+    store.replace("checkpoints", rows.with_columns(checkpoint_id=pl.lit("twin")), checkpoint_id="twin")
+    store.replace("checkpoints", rows.head(0), checkpoint_id=rows["checkpoint_id"][0])
+    with pytest.raises(IconError, match=r"checkpoints has no row of .* an entry of its log was lost"):
+        refuse(finished, "checkpoint", "icon|0", checkpoint_loads)
+
+
+def test_the_commands_say_what_is_wrong_and_what_to_do(
+    finished: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ICON_WORKSPACE", "DAGSTER_HOME"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    at = ["-w", str(finished.root)]
+    assert cli.main([*at, "verify"]) == 0
+    assert "all as recorded" in capsys.readouterr().out
+    change_rows(store, "sample_scores", contribution=9.5)
+    cut(files_of(store, "selections")[0])
+    assert cli.main([*at, "verify", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["mismatches"]
+    assert [line.split()[0].strip(":") for line in found] == ["selections", "sample_scores"]
+    assert cli.main([*at, "status"]) == 1
+    assert capsys.readouterr().err.startswith("icon-assets: store table selections: ")
+    assert cli.main([*at, "repair"]) == 0
+    assert "Nothing was changed" in capsys.readouterr().out
+    assert cli.main([*at, "repair", "--yes"]) == 0
+    assert "set aside in store/set_aside/" in capsys.readouterr().out
+    store.path.chmod(0o644)
+    empty(store.path)
+    store.path.write_bytes(b"garbage" * 1000)
+    assert cli.main([*at, "sql", "FROM shards"]) == 1
+    assert capsys.readouterr().err.strip().endswith("is damaged; `icon-assets repair --yes` writes it again")
+    assert cli.main([*at, "repair", "--yes"]) == 0
+    assert cli.main([*at, "sql", "FROM shards"]) == 0
