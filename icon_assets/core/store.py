@@ -421,14 +421,8 @@ class Store:
         def write() -> None:
             place.mkdir(parents=True, exist_ok=True)
             properties = CommitProperties(custom_metadata={_CONTENTS: told})
-            write_deltalake(
-                str(place),
-                data,
-                mode=mode,
-                predicate=predicate,
-                partition_by=partition_by,
-                commit_properties=properties,  # pyright: ignore
-            )
+            how: dict[str, Any] = {"mode": mode, "predicate": predicate, "partition_by": partition_by}
+            write_deltalake(str(place), data, commit_properties=properties, **how)
 
         with self._damage_before_disk(table):
             _retried(write, table)
@@ -539,11 +533,9 @@ def _make_views(con: duckdb.DuckDBPyConnection, files: "Mapping[str, tuple[str, 
                 con.execute(_table_view(table, each))
             except duckdb.Error as error:
                 why = f"can't be read ({_one_line(error)})"
-                part = next(
-                    (Path(file) for file in each if not isinstance(each, StoreDamaged) and file in str(error)),
-                    Path("files"),
-                )
-                con.execute(_table_view(table, StoreDamaged(table, part.name, why)))
+                listed = () if isinstance(each, StoreDamaged) else each
+                part = next((Path(file).name for file in listed if file in str(error)), "a file")
+                con.execute(_table_view(table, StoreDamaged(table, part.replace(" ", "_"), why)))
 
 
 def _table_view(table: str, files: Sequence[str] | StoreDamaged) -> str:
