@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import duckdb
 import polars as pl
 from rich.console import Console
 
@@ -32,12 +33,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IconError as error:
         _fail(arguments, str(error))
         return 1
+    except duckdb.Error as error:
+        damage = _damage(error)
+        if damage is None:
+            raise
+        _fail(arguments, str(damage))
+        return 1
     except KeyboardInterrupt:
         _fail(arguments, "interrupted; finished work is kept, run again to go on")
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (flushed once more on the way out)
         return 1
+
+
+def _damage(error: duckdb.Error) -> IconError | None:
+    """What of the store could not be read, where that is why a query failed."""
+    from icon_assets.core.store import Store
+
+    return Store(Workspace.load().store_dir).damage_of(error)
 
 
 def entry() -> NoReturn:
@@ -81,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     trust = add("trust", _trust, "whether to believe the selections")
     trust.add_argument("--arm", metavar="ARM", help="only this one, with every figure")
     add("status", _status, "what the workspace holds")
+    add("verify", _verify, "compare everything that is stored with the ledger")
+    repair = add("repair", _repair, "say how to get past a damaged store; with --yes do it")
+    repair.add_argument("--yes", action="store_true", help="do it")
     export = add("export", _export, "write an arm's samples with a data card, to train on elsewhere")
     export.add_argument("--arm", required=True)
     export.add_argument("--format", required=True, choices=("alpaca", "messages", "parquet"))
@@ -257,6 +274,48 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"workspace  {workspace.root}")
     for name, value in row.items():
         print(f"{name.replace('_', ' '):<24} {'-' if value is None else value}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.verification import verify
+
+    done = verify(Workspace.load())
+    if arguments.json:
+        print(strict_json(vars(done)))
+    else:
+        print("\n".join([*(f"! {line}" for line in done.mismatches), *_verified_lines(done)]))
+    return 1 if done.mismatches else 0
+
+
+def _verified_lines(done: Any) -> list[str]:
+    lines = [
+        f"{table}: written before contents were recorded; they are known from here on" for table in done.known_from_here
+    ]
+    verdict = f"{len(done.mismatches)} mismatches" if done.mismatches else "all as recorded"
+    way = (
+        "; the next run makes again what it can, `icon-assets repair` helps with what can't be read"
+        if done.mismatches
+        else ""
+    )
+    return [*lines, f"{done.tables} tables, {done.rows:,} rows: {verdict}{way}"]
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    from icon_assets.core.restoration import repair, repairs
+    from icon_assets.core.store import Store
+
+    store = Store(Workspace.load().store_dir)
+    lines = list(repair(store)) if arguments.yes else [str(each) for each in repairs(store)]
+    if arguments.json:
+        print(strict_json({"done" if arguments.yes else "planned": lines}))
+    elif not lines:
+        print("Nothing to repair.")
+    else:
+        then = (
+            "Next: icon-assets run" if arguments.yes else "Nothing was changed; `icon-assets repair --yes` does this."
+        )
+        print("\n".join([*lines, then]))
     return 0
 
 

@@ -17,8 +17,10 @@ from filelock import FileLock
 
 from icon_assets.assets.shell import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
-from icon_assets.core.errors import DiskRefused, IconError
+from icon_assets.core.errors import DiskRefused, IconError, StoreDamaged
 from icon_assets.core.escaping import linked, plain, printable
+from icon_assets.core.ledger import Event, take_in
+from icon_assets.core.restoration import forget_missing
 from icon_assets.core.selection import ON_DEMAND, needed_assets
 from icon_assets.interrupts import heard_interrupts
 from icon_assets.partitions import arm_partitions, named_shards, pairwise_partitions, run_partitions, sync_shards
@@ -97,13 +99,15 @@ def run_stages(
     pools = {asset.key.to_user_string(): asset.op.pool for asset in assets}
     with heard_interrupts() as stop_if_interrupted:
         release_dead_runs(instance)
+        forget_missing(icon.store, "")
+        take_in(icon.store, "")
         shards = named_shards(workspace, files, sync_shards(instance, workspace, icon.store))
         icon.store.publish()  # shards that left the pool, and what a killed run had stored last
         idle = set(ON_DEMAND) - needed_assets(workspace.settings.selection) - set(asked)
         for asset in stages:
             if asset in idle:
                 continue
-            current = icon.current_shards(asset)
+            current = _current(icon, asset)
             for partition in _partitions(asset, workspace, shards):
                 stop_if_interrupted()
                 # No run for what would find nothing to do: each takes a second or more.
@@ -125,6 +129,14 @@ def run_stages(
                     icon.store.publish()  # what was stored before it failed
                     _end_if_disk_refused(result)
                 yield _outcome(asset, partition, result)
+
+
+def _current(icon: WorkspaceResource, asset: str) -> Mapping[str, Event]:
+    """Shards that are up to date; none where a table that says so is damaged: their runs say which."""
+    try:
+        return icon.current_shards(asset)
+    except StoreDamaged:
+        return {}
 
 
 @contextmanager

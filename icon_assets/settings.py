@@ -393,6 +393,14 @@ class EvaluationSettings(Section):
         return self
 
 
+class ChecksSettings(Section):
+    content_rows: int = Field(
+        default=1_000_000, ge=0,
+        description="Up to so many rows of a product are compared with the ledger whenever it is checked (about two seconds); of more, "
+        "what changed on disk since it was compared last. `icon-assets verify` compares everything.",
+    )  # fmt: skip
+
+
 class AutomationSettings(Section):
     scoring: Literal["nightly", "on_change", "off"] = Field(
         default="nightly",
@@ -449,6 +457,7 @@ class Settings(BaseSettings):
     selection: SelectionSettings = SelectionSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    checks: ChecksSettings = ChecksSettings()
     automation: AutomationSettings = AutomationSettings()
     sql: SqlSettings = SqlSettings()
 

@@ -19,6 +19,7 @@ from icon_assets.core.language_model import load
 from icon_assets.core.ledger import Event, Input, Recipe
 from icon_assets.core.memory import freed_memory_kept
 from icon_assets.core.quality import refuse
+from icon_assets.core.quality.contents import contents_are_as_recorded
 from icon_assets.core.quality.training import files_are_as_recorded
 from icon_assets.core.recipes import PROMPT_FILE, evaluation_files
 from icon_assets.core.report import shown_products, write_report
@@ -78,7 +79,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         )  # fmt: skip
         if event := kept(context, icon, recipe):
             return _counted(context, store, recipe, event)
-        refuse(icon.workspace, "checkpoint", f"{arm}|{seed}", files_are_as_recorded)
+        refuse(icon.workspace, "checkpoint", f"{arm}|{seed}", files_are_as_recorded, contents_are_as_recorded)
         record, dtype = icon.base_model()
         directory = icon.workspace.root / str(upstream.summary["path"])
         model, tokenizer = load_fine_tuned(record.directory, directory, dtype, icon.device())

@@ -8,7 +8,7 @@ import polars as pl
 from icon_assets.assets.model import base_model
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.probes import probe_set
-from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, needed, refuse_changed, unchanged
 from icon_assets.core.costs import Spent
 from icon_assets.core.digests import frame_digest
 from icon_assets.core.recipes import CODE_VERSIONS, probe_features_recipe, sample_features_recipe
@@ -32,6 +32,7 @@ def sample_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) 
     recipe = sample_features_recipe(shard, needed(store, "raw_pool", shard), needed(store, "base_model"), key)
     if event := kept(context, icon, recipe):
         return unchanged(event)
+    refuse_changed(icon, recipe.inputs)
     spent = icon.reader(context.log).complete_shard(shard)
     figures = _figures(store, key, shard)
     metadata: dict[str, Any] = {"dagster/row_count": figures.height}
@@ -52,6 +53,7 @@ def probe_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
     recipe = probe_features_recipe(needed(store, "probe_set"), needed(store, "base_model"), key)
     if event := kept(context, icon, recipe):
         return unchanged(event)
+    refuse_changed(icon, recipe.inputs)
     spent = icon.reader(context.log).complete_probes()
     rows = store.query(
         "SELECT probe_id, embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key ORDER BY probe_id",

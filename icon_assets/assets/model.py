@@ -1,12 +1,9 @@
 """Group `model`: the pinned base model in the workspace."""
 
-from datetime import UTC, datetime
-
 import dagster as dg
 import polars as pl
 
-from icon_assets.assets.shell import finish, mendable, unchanged
-from icon_assets.core import ledger
+from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.core.digests import digest
 from icon_assets.core.language_model import choose_device, choose_dtype, prepare
 from icon_assets.core.recipes import CODE_VERSIONS, base_model_recipe
@@ -29,12 +26,12 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
     dtype = choose_dtype(settings.dtype, device)
     recipe = base_model_recipe(settings, dtype)
     record = prepare(settings, workspace.models_dir)
-    if event := ledger.made(store, recipe):
+    if event := kept(context, icon, recipe):
         return unchanged(event)
     path = record.directory.relative_to(workspace.root).as_posix()
     row = {
         "model_digest": record.digest, "name": record.name, "revision": record.revision, "path": path, "dtype": dtype,
-        "device": device, "n_parameters": record.n_parameters, "prepared_at": datetime.now(UTC),
+        "device": device, "n_parameters": record.n_parameters, "prepared_at": store.now_after("models", "prepared_at"),
     }  # fmt: skip
     store.append("models", pl.DataFrame([row]))
     summary = {

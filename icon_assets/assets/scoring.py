@@ -1,14 +1,12 @@
 """Group `scoring`: perplexities of probes, and the contribution of every sample."""
 
-from datetime import UTC, datetime
-
 import dagster as dg
 import polars as pl
 
 from icon_assets.assets.model import base_model
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.probes import probe_set
-from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, needed, refuse_changed, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.budget import budget_of
 from icon_assets.core.costs import Spent
@@ -34,13 +32,18 @@ def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
     """NLL of every probe without context: what every score is measured by. Control contexts join it as samples need them."""
     store, key = icon.store, icon.score_key()
     recipe = probe_baseline_recipe(needed(store, "probe_set"), needed(store, "base_model"), key)
-    if event := ledger.made(store, recipe):
+    if event := kept(context, icon, recipe):
         return unchanged(event)
+    refuse_changed(icon, recipe.inputs)
     row = {
         "score_key": key.value, "model_digest": key.model_digest, "settings": canonical_json(key.settings()),
-        "created_at": datetime.now(UTC),
+        "created_at": store.now_after("score_keys", "created_at"),
     }  # fmt: skip
-    spent = icon.scorer(context.log).complete_baseline()
+    before = ledger.newest(store, "probe_baseline")
+    scorer = icon.scorer(context.log)
+    spent = scorer.complete_baseline()
+    if before and not ledger.differences(before, recipe):  # made again: so are the controls that were measured before
+        spent.add(scorer.complete_controls(icon.settings.controls))
     store.append("score_keys", pl.DataFrame([row]))
     frame = _baseline(store, key)
     return finish(context, store, recipe, frame_digest(frame), _summary(key, spent), {
@@ -89,6 +92,7 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "sample_scores", shard, no_sample_is_a_probe)
+    refuse_changed(icon, recipe.inputs)
     why = because(ledger.newest(store, "sample_scores", shard), recipe)
     scorer = icon.scorer(context.log)
     spent = scorer.complete_shard(shard, settings, budget)

@@ -7,7 +7,16 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import every_shard, finish, kept, mendable, needed, unchanged, unchanged_and_newest
+from icon_assets.assets.shell import (
+    every_shard,
+    finish,
+    kept,
+    mendable,
+    needed,
+    refuse_changed,
+    unchanged,
+    unchanged_and_newest,
+)
 from icon_assets.assets.training import encode_samples
 from icon_assets.core import ledger
 from icon_assets.core.candidates import TOKENS, Candidates, read_candidates
@@ -108,6 +117,7 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
     if event := kept(context, icon, recipe):
         counts = store.query("SELECT is_comparable FROM subsets WHERE arm = $arm", {"arm": name}).item()
         return unchanged_and_newest(context, store, recipe, event, counts=counts)
+    refuse_changed(icon, recipe.inputs)
     pool = _candidates(icon, name)
     subset = select(name, pool)
     store.replace(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import polars as pl
 from icon_assets.assets.features import sample_features
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import every_shard, finish, kept, mendable, needed, unchanged
+from icon_assets.assets.shell import every_shard, finish, kept, mendable, needed, refuse_changed, unchanged
 from icon_assets.core.digests import canonical_json, directory_digest, frame_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import new_directory, sole_writer
@@ -58,6 +57,7 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     recipe = selector_recipe(inputs, needed(store, "base_model"), icon.score_key(), settings, control)
     if event := kept(context, icon, recipe):
         return unchanged(event)
+    refuse_changed(icon, recipe.inputs)
     scored = scored_samples(store, icon.score_key(), control, settings.selector.samples)
     name = f"{settings.selector.kind}-{recipe.fingerprint[:8]}"
     target = workspace.selectors_dir / name
@@ -126,7 +126,7 @@ def _store(icon: WorkspaceResource, made: _Made) -> None:
         "selector_id": own, "kind": icon.settings.selector.kind, "model_digest": icon.base_model()[0].digest,
         "control": made.control, "n_train": made.trained.n_train, "n_held_out": made.trained.held_out.height,
         "path": made.path, "digest": made.digest, "settings": canonical_json(dict(made.recipe.settings)),
-        "created_at": datetime.now(UTC),
+        "created_at": store.now_after("selectors", "created_at"),
     }  # fmt: skip
     store.replace("selector_metrics", made.metrics.with_columns(selector_id=pl.lit(own)), selector_id=own)
     store.append("selectors", pl.DataFrame([row]))
@@ -149,6 +149,7 @@ def predicted_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource)
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "selector")
+    refuse_changed(icon, recipe.inputs)
     parts = list(_predicted(icon, shard, icon.workspace.root / str(made.summary["path"])))
     scores = pl.concat(parts) if parts else pl.DataFrame(schema={"sample_id": pl.String, "score": pl.Float64})
     selector_id = str(made.summary["selector_id"])

@@ -2,19 +2,21 @@
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 import dagster as dg
 
 from icon_assets.core import ledger
-from icon_assets.core.errors import IconError
+from icon_assets.core.errors import IconError, StoreDamaged
 from icon_assets.core.escaping import unlinked
 from icon_assets.core.files import disk_errors
-from icon_assets.core.ledger import Event, Recipe
-from icon_assets.core.quality import rules_of
+from icon_assets.core.ledger import Event, Input, Recipe
+from icon_assets.core.quality import refuse, rules_of
+from icon_assets.core.quality.contents import contents_are_as_recorded, ids_are_of_their_text, unlike_record
 from icon_assets.core.quality.rule import REMAKE, Subject
+from icon_assets.core.restoration import take_out
 from icon_assets.core.store import Store
 from icon_assets.metadata import visible
 from icon_assets.resources import WorkspaceResource
@@ -36,7 +38,8 @@ def mendable(function: F) -> F:
     def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
         guard(context.log)
         try:
-            with disk_errors(function.__name__):
+            store: Store = [*args, *kwargs.values()][-1].store  # of the workspace, or of what a rule looks at
+            with disk_errors(function.__name__), store.damage_named():
                 return function(context, *args, **kwargs)
         except IconError as error:
             context.instance.add_run_tags(context.run.run_id, {_RETRY_TAG: "false"})
@@ -68,15 +71,30 @@ def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Rec
     with closing(Subject(icon.workspace, recipe.asset, recipe.partition)) as subject:
         for rule in rules_of(recipe.asset):
             if rule.mend == REMAKE and (finding := rule.look(subject)).wrong:
-                context.log.warning(f"made anew: {rule.name}: {finding.says}")
+                context.log.warning(f"made again: {rule.name}: {rule.line(finding)}")
+                if rule.look is contents_are_as_recorded:
+                    unlike = list(unlike_record(subject))
+                    ledger.withdraw(icon.store, recipe, event, context.run.run_id, [str(each) for each in unlike])
+                    take_out(icon.store, unlike)
                 return None
     return event
 
 
+def refuse_changed(icon: WorkspaceResource, inputs: Iterable[Input]) -> None:
+    """Spend nothing on what is made from rows that are not those that were written.
+
+    Raises:
+        IconError: names the product and what was changed.
+    """
+    for each in inputs:
+        refuse(icon.workspace, each.asset, each.partition, contents_are_as_recorded, ids_are_of_their_text)
+
+
 def is_sound(icon: WorkspaceResource, asset: str, partition: str) -> bool:
-    """Whether a look at what is stored breaks no rule of its asset."""
-    with closing(Subject(icon.workspace, asset, partition)) as subject:
+    """Whether a look at what is stored breaks no rule of its asset, and all of it can be read."""
+    with suppress(StoreDamaged), closing(Subject(icon.workspace, asset, partition)) as subject:
         return not any(rule.look(subject).wrong for rule in rules_of(asset))
+    return False
 
 
 def unchanged(event: Event) -> dg.MaterializeResult:

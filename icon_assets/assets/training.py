@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.model import base_model
-from icon_assets.assets.shell import finish, mendable, needed, unchanged
+from icon_assets.assets.shell import finish, mendable, needed, refuse_changed, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.digests import canonical_json, directory_digest
 from icon_assets.core.encoding import sample_of
@@ -73,6 +72,7 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
             return unchanged(event)
         refuse(icon.workspace, "selected_subset", subset.partition)
         refuse(icon.workspace, "base_model")
+        refuse_changed(icon, (event.as_input() for event in ledger.current_shards(store, "raw_pool")))
         run = _train(context, icon, recipe, arm, seed, subset)
         _store(store, run, recipe)
         summary = {
@@ -181,7 +181,9 @@ def _count(store: Store, checkpoint_id: str) -> None:
     )
     if row.height:
         store.replace(
-            "checkpoints", row.with_columns(created_at=pl.lit(datetime.now(UTC))), checkpoint_id=checkpoint_id
+            "checkpoints",
+            row.with_columns(created_at=pl.lit(store.now_after("checkpoints", "created_at"))),
+            checkpoint_id=checkpoint_id,
         )
         store.publish()
 
@@ -193,7 +195,7 @@ def _store(store: Store, run: _Run, recipe: Recipe) -> None:
         "model_digest": run.model_digest, "path": run.path, "digest": run.digest, "n_samples": result.n_samples,
         "n_tokens": result.n_tokens, "n_response_tokens": result.n_response_tokens, "n_steps": result.n_steps,
         "seconds": result.seconds, "final_loss": run.final_loss, "flops": result.flops, "settings": canonical_json(dict(recipe.settings)),
-        "created_at": datetime.now(UTC),
+        "created_at": store.now_after("checkpoints", "created_at"),
     }  # fmt: skip
     named = pl.lit(run.checkpoint_id).alias("checkpoint_id")
     losses = pl.DataFrame([vars(point) for point in result.loss_curve])

@@ -6,7 +6,7 @@ fingerprint, the product is up to date and nothing is made again. Dagster's own 
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,8 +14,12 @@ from typing import Any
 
 import polars as pl
 
+from icon_assets.core import inventory
 from icon_assets.core.digests import canonical_json, digest
 from icon_assets.core.store import Store, schemas
+
+STORE = "store"  # of entries in which the store speaks of itself
+_CONTENTS = "contents"  # in a summary: see `inventory`
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,46 @@ class Event:
         return Input(self.asset, self.partition, self.digest)
 
 
-def record(store: Store, recipe: Recipe, product_digest: str, run_id: str, summary: Mapping[str, Any]) -> Event:
-    """Append the row that says `recipe` was made, with the digest of the product. Call it after the product is safe."""
-    row = {
-        "event_id": uuid.uuid4().hex,
+def record(
+    store: Store,
+    recipe: Recipe,
+    product_digest: str,
+    run_id: str,
+    summary: Mapping[str, Any],
+    accepted: Collection[str] = (),
+    *,
+    fingerprint: str | None = None,
+) -> Event:
+    """Append the row that says `recipe` was made, with the digest of the product. Call it after the product is safe.
+
+    Args:
+        accepted: tables whose rows count from now on as they are, whatever was recorded.
+        fingerprint: another one than the recipe's; an empty one says that the product is to be made again.
+    """
+    with store.locked("ledger"):  # the counter, and what was written since the entry before
+        contents = inventory.news(store, accepted)
+        row = _row(store, recipe, product_digest, run_id, {**summary, **({_CONTENTS: contents} if contents else {})})
+        row["fingerprint"] = recipe.fingerprint if fingerprint is None else fingerprint
+        store.append(
+            "ledger", pl.DataFrame([row], schema_overrides={"seed": pl.Int64}).select(schemas()["ledger"].names)
+        )
+    return Event(
+        recipe.asset, recipe.partition, product_digest, recipe.fingerprint, summary,
+        recipe.inputs, recipe.settings, recipe.code_version,
+    )  # fmt: skip
+
+
+def withdraw(store: Store, recipe: Recipe, event: Event, run_id: str, why: Sequence[str]) -> None:
+    """Say that a product is not what was made, so that it is made again even if this process is killed now. What was made from it
+    still is what it was made from.
+    """
+    summary = {**event.summary, "unlike_the_record": list(why)}
+    record(store, recipe, event.digest, run_id, summary, fingerprint="")
+
+
+def _row(store: Store, recipe: Recipe, product_digest: str, run_id: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "event_id": _next_id(store),
         "created_at": datetime.now(UTC),
         "asset": recipe.asset,
         "partition": recipe.partition,
@@ -79,11 +119,25 @@ def record(store: Store, recipe: Recipe, product_digest: str, run_id: str, summa
         "run_id": run_id,
         "summary": canonical_json(dict(summary)),
     }
-    store.append("ledger", pl.DataFrame([row], schema_overrides={"seed": pl.Int64}).select(schemas()["ledger"].names))
-    return Event(
-        recipe.asset, recipe.partition, product_digest, recipe.fingerprint, summary,
-        recipe.inputs, recipe.settings, recipe.code_version,
-    )  # fmt: skip
+
+
+def _next_id(store: Store) -> str:
+    """32 characters: a counter, by which entries are ordered whatever the clock says (view `delta.events`), and chance."""
+    counter = 1 + store.query("SELECT greatest(count(*), coalesce(max(counter), 0)) FROM delta.events").item()
+    return f"{counter:011d}-{uuid.uuid4().hex[:20]}"
+
+
+def recorded_summary(text: str) -> dict[str, Any]:
+    """What whoever made a product said of it, without what the ledger keeps of the tables."""
+    return {name: value for name, value in json.loads(text).items() if name != _CONTENTS}
+
+
+def take_in(store: Store, run_id: str) -> list[str]:
+    """Put on record what tables hold that were written by a version which did not record it; returns their names."""
+    tables = inventory.unrecorded(store)
+    if tables:
+        record(store, Recipe(STORE), "", run_id, {"known_from_here": tables})
+    return tables
 
 
 def latest(store: Store, asset: str) -> dict[str, Event]:
@@ -99,9 +153,9 @@ def newest(store: Store, asset: str, partition: str = "") -> Event | None:
 def _newest(store: Store, asset: str, partition: str | None) -> list[Event]:
     rows = store.query(
         """
-        SELECT "partition", digest, fingerprint, summary, inputs, settings, code_version FROM delta.ledger
+        SELECT "partition", digest, fingerprint, summary, inputs, settings, code_version FROM delta.events
         WHERE asset = $asset AND ($partition IS NULL OR "partition" = $partition)
-        QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC, event_id) = 1
+        QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY seq DESC) = 1
         ORDER BY "partition"
         """,
         {"asset": asset, "partition": partition},
@@ -112,7 +166,7 @@ def _newest(store: Store, asset: str, partition: str | None) -> list[Event]:
 def _event(asset: str, row: Mapping[str, Any]) -> Event:
     inputs = tuple(Input(i["asset"], i["partition"], i["digest"]) for i in json.loads(row["inputs"]))
     return Event(
-        asset, row["partition"], row["digest"], row["fingerprint"], json.loads(row["summary"]),
+        asset, row["partition"], row["digest"], row["fingerprint"], recorded_summary(row["summary"]),
         inputs, json.loads(row["settings"]), row["code_version"],
     )  # fmt: skip
 

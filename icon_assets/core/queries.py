@@ -78,7 +78,7 @@ class Published:
 
 
 class MadeElsewhere(Exception):
-    """The published file names another place than the one that it lies in, or none: it reads the files there."""
+    """The published file names another place than the one that it lies in, or none, or is damaged: publish it again."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ def ask(published: Published, text: str, bounds: Bounds, spill: Path) -> Answer:
     except duckdb.OutOfMemoryException as error:
         raise _bound_met(error, bounds) from error
     except duckdb.Error as error:
+        if "not a valid DuckDB database file" in str(error):
+            raise MadeElsewhere from error
         raise IconError(f"sql: {' '.join(str(error).split())[:400]}") from error
     return Answer(pl.DataFrame(table), frozenset(name for name, kind in columns if kind in _STRUCTURED))
 

@@ -84,7 +84,7 @@ def gather(workspace: Workspace) -> dict[str, Any]:
     return {
         "mark": MARK, "version": version("icon-assets"), "workspace": workspace.root.name, "totals": source.totals,
         "model": source.model, "arms": source.arms, "primary": workspace.settings.controls.primary,
-        "score_key": source.score_key, "changed_at": source.products["created_at"].max(),
+        "score_key": source.score_key, "changed_at": next(iter(source.products["created_at"]), None),
         "probe_set": next(iter(source.products.filter(pl.col("asset") == "probe_set")["digest"]), ""),
         "fraction": workspace.settings.selection.fraction, "length_warning": source.length_warning,
         "by_length": partial(explained_by_length, limit=source.length_warning),

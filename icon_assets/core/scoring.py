@@ -22,6 +22,7 @@ from icon_assets.core.digests import share_ceiling
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import Pair, ScoringEngine
 from icon_assets.core.flops import ModelShape
+from icon_assets.core.inventory import without_contexts
 from icon_assets.core.known import known_scores
 from icon_assets.core.probe_model import ProbeModel
 from icon_assets.core.score_key import ScoreKey
@@ -80,6 +81,17 @@ class Scorer:
     def complete_baseline(self) -> Spent:
         """Compute the probes without context that are not stored."""
         return self._complete_controls([NO_CONTEXT])
+
+    def complete_controls(self, settings: ControlSettings) -> Spent:
+        """Compute the controls that samples of the pool need and that are not stored."""
+        lengths = self._store.query(
+            """
+            SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts SEMI JOIN delta.pool USING (sample_id)
+            WHERE score_key = $key ORDER BY ALL
+            """,
+            {"key": self._key.value},
+        )
+        return self._complete_controls(controls_for(self._key, settings, *lengths.get_columns()))
 
     def complete_shard(self, shard: str, settings: ControlSettings, budget: Budget | None = None) -> Spent:
         """Compute the missing pairs of one shard's samples, all of them or as the budget says, and the controls that
@@ -201,6 +213,7 @@ class Scorer:
         return spent
 
     def _complete_pairs(self, shard: str | None, samples: list[str] | None, probes: list[str] | None) -> Spent:
+        self._complete_contexts()
         missing = self._store.query(
             sql_text("missing_pairs.sql"),
             {
@@ -229,6 +242,21 @@ class Scorer:
             )
 
         return self._run("pairs", [[*c.ids, *self._encoder.separator] for c in contexts], wanted, commit)
+
+    def _complete_contexts(self) -> None:
+        """Lengths that were taken out of the store while their pairs stayed: they come from the texts, without a forward."""
+        for origin in without_contexts(self._store, self._key.value):
+            rows = self._store.query(
+                """
+                SELECT DISTINCT ON (sample_id) * REPLACE ($origin AS shard) FROM delta.samples
+                SEMI JOIN (FROM delta.pair_scores WHERE score_key = $key AND origin = $origin) USING (sample_id)
+                """,
+                {"key": self._key.value, "origin": origin},
+            ).to_dicts()
+            contexts = [self._encoder.context(row) for row in rows]
+            if rows:
+                frame = self._context_frame(rows, contexts, list(range(len(rows))))
+                self._store.append_new("contexts", frame, ("score_key", "sample_id"))
 
     def _origins(self, sample_ids: list[str]) -> pl.DataFrame:
         """Where the pairs of these samples lie: with those of the shard each of them was first scored for."""

@@ -13,6 +13,7 @@ import polars as pl
 from icon_assets.core import ledger
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
+from icon_assets.core.ledger import recorded_summary
 from icon_assets.core.store import Store, sql_text
 
 
@@ -53,7 +54,7 @@ class Selected:
         row = next(self.made_from.filter(pl.col("asset") == asset).iter_rows(named=True), None)
         if row is None:
             return {"digest": "", "settings": {}, "seed": None, "summary": {}}
-        return {**row, "settings": json.loads(row["settings"]), "summary": json.loads(row["summary"])}
+        return {**row, "settings": json.loads(row["settings"]), "summary": recorded_summary(row["summary"])}
 
     @property
     def score_key(self) -> str:

@@ -5,13 +5,16 @@ A partition is replaced whole or not at all; readers never block a writer, becau
 are never changed in place.
 """
 
+import json
 import os
+import re
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -23,7 +26,8 @@ import duckdb
 import polars as pl
 from filelock import FileLock
 
-from icon_assets.core.errors import DiskRefused, IconError
+from icon_assets.core.contents import Contents, Group, as_json, contents_of, from_json
+from icon_assets.core.errors import DiskRefused, IconError, StoreDamaged
 from icon_assets.core.files import disk_errors
 from icon_assets.core.queries import Answer, Bounds, MadeElsewhere, Published, ask, made_for, spill_directory
 from icon_assets.core.statements import reading
@@ -51,6 +55,13 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
     "answers": ("checkpoint_id",),
     "pairwise_results": ("checkpoint_id",),
 }
+# By which columns the rows of a table are told apart when their contents are put on record; else all of them together.
+RECORDED_BY: Mapping[str, tuple[str, ...]] = {
+    **PARTITIONED_BY, "contexts": ("score_key", "origin"), "control_scores": ("score_key",), "probe_features": ("score_key",),
+    "judgements": ("checkpoint_id",),
+}  # fmt: skip
+LOG = "_delta_log"
+_CONTENTS = "icon_contents"  # in the description of each commit of ours
 # Of Delta, in the words of schema.sql.
 _SQL_TYPES = {
     "string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ", "array": "FLOAT[]",
@@ -116,6 +127,7 @@ class _Live:
     commit: Path
     written_ns: int
     files: tuple[str, ...]
+    table_id: str
 
     def is_current(self) -> bool:
         """Whether nobody has committed since: commits are numbered, and a folder made anew has another time."""
@@ -126,6 +138,27 @@ class _Live:
 _live: dict[Path, _Live] = {}  # per process, by table
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A table as of one commit: which table (one that is made again has another id), the commit's number, the live files."""
+
+    table_id: str = ""
+    version: int = -1
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a commit says of itself: which values the rows had that it replaced (None: it only added), and what it wrote;
+    `written` is None where it was not ours. `added`: names of its files.
+    """
+
+    replaced: Mapping[str, str] | None
+    written: Mapping[Group, Contents] | None
+    keeps_rows: bool
+    added: tuple[str, ...]
+
+
 class Views:
     """An in-memory DuckDB with the views over one store's tables, kept: making them all anew takes longer than most queries."""
 
@@ -134,16 +167,15 @@ class Views:
         config: dict[str, Any] = {"python_enable_replacements": False, "enable_external_file_cache": False}
         self._connection, self._lock = duckdb.connect(config=config), Lock()
         self._connection.execute("CREATE SCHEMA delta")
-        self._files: dict[str, tuple[str, ...]] = {}
+        self._files: dict[str, tuple[str, ...] | StoreDamaged] = {}
 
-    def over(self, files: Mapping[str, tuple[str, ...]]) -> duckdb.DuckDBPyConnection:
+    def over(self, files: "Mapping[str, tuple[str, ...] | StoreDamaged]") -> duckdb.DuckDBPyConnection:
         """A connection that sees these files of each table."""
         with self._lock:
             changed = [table for table in files if self._files.get(table) != files[table]]
-            script = [_table_view(table, files[table]) for table in changed]
+            _make_views(self._connection, {table: files[table] for table in changed})
             if not self._files:
-                script.append(sql_text("views.sql"))
-            self._connection.execute("\n".join(script))
+                self._connection.execute(sql_text("views.sql"))
             self._files.update({table: files[table] for table in changed})
             return self._connection.cursor()
 
@@ -170,15 +202,15 @@ class Store:
         Raises:
             IconError: another writer kept winning, or the disk refused.
         """
-        predicate = " AND ".join(f"{column} = {_literal(value)}" for column, value in partition.items()) or None
-        self._commit(table, frame, mode="overwrite", predicate=predicate)
+        self._commit(table, frame, partition)
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Add rows; several writers may append at once. Many small files are merged now and then."""
-        self._commit(table, frame, mode="append", predicate=None)
+        self._commit(table, frame, None)
         limit = _COMPACT_FROM_FILES if table in PARTITIONED_BY else _COMPACT_WHOLE_FROM_FILES
         if max(Counter(Path(file).parent for file in self.files(table)).values(), default=0) >= limit:
-            self._compact(table)
+            with suppress(StoreDamaged):  # whoever reads the file hears of it; the rows themselves are safe
+                self._compact(table)
 
     def append_new(self, table: str, frame: pl.DataFrame, keys: Sequence[str]) -> int:
         """Add the rows whose `keys` are not in the table yet; returns how many. Two writers never add one row twice.
@@ -192,7 +224,7 @@ class Store:
                 places = {column: fresh[column].unique().to_list() for column in PARTITIONED_BY.get(table, ())}
                 within = " AND ".join(["true", *(f'list_contains(${column}, "{column}")' for column in places)])
                 rows = f'FROM fresh f ANTI JOIN (FROM delta."{table}" WHERE {within}) t ON {condition}'
-                with self.connect() as con:
+                with self.damage_named(), self.connect() as con:
                     con.register("fresh", fresh.to_arrow())
                     fresh = con.sql(rows, params=places or None).pl()
             if fresh.height:
@@ -208,12 +240,12 @@ class Store:
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
         """The result of one SELECT over the tables as they are now, with `$name` parameters."""
-        with self.connect() as con:
+        with self.damage_named(), self.connect() as con:
             return con.sql(reading(con, sql)[-1], params=dict(parameters) if parameters else None).pl()
 
     def batches(self, sql: str, parameters: Mapping[str, Any], rows: int) -> Iterator[pl.DataFrame]:
         """Like `query`, for what may be too large for memory: about so many rows at a time."""
-        with self.connect() as con:
+        with self.damage_named(), self.connect() as con:
             for batch in con.sql(reading(con, sql)[-1], params=dict(parameters)).to_arrow_reader(rows):
                 yield pl.DataFrame(batch)
 
@@ -289,34 +321,97 @@ class Store:
         with duckdb.connect() as con:
             con.execute(f"ATTACH {_literal(str(target))} AS published (STORAGE_VERSION {_literal(_STORAGE_VERSION)})")
             con.execute("USE published")
-            con.execute(self._script(root.resolve()))
+            self._describe(con, root.resolve())
             con.execute("USE memory; DETACH published")
 
-    def _script(self, root: Path) -> str:
-        """SQL that makes the schema `delta` (one view per table, over its live files) and the views of the contract."""
+    def _describe(self, con: duckdb.DuckDBPyConnection, root: Path) -> None:
+        """Make the schema `delta` (one view per table, over its live files) and the views of the contract."""
         live = self._live_files()
-        tables = "\n".join(_table_view(table, files, guarded=True) for table, files in live.items())
-        return "\n".join(
-            [
-                "CREATE SCHEMA delta;", _origin_view(root, root / self.path.name), _files_view(live), tables,
-                sql_text("views.sql"), _view_comments(),
-            ]
-        )  # fmt: skip
+        con.execute(f"CREATE SCHEMA delta; {_origin_view(root, root / self.path.name)} {_files_view(live)}")
+        _make_views(con, live, guarded=True)
+        con.execute(f"{sql_text('views.sql')}\n{_view_comments()}")
 
-    def _live_files(self) -> dict[str, tuple[str, ...]]:
-        return {table: self.files(table) for table in schemas()}
+    def _live_files(self) -> dict[str, tuple[str, ...] | StoreDamaged]:
+        """What is damaged stops only who asks for it."""
+        return {table: self._files_or_damage(table) for table in schemas()}
+
+    def _files_or_damage(self, table: str) -> tuple[str, ...] | StoreDamaged:
+        try:
+            return self.files(table)
+        except StoreDamaged as damage:
+            return damage
 
     def files(self, table: str) -> tuple[str, ...]:
-        """The live Parquet files of a table. None is ever changed: what changes gets a new one."""
+        """The live Parquet files of a table. None is ever changed: what changes gets a new one.
+
+        Raises:
+            StoreDamaged: the table's log can't be read.
+        """
+        return self.snapshot(table).files
+
+    def snapshot(self, table: str) -> Snapshot:
+        """The table as it is now.
+
+        Raises:
+            StoreDamaged: the table's log can't be read.
+        """
         place = self._place(table)
         if (known := _live.get(place)) is not None and known.is_current():
-            return known.files
+            return Snapshot(known.table_id, int(known.commit.stem), known.files)
         return _read_log(place)
+
+    def commits(self, table: str, first: int, last: int) -> "Iterator[Commit | None]":
+        """What commits number `first` to `last` say of themselves; None for one whose description is not there any more."""
+        for number in range(first, last + 1):
+            yield _read_commit(self._place(table) / LOG / f"{number:020}.json")
+
+    def within(self, table: str, file: str) -> Path:
+        """The path of one of the table's files below its folder."""
+        return Path(file).relative_to(self._place(table))
+
+    def now_after(self, table: str, column: str) -> datetime:
+        """The time to write into a new row where the newest row counts: now, but later than all rows, whatever the clock says."""
+        newest = self.query(f'SELECT max("{column}") FROM delta."{table}"').item()  # noqa: S608  (names of schema.sql)
+        now = datetime.now(UTC)
+        return now if newest is None else max(now, newest + timedelta(microseconds=1))
+
+    @contextmanager
+    def damage_named(self) -> Iterator[None]:
+        """Where what is stored can't be read: one line that names the table and the file."""
+        try:
+            yield
+        except duckdb.Error as error:
+            if (damage := self.damage_of(error)) is not None:
+                raise damage from error
+            raise
+
+    def damage_of(self, error: Exception) -> StoreDamaged | None:
+        """What damage of the store an error comes from, if it does."""
+        if found := _DAMAGED.search(str(error)):
+            return StoreDamaged(*found.groups())
+        # Damaged logs say so themselves, in the views. Not every error names its file.
+        files = [each for table in schemas() for each in self.damages(table) if each.part != LOG]
+        return next((each for each in files if each.part in str(error)), next(iter(files), None))
+
+    def damages(self, table: str) -> Iterator[StoreDamaged]:
+        """What of a table can't be read: its log, or files, which are read whole."""
+        try:
+            files = self.files(table)
+        except StoreDamaged as damage:
+            yield damage
+            return
+        for file in files:
+            if why := _unreadable(Path(file)):
+                yield StoreDamaged(table, self.within(table, file).as_posix(), why)
 
     def _place(self, table: str) -> Path:
         if table not in schemas():
             raise KeyError(f"{table}: not a table of schema.sql")
         return self.root / "tables" / table
+
+    def locked(self, name: str) -> AbstractContextManager[None]:
+        """Held by one process at a time; the kernel takes it from one that is killed."""
+        return self._lock(name)
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -329,23 +424,53 @@ class Store:
         finally:
             lock.release()
 
-    def _commit(self, table: str, frame: pl.DataFrame, mode: str, predicate: str | None) -> None:
-        from deltalake import write_deltalake
+    def _commit(self, table: str, frame: pl.DataFrame, replaced: Mapping[str, str] | None) -> None:
+        """Add rows, or put them in place of those with these values. The commit itself says what it wrote, so that no crash comes
+        between the two.
+        """
+        from deltalake import CommitProperties, write_deltalake
 
         place, data = self._place(table), arrow_rows(table, frame)
         partition_by = list(PARTITIONED_BY.get(table, ())) or None
+        mode = "append" if replaced is None else "overwrite"
+        predicate = " AND ".join(f"{name} = {_literal(value)}" for name, value in (replaced or {}).items()) or None
+        written = contents_of(data, RECORDED_BY.get(table, ()))
+        told = json.dumps({"replaced": replaced, "written": as_json(written)})
 
         def write() -> None:
             place.mkdir(parents=True, exist_ok=True)
-            write_deltalake(str(place), data, mode=mode, predicate=predicate, partition_by=partition_by)  # pyright: ignore
+            properties = CommitProperties(custom_metadata={_CONTENTS: told})
+            how: dict[str, Any] = {"mode": mode, "predicate": predicate, "partition_by": partition_by}
+            write_deltalake(str(place), data, commit_properties=properties, **how)
 
-        _retried(write, table)
+        with self._damage_before_disk(table):
+            _retried(write, table)
+
+    @contextmanager
+    def _damage_before_disk(self, table: str) -> Iterator[None]:
+        """A table that can't be written because it can't be read is no full disk."""
+        try:
+            yield
+        except DiskRefused as refused:
+            known = refused.is_of_disk or not self._place(table).is_dir()
+            raise (refused if known else next(self._changed_files(table), refused)) from refused
+
+    def _changed_files(self, table: str) -> Iterator[StoreDamaged]:
+        """What of a table can't be read, or has another size than its log says, so that Delta can't read it."""
+        from deltalake import DeltaTable
+
+        yield from self.damages(table)
+        added = pl.DataFrame(DeltaTable(str(self._place(table))).get_add_actions(flatten=True))
+        for name, size in added.select("path", "size_bytes").iter_rows():
+            if (self._place(table) / unquote(name)).stat().st_size != size:
+                yield StoreDamaged(table, name, "has another size than the table's log says")
 
     def _compact(self, table: str) -> None:
         """Merge small files. Old ones stay on disk for running queries until Delta's retention lets them go."""
         from deltalake import DeltaTable
 
-        _retried(lambda: DeltaTable(str(self._place(table))).optimize.compact(), table)
+        with self._damage_before_disk(table):
+            _retried(lambda: DeltaTable(str(self._place(table))).optimize.compact(), table)
 
 
 @lru_cache(maxsize=8)
@@ -355,23 +480,91 @@ def _pool_answer(
     return store.query(sql, dict(parameters))
 
 
-def _read_log(place: Path) -> tuple[str, ...]:
-    """The live files of the table at `place`, none where no table is."""
+def _read_log(place: Path) -> Snapshot:
+    """The table at `place` as its log has it; no files where no table is."""
     from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
 
-    if not DeltaTable.is_deltatable(str(place)):
-        return ()
-    table = DeltaTable(str(place))
-    files = tuple(sorted(unquote(uri.removeprefix("file://")) for uri in table.file_uris()))
-    commit = place / "_delta_log" / f"{table.version():020}.json"
+    try:
+        if not DeltaTable.is_deltatable(str(place)):
+            if any(place.rglob("*.parquet")):
+                raise StoreDamaged(place.name, LOG, "is not there, though files of rows are")
+            return Snapshot()
+        table = DeltaTable(str(place))
+        files = tuple(sorted(unquote(uri.removeprefix("file://")) for uri in table.file_uris()))
+        table_id, version = str(table.metadata().id), table.version()
+    except (DeltaError, OSError, ValueError) as error:
+        raise StoreDamaged(place.name, LOG, f"can't be read ({_one_line(error)})") from error
+    commit = place / LOG / f"{version:020}.json"
     if commit.exists():  # a log that was cleaned up holds a checkpoint alone
-        _live[place] = _Live(commit, commit.stat().st_mtime_ns, files)
-    return files
+        _live[place] = _Live(commit, commit.stat().st_mtime_ns, files, table_id)
+    return Snapshot(table_id, version, files)
 
 
-def _table_view(table: str, files: Sequence[str], guarded: bool = False) -> str:
+def _one_line(error: Exception) -> str:
+    plain = re.sub(r"\x1b\[\d*m", "", str(error))
+    return " ".join(plain.split())[:160].replace(";", ",") or type(error).__name__
+
+
+def _read_commit(path: Path) -> Commit | None:
+    try:
+        actions = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError):
+        return None
+    info = next((each["commitInfo"] for each in actions if "commitInfo" in each), {})
+    files = [change for each in actions for change in (each.get("add"), each.get("remove")) if change]
+    told = json.loads(info.get(_CONTENTS, "null"))
+    return Commit(
+        told and told["replaced"],
+        from_json(told["written"]) if told else None,
+        keeps_rows=not any(change.get("dataChange", True) for change in files),
+        added=tuple(unquote(each["add"]["path"]) for each in actions if "add" in each),
+    )
+
+
+# How views say that a table is damaged, and how DuckDB and we name a file that is.
+_DAMAGED = re.compile(r"store table (\w+): (\S+) ([^;]*);")
+
+
+def _unreadable(path: Path) -> str:
+    """Why a Parquet file can't be read to its end; '' when it can."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, memory_map=False) as file:
+            for _ in file.iter_batches():
+                pass
+    except FileNotFoundError:
+        return "is gone"
+    except (OSError, pa.ArrowException) as error:
+        return f"can't be read ({_one_line(error)})"
+    return ""
+
+
+def _make_views(
+    con: duckdb.DuckDBPyConnection, files: "Mapping[str, tuple[str, ...] | StoreDamaged]", guarded: bool = False
+) -> None:
+    """One view per table over its files. Where a table is damaged its view says so to whoever asks for it, and to nobody else."""
+    try:
+        con.execute("\n".join(_table_view(table, each, guarded) for table, each in files.items()))
+    except duckdb.Error:
+        for table, each in files.items():
+            try:
+                con.execute(_table_view(table, each, guarded))
+            except duckdb.Error as error:
+                why = f"can't be read ({_one_line(error)})"
+                listed = () if isinstance(each, StoreDamaged) else each
+                part = next((Path(file).name for file in listed if file in str(error)), "a file")
+                con.execute(_table_view(table, StoreDamaged(table, part.replace(" ", "_"), why)))
+
+
+def _table_view(table: str, files: Sequence[str] | StoreDamaged, guarded: bool = False) -> str:
     schema = schemas()[table]
-    if files:
+    if isinstance(files, StoreDamaged):
+        columns = ", ".join(f'NULL::{_duckdb_type(schema, name)} AS "{name}"' for name in schema.names)
+        source = f"(SELECT error({_literal(str(files))}) AS damage) WHERE damage IS NOT NULL"
+    elif files:
         # Partition columns live in the directory names; read as text, they are what was written.
         columns = ", ".join(f'"{name}"' for name in schema.names)
         source = f"read_parquet([{_literals(files)}], hive_partitioning = true, hive_types_autocast = false)"
@@ -403,8 +596,8 @@ def _origin_view(root: Path, path: Path) -> str:
         ) AS is_here;"""  # noqa: S608  (literals)
 
 
-def _files_view(live: Mapping[str, Sequence[str]]) -> str:
-    files = [file for each in live.values() for file in each]
+def _files_view(live: "Mapping[str, tuple[str, ...] | StoreDamaged]") -> str:
+    files = [file for each in live.values() if not isinstance(each, StoreDamaged) for file in each]
     return f"CREATE VIEW delta.files AS SELECT unnest([{_literals(files)}]::VARCHAR[]) AS file;"
 
 

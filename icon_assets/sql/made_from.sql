@@ -1,7 +1,7 @@
 -- A product and everything it was made from, back to the files, by the ledger: one row per thing, with the event that made it.
 -- Parameters: $asset, $partition, $digest of the product.
 WITH RECURSIVE event AS (
-    SELECT DISTINCT ON (asset, "partition", digest) * FROM delta.ledger ORDER BY created_at DESC
+    SELECT DISTINCT ON (asset, "partition", digest) * FROM delta.events ORDER BY seq DESC
 ),
 input AS (
     SELECT e.asset, e."partition", e.digest, i.asset AS input_asset, i."partition" AS input_partition, i.digest AS input_digest

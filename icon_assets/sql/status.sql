@@ -11,4 +11,4 @@ SELECT
     (SELECT string_agg(DISTINCT arm, ', ' ORDER BY arm) FROM selections WHERE NOT contains(arm, '.')) AS arms_selected,
     (SELECT count(*) FROM checkpoints WHERE is_current) AS checkpoints,
     (SELECT count(DISTINCT checkpoint_id) FROM eval_results) AS evaluations,
-    (SELECT max(created_at)::VARCHAR FROM ledger) AS last_change
+    (SELECT max_by(created_at, seq)::VARCHAR FROM ledger) AS last_change

@@ -1,5 +1,10 @@
 -- The views users rely on, over the tables of schema `delta`. Also the home of every derived figure that is plain SQL.
 
+-- Entries of the ledger in the order in which they were written, whatever the clock said: `seq` is 1 for the first. The counter is the
+-- beginning of event_id (ledger.py); entries from before there was one stand first, by their time.
+CREATE VIEW delta.events AS
+WITH counted AS (SELECT *, CASE WHEN event_id[12] = '-' THEN try_cast(event_id[:11] AS BIGINT) END AS counter FROM delta.ledger)
+SELECT *, row_number() OVER (ORDER BY counter NULLS FIRST, created_at, event_id DESC) AS seq FROM counted;
 -- Rows of a file that was deleted stay in the tables, and only there: for audits, and for the file's return.
 CREATE VIEW shards AS SELECT * EXCLUDE (removed_at) FROM delta.shards WHERE removed_at IS NULL;
 CREATE VIEW removed_shards AS SELECT * FROM delta.shards WHERE removed_at IS NOT NULL;
@@ -47,16 +52,16 @@ CREATE VIEW selections AS SELECT subset_id, arm, sample_id, "rank", score, reaso
 -- pool, at the same fraction; but for `full`, which is all of the pool, of the same budget and with the same diversity.
 CREATE VIEW subsets AS
 WITH newest AS (
-    SELECT "partition" AS arm, digest AS subset_id, created_at, settings->>'fraction' AS fraction,
+    SELECT "partition" AS arm, digest AS subset_id, created_at, seq, settings->>'fraction' AS fraction,
         CASE WHEN "partition" <> 'full' THEN concat(coalesce(settings->>'budget', 'samples'), ' ', settings->>'diversity') END AS way,
         list_sort(list_filter(from_json(inputs, '[{"asset": "VARCHAR", "partition": "VARCHAR", "digest": "VARCHAR"}]'),
             lambda i: i.asset = 'sample_scores'))::VARCHAR AS pool
-    FROM delta.ledger WHERE asset = 'selected_subset'
-    QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC) = 1
+    FROM delta.events WHERE asset = 'selected_subset'
+    QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY seq DESC) = 1
 )
-SELECT arm, subset_id, created_at, fraction IS NOT DISTINCT FROM max_by(fraction, created_at) OVER ()
-    AND pool = max_by(pool, created_at) OVER ()
-    AND (way IS NULL OR way = max_by(way, created_at) FILTER (way IS NOT NULL) OVER ()) AS is_comparable
+SELECT arm, subset_id, created_at, fraction IS NOT DISTINCT FROM max_by(fraction, seq) OVER ()
+    AND pool = max_by(pool, seq) OVER ()
+    AND (way IS NULL OR way = max_by(way, seq) FILTER (way IS NOT NULL) OVER ()) AS is_comparable
 FROM newest;
 -- Figures of subsets that were replaced since say nothing about the present ones.
 CREATE VIEW trust_figures AS SELECT * FROM delta.trust_figures SEMI JOIN subsets USING (arm, subset_id);
@@ -76,13 +81,13 @@ CREATE VIEW judgements AS SELECT * FROM delta.judgements;
 -- By the judge, and against the arm, of the last comparison.
 CREATE VIEW pairwise_results AS
 WITH newest AS (
-    SELECT max_by(settings, created_at) AS settings FROM delta.ledger WHERE asset = 'pairwise_results'
+    SELECT max_by(settings, seq) AS settings FROM delta.events WHERE asset = 'pairwise_results'
 )
 SELECT r.* FROM delta.pairwise_results r
 JOIN newest n ON r.judge = coalesce(n.settings->>'judge', r.judge) AND r.against = coalesce(n.settings->>'against', r.against)
 WHERE checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
     AND other_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current);
-CREATE VIEW ledger AS SELECT * FROM delta.ledger;
+CREATE VIEW ledger AS SELECT * EXCLUDE (counter) FROM delta.events;
 
 CREATE VIEW current_scores AS
 SELECT c.sample_id, c.control, c.contribution, c.consistency, c.stability, c.coverage, c.standard_error, c.n_probes, c.n_context_tokens,
@@ -96,14 +101,14 @@ JOIN samples s ON s.sample_id = c.sample_id AND NOT s.is_duplicate;
 -- in the same way as the last of them.
 CREATE VIEW current_results AS
 WITH measured AS (
-    SELECT summary->>'checkpoint_id' AS checkpoint_id, created_at,
+    SELECT summary->>'checkpoint_id' AS checkpoint_id, seq,
         settings || list_sort(list_filter(from_json(inputs, '[{"asset": "VARCHAR", "partition": "VARCHAR", "digest": "VARCHAR"}]'),
             lambda i: i.asset NOT IN ('checkpoint', 'base_model')))::VARCHAR AS how
-    FROM delta.ledger WHERE asset IN ('eval_results', 'base_eval')
-    QUALIFY row_number() OVER (PARTITION BY summary->>'checkpoint_id' ORDER BY created_at DESC) = 1
+    FROM delta.events WHERE asset IN ('eval_results', 'base_eval')
+    QUALIFY row_number() OVER (PARTITION BY summary->>'checkpoint_id' ORDER BY seq DESC) = 1
 )
 SELECT * FROM eval_results
-WHERE checkpoint_id IN (SELECT checkpoint_id FROM measured WHERE how = (SELECT max_by(how, created_at) FROM measured))
+WHERE checkpoint_id IN (SELECT checkpoint_id FROM measured WHERE how = (SELECT max_by(how, seq) FROM measured))
     AND (checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
         OR checkpoint_id = 'base-' || (SELECT max_by(model_digest, prepared_at) FROM delta.models));
 
@@ -114,7 +119,7 @@ FROM current_results;
 CREATE VIEW leaderboard_differences AS
 SELECT * FROM delta.leaderboard_differences
 WHERE (FROM delta.results_now) = (
-    SELECT coalesce(max_by(summary, created_at)->>'results', (FROM delta.results_now)) FROM delta.ledger WHERE asset = 'leaderboard'
+    SELECT coalesce(max_by(summary, seq)->>'results', (FROM delta.results_now)) FROM delta.events WHERE asset = 'leaderboard'
 );
 
 -- Which work of scoring an arm owes is in the record of its subset; what that work has cost grows with every run.
@@ -122,8 +127,8 @@ CREATE VIEW arm_scoring_costs AS
 WITH owed AS (
     SELECT "partition" AS arm, coalesce((summary->'owes')::VARCHAR[],
         CASE WHEN (summary->>'scoring_tokens')::BIGINT > 0 THEN ['pairs', 'controls'] ELSE [] END) AS kinds
-    FROM delta.ledger WHERE asset = 'selected_subset'
-    QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY created_at DESC) = 1
+    FROM delta.events WHERE asset = 'selected_subset'
+    QUALIFY row_number() OVER (PARTITION BY "partition" ORDER BY seq DESC) = 1
 ), spent AS (
     SELECT "work", sum(tokens) AS tokens, sum(flops) AS flops, sum(seconds) AS seconds
     FROM delta.scoring_costs SEMI JOIN (FROM score_keys WHERE is_current) USING (score_key) GROUP BY "work"

@@ -24,6 +24,7 @@ from icon_assets.partitions import retire_shard
 from icon_assets.runner import STAGES
 from icon_assets.settings import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, PROBES, alpaca, change, write_jsonl
+from icon_assets_tests.tampering import change_rows
 
 A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"
 PARTITIONS = {
@@ -128,6 +129,13 @@ def _one_more_run(s: Spoiled) -> None:
 
 def _checkpoint(s: Spoiled) -> str:
     return s.store.query("SELECT min(checkpoint_id) FROM delta.checkpoints WHERE arm = 'icon'").item()
+
+
+def _one_pair(s: Spoiled) -> str:
+    sample, probe = s.store.query(
+        f"SELECT sample_id, probe_id FROM delta.pair_scores WHERE origin = '{A}' ORDER BY ALL"
+    ).row(0)
+    return f"sample_id = '{sample}' AND probe_id = '{probe}'"
 
 
 def _length_alone(s: Spoiled) -> None:
@@ -248,6 +256,14 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
     ("leaderboard", "differences_are_finite", lambda s: s.set("leaderboard_differences", "metric = 'acc'", low=float("nan")), r"1 of .*\(icon base sums acc\)"),
     ("leaderboard", "differences_are_finite", lambda s: s.set("leaderboard_differences", "metric = 'acc'", difference=9.0), "outside of their interval"),
     ("leaderboard", "every_run_counts", lambda s: change(s.workspace, "training", {"seeds": [0, 1]}), r"1 of 2 runs .*\(icon\|1\)"),
+    ("sample_scores", "contents_are_as_recorded", lambda s: change_rows(s.store, "pair_scores", nll_sum=0.5), r"1 of 3 .*pair_scores .*whose values"),
+    ("selected_subset", "contents_are_as_recorded", lambda s: change_rows(s.store, "selections", score=0.5), r"1 of 1 .*selections arm=icon"),
+    ("checkpoint", "contents_are_as_recorded", lambda s: change_rows(s.store, "loss_curves", loss=0.5), r"1 of 3 .*loss_curves"),
+    ("raw_pool", "ids_are_of_their_text", lambda s: s.set("samples", "response = 'Blue.'", response="Red."), "1 of 4 ids"),
+    ("raw_pool", "ids_are_of_their_text", lambda s: s.set("samples", "response = 'Blue.'", turns="no turns"), "1 of 4 ids"),
+    ("probe_set", "ids_are_of_their_text", lambda s: s.set("probe_candidates", "status = 'selected'", response="x"), "4 of 5 ids"),
+    ("sample_scores", "every_score_has_its_pairs", lambda s: s.drop("pair_scores", _one_pair(s)), "1 of 4 scored samples"),
+    ("sample_scores", "every_score_has_its_pairs", lambda s: s.drop("contexts", "true"), "4 of 4 scored samples"),
     ("leaderboard", "every_task_tells_runs_apart", _one_more_run, r"1 of 1 tasks .*\(sums\)"),
 ]  # fmt: skip
 

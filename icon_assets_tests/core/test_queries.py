@@ -164,6 +164,11 @@ def test_a_text_that_writes_or_reads_elsewhere_is_refused_with_one_line(untouche
     assert len(str(caught.value)) < 500
 
 
+def run_all(con: duckdb.DuckDBPyConnection, text: str) -> None:
+    for statement in reading(con, text):
+        con.execute(statement).fetchall()
+
+
 @pytest.mark.parametrize("text", WRITES)
 def test_the_first_wall_alone_lets_nothing_be_changed(tmp_path: Path, text: str) -> None:
     with duckdb.connect() as con:
@@ -174,8 +179,7 @@ def test_the_first_wall_alone_lets_nothing_be_changed(tmp_path: Path, text: str)
             text.replace("{root}", str(tmp_path)).replace("{live}", f"{tmp_path}/live.parquet"),
         )
         with pytest.raises((IconError, duckdb.Error)):
-            for statement in reading(con, text):
-                con.execute(statement).fetchall()
+            run_all(con, text)
     assert contents(tmp_path) == before
 
 

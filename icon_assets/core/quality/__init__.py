@@ -7,13 +7,15 @@ read in the UI. Assets look through the same rules (`refuse`) before they spend 
 from contextlib import closing
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.quality import features, pool, probes, results, scores, selection, tables, training
+from icon_assets.core.quality import contents, features, pool, probes, results, scores, selection, tables, training
 from icon_assets.core.quality.rule import Look, Rule, Subject, rules_in
 from icon_assets.settings import Workspace
 
 # In the order in which they are looked at.
 RULES = [
-    rule for room in (tables, pool, probes, scores, features, selection, training, results) for rule in rules_in(room)
+    rule
+    for room in (tables, contents, pool, probes, scores, features, selection, training, results)
+    for rule in rules_in(room)
 ]
 
 

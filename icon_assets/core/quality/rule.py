@@ -1,7 +1,6 @@
 """What a rule is, what it looks at and what it finds. No rule belongs here."""
 
 import inspect
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import duckdb
 from icon_assets.core.digests import directory_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.escaping import printable
+from icon_assets.core.ledger import recorded_summary
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 
@@ -73,14 +73,14 @@ class Subject:
         """
         rows = self.rows(
             """
-            SELECT digest, run_id, summary FROM delta.ledger WHERE asset = $asset AND "partition" = $partition
-            ORDER BY created_at DESC, event_id LIMIT 1
+            SELECT digest, run_id, summary FROM delta.events WHERE asset = $asset AND "partition" = $partition
+            ORDER BY seq DESC LIMIT 1
             """,
             asset=self.asset, partition=self.partition,
         )  # fmt: skip
         if not rows:
             raise IconError(f"{self.name}: not materialized yet; materialize it first")
-        return Made(rows[0]["digest"], rows[0]["run_id"], json.loads(rows[0]["summary"]))
+        return Made(rows[0]["digest"], rows[0]["run_id"], recorded_summary(rows[0]["summary"]))
 
     @cached_property
     def directory(self) -> Path:
@@ -93,7 +93,8 @@ class Subject:
         return directory_digest(self.directory) if self.directory.is_dir() else ""
 
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        return self._con.sql(sql, params=parameters or None).pl().to_dicts()
+        with self.store.damage_named():
+            return self._con.sql(sql, params=parameters or None).pl().to_dicts()
 
     def find(self, sql: str, what: str, **parameters: Any) -> Finding:
         """Judge rows of `id` and `wrong`. Where `wrong` is NULL it could not be told that the row is right."""

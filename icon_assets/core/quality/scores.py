@@ -110,6 +110,27 @@ def every_sample_is_scored(subject: Subject) -> Finding:
 
 
 @rule("sample_scores", blocking=True, mend=REMAKE)
+def every_score_has_its_pairs(subject: Subject) -> Finding:
+    """Of every sample of the shard at least as many pairs are stored as its scores are made of, and its length. Without them nobody
+    could say whether the score is right, and other controls could not be had without scoring again.
+    """
+    return subject.find(
+        """
+        WITH length AS (
+            SELECT sample_id, origin FROM delta.contexts SEMI JOIN (FROM delta.samples WHERE shard = $shard) USING (sample_id)
+            WHERE score_key = $key
+        ), pair AS (
+            SELECT sample_id, count(*) AS pairs FROM delta.pair_scores SEMI JOIN length USING (origin, sample_id)
+            WHERE score_key = $key GROUP BY sample_id
+        )
+        SELECT sample_id AS id, max(n_probes) > coalesce(any_value(pairs), 0) AS wrong FROM delta.sample_scores
+        LEFT JOIN pair USING (sample_id) WHERE shard = $shard AND score_key = $key GROUP BY sample_id
+        """,
+        "scored samples have fewer pairs than their scores are made of", **under_current_key(subject),
+    )  # fmt: skip
+
+
+@rule("sample_scores", blocking=True, mend=REMAKE)
 def no_score_is_a_stranger(subject: Subject) -> Finding:
     """Every score of the shard is that of a sample which the shard holds now. The score of a line that was taken out could
     win over the sample's present one.
@@ -155,7 +176,7 @@ def drift(store: Store, shard: str, after: pl.DataFrame) -> dict[str, float]:
     before = store.query(
         """
         SELECT sample_id, contribution AS before FROM delta.sample_scores WHERE shard = $shard AND control = $control
-            AND score_key = (SELECT max_by(summary->>'score_key', created_at) FROM delta.ledger
+            AND score_key = (SELECT max_by(summary->>'score_key', seq) FROM delta.events
                 WHERE asset = 'sample_scores' AND "partition" = $shard)
         """,
         {"shard": shard, "control": after["control"][0] if after.height else ""},

@@ -18,12 +18,18 @@ def files_are_as_recorded(subject: Subject) -> Finding:
 
 def _base_model(subject: Subject) -> dict[str, str]:
     """Digest and directory of the model that the checkpoint was made from."""
+    asked = {"checkpoint": subject.made.summary["checkpoint_id"]}
+    if not subject.rows("FROM delta.checkpoints WHERE checkpoint_id = $checkpoint", **asked):
+        raise IconError(
+            f"{subject.name}: the table checkpoints has no row of {asked['checkpoint']}, which the ledger names: an entry of its log was "
+            "lost; `icon-assets repair` shows what can be taken back; else delete its directory and materialize it again"
+        )
     rows = subject.rows(
         """
         SELECT m.model_digest AS digest, m.path FROM delta.checkpoints c JOIN delta.models m USING (model_digest)
         WHERE c.checkpoint_id = $checkpoint ORDER BY m.prepared_at DESC LIMIT 1
         """,
-        checkpoint=subject.made.summary["checkpoint_id"],
+        **asked,
     )
     if not rows:
         raise IconError(f"{subject.name}: its base model is not in the table models; materialize it again")
