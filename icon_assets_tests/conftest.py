@@ -18,6 +18,7 @@ from icon_assets.core.ingest import Ingested, SourceFile, shard_row
 from icon_assets.core.similarity import Embeddings
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
+from icon_assets_tests.browser import browser as browser
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests share the cores: each with all of them for torch would be slower
