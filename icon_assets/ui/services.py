@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,10 +51,10 @@ def main() -> None:
             services = Services(workspace, instance, listener, arguments.read_only, ending)
             sys.exit(services.run())
     except IconError as error:
-        print(
-            json.dumps({"error": str(error)}) if arguments.json else f"icon-assets: {error}",
-            file=sys.stdout if arguments.json else sys.stderr,
-        )
+        if arguments.json:
+            print(json.dumps({"error": str(error)}))
+        else:
+            print(f"icon-assets: {error}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -202,47 +204,43 @@ class Services:
     def _end_runs_of_lost_code_server(self) -> None:
         """Their processes were its children; those it left behind would go on unseen."""
         runs = runs_at(self.instance, self.code_socket)
-        keep = {self.processes[name].pid for name in self.processes if name != "code server"}
-        _kill_session(keep)
+        _kill_session(but=[process.pid for name, process in self.processes.items() if name != "code server"])
         record_end(self.instance, runs)
 
     def _end(self) -> None:
         """First what starts runs, then the runs, then what executes them; nothing of the session is left."""
-        _end_processes([self.processes[name] for name in ("daemon", "webserver") if name in self.processes])
+        starters = [self.processes[name] for name in ("daemon", "webserver") if name in self.processes]
+        for each in starters:
+            each.terminate()
         if runs := runs_at(self.instance, self.code_socket):
             names = ", ".join(map(title, runs[:5])) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
             say(
                 f"icon-assets: still under way, and ended now: {names}; finished work is kept, materialize again to go on"
             )
             cancel(self.instance, runs, self.code_socket, _CANCEL_SECONDS)
-        _end_processes(list(self.processes.values()))
-        _kill_session(set())
+        _wait_or_kill(starters)
+        runs += [run for run in runs_at(self.instance, self.code_socket) if run not in runs]  # started meanwhile
+        _kill_session()
         record_end(self.instance, runs)
         release_dead_runs(self.instance)
-        for path in self.code_socket.parent.glob("*"):
-            path.unlink()
-        self.code_socket.parent.rmdir()
+        shutil.rmtree(self.code_socket.parent)
 
 
-def _end_processes(processes: list[subprocess.Popen[bytes]]) -> None:
-    """SIGTERM; SIGKILL to what has not ended by then."""
-    for process in processes:
-        process.terminate()
+def _wait_or_kill(processes: list[subprocess.Popen[bytes]]) -> None:
     until = time.monotonic() + _END_SECONDS
     for process in processes:
         try:
             process.wait(max(until - time.monotonic(), 0.01))
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
 
 
-def _kill_session(keep: set[int]) -> None:
-    """Every other process of this session: code servers and runs that their parents have left behind."""
+def _kill_session(but: Collection[int] = ()) -> None:
+    """Every other process of this session: code servers hold nothing, and what their parents left behind is nobody's."""
     ours = os.getsid(0)
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):
-            if process.pid not in {*keep, os.getpid()} and os.getsid(process.pid) == ours:
+            if process.pid not in {*but, os.getpid()} and os.getsid(process.pid) == ours:
                 process.kill()
 
 

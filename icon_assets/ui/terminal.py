@@ -31,4 +31,9 @@ def run_ui(port: int, read_only: bool, as_json: bool) -> int:
         if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
             signal.signal(each, end)
     code = services.wait()
+    if code < 0:
+        print(
+            "icon-assets: ended by force; runs that were under way count as failed from the next start on",
+            file=sys.stderr,
+        )
     return code if code >= 0 else 1
