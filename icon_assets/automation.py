@@ -19,7 +19,7 @@ from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.selection import ON_DEMAND, draws, needed_assets
 from icon_assets.jobs import NIGHTLY
-from icon_assets.runner import UNFINISHED
+from icon_assets.launched import UNFINISHED
 from icon_assets.settings import Settings, Workspace
 
 _TRAINING = {"checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard", "report"}

@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, metavar="FILE", help="default: exports/report.html in the workspace")
     ui = add("ui", _ui, "open Dagster's web interface on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000)
+    ui.add_argument("--read-only", action="store_true", help="to look only: nothing can be started or changed")
     return parser
 
 
@@ -348,13 +349,10 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from icon_assets.home import dagster_home
+    from icon_assets.ui.terminal import run_ui
 
-    workspace = _opened()
-    dagster_home(workspace)
-    os.environ[WORKSPACE_VARIABLE] = str(workspace.root)
-    command = ["-m", "icon_assets.definitions", "-h", "127.0.0.1", "-p", str(arguments.port)]
-    os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *command])  # noqa: S606
+    _opened()
+    return run_ui(arguments.port, arguments.read_only, arguments.json)
 
 
 def _harmless(text: str) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import dagster as dg
 from filelock import FileLock
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 
-from icon_assets.core.errors import DiskRefused, IconError
+from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors, new_directory, new_file
+from icon_assets.history import history_error, load_instance
 from icon_assets.settings import Workspace
 
 _SHIPPED = ("settings.yaml", "pool", "probes", "eval")
@@ -97,13 +98,14 @@ def open_instance(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
     """The Dagster instance of this workspace; runs recorded in it appear in the UI.
 
     Raises:
+        IconError: its `dagster.yaml` can't be used, or its history is broken.
         DiskRefused: its SQLite files can't be written, now or later.
     """
-    part = f"{workspace.dagster_home}: Dagster's history"
     try:
-        with disk_errors(part):
-            dagster_home(workspace)
-            with dg.DagsterInstance.get() as instance:
-                yield instance
-    except OperationalError as error:
-        raise DiskRefused(part, error.orig or error) from error
+        with (
+            disk_errors(f"{workspace.dagster_home}: Dagster's history"),
+            load_instance(dagster_home(workspace)) as instance,
+        ):
+            yield instance
+    except DatabaseError as error:
+        raise history_error(workspace.dagster_home, error) from error

@@ -23,6 +23,7 @@ from icon_assets.core.ledger import Event, take_in
 from icon_assets.core.restoration import forget_missing
 from icon_assets.core.selection import ON_DEMAND, needed_assets
 from icon_assets.interrupts import heard_interrupts
+from icon_assets.launched import UNFINISHED, is_orphan
 from icon_assets.partitions import arm_partitions, named_shards, pairwise_partitions, run_partitions, sync_shards
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
@@ -35,10 +36,6 @@ STAGES = (
     "checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard", "report",
 )  # fmt: skip
 SCORING_STAGES = STAGES[: STAGES.index("sample_features")]
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,13 +160,13 @@ def _is_full(instance: dg.DagsterInstance, pool: str) -> bool:
 def release_dead_runs(instance: dg.DagsterInstance) -> None:
     """End runs whose process on this machine is gone, and give back the pool slots they held.
 
-    A killed process can't do that itself, and without it every later run would wait for its slot for ever. Runs that
-    Dagster's daemon launched are watched by the daemon (run_monitoring).
+    A killed process can't do that itself, and without it every later run would wait for its slot for ever. While its code
+    server lives, a run that was launched there is watched by it.
     """
     here, alive = f"{socket.gethostname()}:", _living_processes()
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         owner = run.tags.get(PROCESS_TAG, "")
-        if owner.startswith(here) and owner not in alive:
+        if (owner.startswith(here) and owner not in alive) or is_orphan(run):
             # Slots first: a kill between the two steps must leave the run to be found again.
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             instance.report_run_failed(run, "Its process is gone; finished work is kept.")

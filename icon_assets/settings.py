@@ -4,6 +4,7 @@ What is derived from a choice (paths of produced things, digests) does not belon
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -34,6 +36,7 @@ WORKSPACE_VARIABLE = "ICON_WORKSPACE"
 
 _NEVER_SHOWN = {"api_key_variable"}  # where people put the key itself
 
+TOKEN_MODES = ("auto", "always", "never")
 ControlKind = Literal["none", "random_tokens", "random_chars"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -437,6 +440,30 @@ class SqlSettings(Section):
     )
 
 
+class UiSettings(Section):
+    """Of `icon-assets ui`. Whoever gets through to it starts code as you."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address it listens on; the port is an option.")
+    allowed_hosts: tuple[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$")], ...] = Field(
+        default=(),
+        description="Further names under which browsers reach it, such as a proxy's: `icon.example.com`, `icon.example.com:8443`.",
+    )
+    token: SecretStr = Field(
+        default=SecretStr("auto"),
+        description="Who may use it. auto: a token is made at every start where `host` is beyond this machine, none is asked for "
+        "on it; always: one is made there, too; never: none, because a proxy asks; anything else is the token itself.",
+    )
+
+    @field_validator("token")
+    @classmethod
+    def _is_hard_to_guess(cls, token: SecretStr) -> SecretStr:
+        """Characters that stand for themselves in a URL and in a cookie."""
+        value = token.get_secret_value()
+        if value not in TOKEN_MODES and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", value):
+            raise ValueError(f"must be {', '.join(TOKEN_MODES)}, or 16 to 256 of the characters A-Z a-z 0-9 . _ ~ -")
+        return token
+
+
 class Settings(BaseSettings):
     """All choices of one workspace."""
 
@@ -460,6 +487,7 @@ class Settings(BaseSettings):
     checks: ChecksSettings = ChecksSettings()
     automation: AutomationSettings = AutomationSettings()
     sql: SqlSettings = SqlSettings()
+    ui: UiSettings = UiSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -585,8 +613,8 @@ def _first_fault(error: ValidationError | SettingsError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
         return f"{where}: unknown key; remove it or fix its spelling{more}"
-    if fault["loc"][-1:] and fault["loc"][-1] in _NEVER_SHOWN:
-        return f"{where}: {fault['msg']}{more}"
+    if fault["loc"] == ("ui", "token") or (fault["loc"][-1:] and fault["loc"][-1] in _NEVER_SHOWN):
+        return f"{where}: {fault['msg']}{more}"  # what was given may be somebody's secret
     return f"{where}: {fault['msg']}; got {str(fault['input'])[:80]!r}{more}"
 
 

@@ -1,0 +1,39 @@
+"""The process a person sees: it starts the services in a session of their own, and hears for them that they are to end."""
+
+import signal
+import subprocess
+import sys
+from types import FrameType
+from typing import IO
+
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_ui(port: int, read_only: bool, as_json: bool) -> int:
+    """Run webserver, daemon and code server until one of the signals comes; returns the exit code.
+
+    The services end when the pipe to them closes, and so also when this process is killed. A second signal ends them at once.
+    """
+    options = [name for name, given in (("--read-only", read_only), ("--json", as_json)) if given]
+    services = subprocess.Popen(
+        [sys.executable, "-m", "icon_assets.ui.services", "--port", str(port), *options],
+        stdin=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    pipe: IO[bytes] | None = services.stdin
+    assert pipe is not None
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if pipe.closed:
+            services.kill()
+        pipe.close()
+
+    for each in _ENDS:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(each, end)
+    code = services.wait()
+    if code < 0:
+        print(
+            "icon-assets: ended by force; runs that were under way count as failed from the next start on",
+            file=sys.stderr,
+        )
+    return code if code >= 0 else 1
