@@ -92,7 +92,10 @@ def test_a_process_killed_while_it_makes_the_history_leaves_nothing_in_the_way(t
 
 
 def written(name: str, content: bytes) -> Change:
-    return lambda home: (home / name).write_bytes(content) and None
+    def write(home: Path) -> None:
+        (home / name).write_bytes(content)
+
+    return write
 
 
 def executed(name: str, sql: str) -> Change:
