@@ -9,7 +9,7 @@ from icon_assets.assets.shell import finish, mendable, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.digests import digest
 from icon_assets.core.language_model import choose_device, choose_dtype, prepare
-from icon_assets.core.recipes import CODE_VERSIONS, base_model_recipe
+from icon_assets.core.recipes import CODE_VERSIONS, Recipes, asked_of_hardware
 from icon_assets.metadata import OWNERS, column_schema
 from icon_assets.resources import WorkspaceResource
 
@@ -27,7 +27,7 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
     settings = workspace.settings.model
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    recipe = base_model_recipe(settings, dtype)
+    recipe = Recipes(workspace, store, dtype=dtype).of("base_model")
     record = prepare(settings, workspace.models_dir)
     if event := ledger.made(store, recipe):
         return unchanged(event)
@@ -39,6 +39,7 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
     store.append("models", pl.DataFrame([row]))
     summary = {
         "name": record.name, "revision": record.revision, "path": path, "dtype": dtype, "device": device,
+        "asked": asked_of_hardware(settings),
         "model_digest": record.digest, "parameters": record.n_parameters, "max_positions": record.max_positions,
     }  # fmt: skip
     # What follows is computed in this dtype: the same files in another one are another model.

@@ -67,6 +67,12 @@ class Judgement:
     detail: str
 
 
+def judge_name(settings: JudgeSettings) -> str:
+    """The model, who serves it, and a digest of how it is asked: another service or wording is another judge."""
+    asked = digest([_TASK, _SHOWN, _AGAIN, settings.options])[:8]
+    return f"{settings.model}@{urlsplit(settings.url).netloc}#{asked}"
+
+
 class Judge:
     """Asks, waits, asks again. `pause` is what waiting is done with."""
 
@@ -78,9 +84,7 @@ class Judge:
 
     @property
     def name(self) -> str:
-        """The model, who serves it, and a digest of how it is asked: another service or wording is another judge."""
-        asked = digest([_TASK, _SHOWN, _AGAIN, self._settings.options])[:8]
-        return f"{self._settings.model}@{urlsplit(self._settings.url).netloc}#{asked}"
+        return judge_name(self._settings)
 
     def question(self, prompt: str, first: str, second: str) -> str:
         """Names one question to this judge."""

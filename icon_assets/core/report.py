@@ -22,7 +22,6 @@ from icon_assets.core.export import allowed_place, disk_faults
 from icon_assets.core.figures import curves, distribution, intervals
 from icon_assets.core.files import new_file
 from icon_assets.core.ingest import printable
-from icon_assets.core.ledger import Input
 from icon_assets.core.pages import page
 from icon_assets.core.selection import ranks_by
 from icon_assets.core.store import Store, sql_text
@@ -64,12 +63,6 @@ def write_report(workspace: Workspace, out: Path | None = None) -> Report:
         new_file(path, page("report.html", **facts))
         missing = [name for name, section in facts["sections"].items() if not section]
         return Report(path, file_digest(path), path.stat().st_size, missing)
-
-
-def shown_products(store: Store) -> list[Input]:
-    """Everything on record that the page tells of: with equal products it is the same page."""
-    rows = store.query(sql_text("report/products.sql")).sort("asset", "partition")
-    return [Input(row["asset"], row["partition"], row["digest"]) for row in rows.iter_rows(named=True)]
 
 
 def _is_report(path: Path) -> bool:
