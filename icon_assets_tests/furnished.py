@@ -39,6 +39,11 @@ RICH: Mapping[str, Any] = {
     },
     "automation": {"scoring": "on_change", "train": True},
 }
+# The other ways: every pair up to a limit, the other kind of selector, a budget of samples.
+PLAIN_KEYS: Mapping[str, Any] = {
+    "probes.budget": "auto", "probes.exact_pairs": 1000, "selector.kind": "lora", "selection.budget": "samples",
+    "selection.diversity": None,
+}  # fmt: skip
 # A second valid value of every setting; where that needs a further key, both.
 SECOND: Mapping[str, Mapping[str, Any]] = {
     "model.name": {"model.name": "owner/model", "model.revision": "1" * 40},
@@ -231,15 +236,15 @@ def every_product(workspace: Workspace) -> list[tuple[str, str]]:
     return [(asset, part) for asset, names in parts.items() for part in names]
 
 
-def put_on_record(store: Store, products: list[tuple[str, str]], **more: Any) -> None:
-    """One ledger row for each, with a digest that is its name's."""
+def put_on_record(store: Store, products: list[tuple[str, str]]) -> None:
+    """One ledger row for each, with a digest that is its name's and a fingerprint that is nobody's."""
     begin = datetime(2025, 1, 1, tzinfo=UTC)
     summary = {"base_model": {"path": "models/m", "dtype": "float32"}}
     rows = [
         {
             "event_id": f"{number:06}", "created_at": begin + timedelta(seconds=number), "asset": asset, "partition": part,
             "digest": digest([asset, part]), "fingerprint": "", "inputs": "[]", "settings": "{}", "seed": None,
-            "code_version": "", "run_id": "", "summary": json.dumps(summary.get(asset, {"checkpoint_id": part})), **more,
+            "code_version": "", "run_id": "", "summary": json.dumps(summary.get(asset, {"checkpoint_id": part})),
         }
         for number, (asset, part) in enumerate(products)
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from icon_assets.assets.shell import finish, kept, mendable, unchanged, unchange
 from icon_assets.assets.training import arm_and_seed, encode_samples
 from icon_assets.core import comparison, ledger
 from icon_assets.core.digests import digest, file_digest, frame_digest
-from icon_assets.core.evaluation import HELD_OUT, PERPLEXITY, Metric
+from icon_assets.core.evaluation import Metric
 from icon_assets.core.finetuning import load_fine_tuned
 from icon_assets.core.held_out import HeldOutSample, held_out_metrics
 from icon_assets.core.ingest import SourceFile, ingest, sample_frame
@@ -122,9 +122,9 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
 
 
 def board_metadata(board: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
-    """The leaderboard as a table, and one plot per headline metric."""
+    """The leaderboard as a table, and one plot per metric that the headline is made of."""
     pictures: dict[str, dg.MarkdownMetadataValue] = {"leaderboard": markdown_table(wide_board(board))}
-    for task, metric in board.filter(_HEADLINE).select("task", "metric").unique(maintain_order=True).iter_rows():
+    for task, metric in comparison.main_rows(board).select("task", "metric").unique(maintain_order=True).iter_rows():
         rows = board.filter((pl.col("task") == task) & (pl.col("metric") == metric))
         values = {r["arm"]: (r["mean"], r["sd_over_seeds"] or 0.0) for r in rows.iter_rows(named=True)}
         pictures[f"plot_{task}_{metric}".replace("/", "_")] = bars(
@@ -157,17 +157,12 @@ def _verdict_list(verdicts: Mapping[str, str]) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md("\n".join(f"- **{arm}**: {sentence}" for arm, sentence in verdicts.items()))
 
 
-_HEADLINE = ((pl.col("metric") == "acc") & ~pl.col("task").str.contains("/")) | (
-    (pl.col("task") == HELD_OUT) & (pl.col("metric") == PERPLEXITY)
-)
-
-
 def wide_board(board: pl.DataFrame) -> pl.DataFrame:
-    """One row per arm: `mean ± spread` of the headline metrics, then samples, training and scoring cost (in 10^12 operations)."""
+    """One row per arm: `mean ± spread` of the metrics that the headline is made of, then samples, training and scoring cost (in 10^12 operations)."""
     mean, spread = (pl.col(name).round_sig_figs(4).cast(pl.String) for name in ("mean", "sd_over_seeds"))
     cell = pl.when(pl.col("sd_over_seeds").is_null()).then(mean).otherwise(pl.format("{} ± {}", mean, spread))
     table = (
-        board.filter(_HEADLINE)
+        comparison.main_rows(board)
         .with_columns(name=pl.format("{} {}", "task", "metric"), cell=cell)
         .pivot("name", index=["arm", "n_seeds", *_SHOWN_COSTS], values="cell", sort_columns=True)
     )

@@ -354,15 +354,19 @@ class Recipes:
         inputs = getattr(Inputs(self), asset)(*(part.split("|") if part else ()))
         return _recipe(asset, part, inputs, self.settings, self)
 
+    def all_of(self, asset: str, part: str = "") -> list[Recipe]:
+        """The recipes of everything that is made for a partition: of an arm's subset also those of its draws."""
+        drawn = draws(part, self.settings.training.seeds) if asset == "selected_subset" else [part]
+        return [self.of(asset, name) for name in drawn]
+
     def outdated(self, asset: str, part: str) -> str:
         """Digest of the recipes by which a partition has to be made again, its draws among them; '' where it is up to date,
         or waits for something that it is made from.
         """
-        drawn = draws(part, self.settings.training.seeds) if asset == "selected_subset" else [part]
         try:
             if asset == "report":  # made once, when all is scored, not after every shard
                 self.every_shard("sample_scores")
-            recipes = [self.of(asset, name) for name in drawn]
+            recipes = self.all_of(asset, part)
         except Unready:
             return ""
         except IconError as error:  # a run of it will say so
@@ -486,10 +490,10 @@ class Recipes:
 
     @cached_property
     def dtype(self) -> str:
-        """Asked of the hardware only when the settings changed since the model was prepared: that loads torch."""
-        if self._dtype:
-            return self._dtype
+        """`auto` is asked of the hardware only when the settings changed since the model was prepared: that loads torch."""
         wanted, event = self.settings.model, self.made("base_model").get("")
+        if self._dtype or wanted.dtype != "auto":
+            return self._dtype or wanted.dtype
         if event is not None and event.summary.get("asked") == asked_of_hardware(wanted):
             return str(event.summary["dtype"])
         return choose_dtype(wanted.dtype, choose_device(wanted.device))

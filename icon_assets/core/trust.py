@@ -16,6 +16,7 @@ from icon_assets.core.candidates import Candidates
 from icon_assets.core.contribution import influences, matrix
 from icon_assets.core.encoding import sample_of
 from icon_assets.core.errors import IconError
+from icon_assets.core.ingest import STRATUM_FIELDS
 from icon_assets.core.peers import PEERS, Draw, draw, peer_influences
 from icon_assets.core.probes import Candidate, near_duplicates
 from icon_assets.core.score_key import ScoreKey
@@ -26,7 +27,6 @@ from icon_assets.core.store import Store
 from icon_assets.settings import ControlSettings, Settings
 
 FRACTIONS = (0.01, 0.05, 0.15, 0.3)
-STRATUM_FIELDS = ("stratum", "category", "dataset", "source")
 _PROBE_DRAWS = 200
 _HALVINGS, _MOST_NAMED = 50, 5_000
 OTHER_PROBES, OTHER_HALF = "another set of as many probes", "the other half of the probes"
@@ -300,8 +300,8 @@ def _kept(
 
 
 def pool_strata(store: Store) -> pl.DataFrame:
-    """The kind of task of every unique sample: the first of the fields `stratum`, `category`, `dataset`, `source` that at least
-    half of the rows have, with 2 to 100 different values; the file, where there is no such field.
+    """The kind of task of every unique sample: the first of `STRATUM_FIELDS` that at least half of the rows have, with 2 to 100
+    different values; the file, where there is no such field.
     """
     fields = ", ".join(
         f"count(metadata->>'{each}') * 2 >= count(*) AND count(DISTINCT metadata->>'{each}') BETWEEN 2 AND {_MOST_STRATA} AS {each}"

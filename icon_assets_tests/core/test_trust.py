@@ -15,7 +15,9 @@ from sklearn.metrics import roc_auc_score
 
 from icon_assets.core import ledger, selection, trust
 from icon_assets.core.candidates import TOKENS, Candidates
+from icon_assets.core.ingest import Located
 from icon_assets.core.ledger import Recipe
+from icon_assets.core.samples import Sample
 from icon_assets.core.selection import arm, rank, select
 from icon_assets.core.similarity import Embeddings
 from icon_assets.core.store import Store
@@ -272,10 +274,13 @@ def test_of_many_strata_the_small_ones_are_counted_together() -> None:
     ("fields", "expected"),
     [
         ('{"category": "a", "stratum": "x"}', {"x"}), ('{"category": "a"}', {"a"}), ('{"source": "http"}', {"http"}),
+        ('{"dataset": "x", "category": "a"}', {"x"}), ('{"task": "x", "source": "http"}', {"x"}),
         (None, {"f.jsonl"}), ('{"stratum": null}', {"f.jsonl"}), ('{"other": 1}', {"f.jsonl"}),
     ],
 )  # fmt: skip
-def test_the_stratum_is_a_field_of_the_row_or_its_file(tmp_path: Path, fields: str | None, expected: set[str]) -> None:
+def test_the_stratum_is_the_same_field_of_a_sample_as_of_a_probe_or_its_file(
+    tmp_path: Path, fields: str | None, expected: set[str]
+) -> None:
     store = Store(tmp_path)
     put_shards(store, "a")
     text = {
@@ -293,6 +298,8 @@ def test_the_stratum_is_a_field_of_the_row_or_its_file(tmp_path: Path, fields: s
     store.append("samples", pl.DataFrame(rows, schema_overrides={"turns": pl.String, "metadata": pl.String}))
     assert expected <= set(pool_strata(store)["stratum"])
     assert pool_strata(store).height == 6
+    probe = Located(1, Sample("i", "", "r"), fields)
+    assert {probe.stratum("f.jsonl")} == expected
 
 
 def test_overlap_with_other_arms_stands_beside_chance() -> None:
