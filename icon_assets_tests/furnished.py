@@ -151,18 +151,19 @@ SECOND: Mapping[str, Mapping[str, Any]] = {
 def every_setting(section: type[Any] = Settings, prefix: str = "") -> Iterator[str]:
     """The dotted name of every setting, down to those of sections in lists and of sections that may be left out."""
     for name, field in section.model_fields.items():
-        inner = list(_sections(field.annotation))
+        inner = list(sections_in(field.annotation))
         for each in inner:
             yield from every_setting(each, f"{prefix}{name}.")
         if not inner:
             yield f"{prefix}{name}"
 
 
-def _sections(annotation: Any) -> Iterator[type[Section]]:
+def sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that a field may hold, in lists too."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for part in get_args(annotation):
-        yield from _sections(part)
+        yield from sections_in(part)
 
 
 def flipped(values: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:

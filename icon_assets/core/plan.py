@@ -14,6 +14,7 @@ from icon_assets.core.budget import Budget, rungs
 from icon_assets.core.costs import Speed
 from icon_assets.core.digests import share_ceiling
 from icon_assets.core.discovery import Found
+from icon_assets.core.encoding import pool_rows
 from icon_assets.core.ledger import Event, Recipe, differences
 from icon_assets.core.price import Price, Pricer, Todo
 from icon_assets.core.recipes import Recipes, Unready
@@ -98,7 +99,7 @@ def make_plan(
         round(share * exact),
         store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"].to_list(),
     )
-    contexts = [pricer.context(row) for row in _samples(store, drawn)]
+    contexts = [pricer.context(row) for row in pool_rows(store, drawn)]
     wanted = [NO_CONTEXT, *controls_for(key, settings.controls, *_lengths(store, key, contexts, ceiling))]
     controls = missing_controls(store, key, wanted, probe_ids)
     price, naive, speed = Price(), Price(), None
@@ -112,7 +113,7 @@ def make_plan(
         ),
         [file.source.file for file in found if file.kind == "settling"], _outdated(recipes), len(probe_ids),
         pairs, exact, sum(map(len, controls.values())), share if enough else None, price, naive, speed,
-        n_unread, pricer.reading(_samples(store, unread), n_unread) if unread else Price(),
+        n_unread, pricer.reading(pool_rows(store, unread), n_unread) if unread else Price(),
     )  # fmt: skip
 
 
@@ -213,11 +214,3 @@ def _lengths(store: Store, key: ScoreKey, drawn: Sequence[Context], ceiling: str
     )
     tokens = {*known["n_context_tokens"], *(len(context.ids) for context in drawn)}
     return tokens, {*known["n_context_chars"], *(context.n_chars for context in drawn)}
-
-
-def _samples(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
-    rows = store.query(
-        "SELECT DISTINCT ON (sample_id) * FROM delta.pool WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))",
-        {"ids": list(sample_ids)},
-    )
-    return rows.to_dicts()
