@@ -10,106 +10,121 @@ that came out the same look changed; and check results in it belong to no partit
 `nightly` with a `cron` of every few minutes does in one process what is stale, each shard with its own verdict.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import json
+import time
+from collections.abc import Iterable
+from functools import lru_cache
 
 import dagster as dg
 
-from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.selection import ON_DEMAND, draws, needed_assets
+from icon_assets.core.ingest import SourceFile, source_digest
+from icon_assets.core.recipes import Recipes, Unready, settings_digest
+from icon_assets.core.selection import ON_DEMAND, needed_assets
+from icon_assets.core.store import Store
 from icon_assets.jobs import NIGHTLY
 from icon_assets.launched import UNFINISHED
-from icon_assets.settings import Settings, Workspace
+from icon_assets.runner import TRAINING_GROUPS
+from icon_assets.settings import Workspace
 
-_TRAINING = {"checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard", "report"}
-_LOAD_ONLY = {"commit_seconds", "tokens_per_forward"}  # they change how fast, not what
-
-_COMPARISON = {"bootstrap_draws", "confidence", "pairwise"}  # they change what is made of results, not the results
-
-
-def _scoring(settings: Settings) -> dict[str, Any]:
-    """What of `scoring` decides a pair; who is scored at all comes in `_drawn`."""
-    return settings.scoring.model_dump(exclude={*_LOAD_ONLY, "direct_share"})
+# Made from files whose versions sensors report; everything else is compared with its recipe alone.
+_OF_REPORTED_FILES = {"raw_pool"}
 
 
-def _drawn(settings: Settings) -> list[float]:
-    share = settings.scoring.direct_share
-    return [share] if share < 1 else []
+def automated(assets: list[dg.AssetsDefinition], workspace: Workspace) -> list[dg.AssetsDefinition]:
+    """The assets with their settings in the code version, so that a changed setting shows in the UI, and, where conditions start
+    them, with their condition.
+    """
+    return [asset.map_asset_specs(lambda spec: _automated(spec, workspace)) for asset in assets]
 
 
-# What of the settings each asset is made with. It becomes part of the code version, so that a changed setting shows in
-# the UI and starts what is stale.
-_MADE_WITH: Mapping[str, Callable[[Settings], Any]] = {
-    "raw_pool": lambda s: s.pool.max_chars,
-    "probe_set": lambda s: [s.probes.model_dump(), s.evaluation.held_out, [t.path for t in s.evaluation.multiple_choice]],
-    "base_model": lambda s: s.model.model_dump(),
-    "probe_baseline": _scoring,
-    "sample_scores": lambda s: [
-        _scoring(s), s.controls.model_dump(), s.probes.budget, s.probes.exact_pairs, s.probes.error_rate, *_drawn(s),
-    ],
-    "sample_features": _scoring,
-    "probe_features": _scoring,
-    "selector": lambda s: [s.selector.model_dump(), s.controls.primary],
-    "selected_subset": lambda s: [
-        s.selection.model_dump(exclude={"arms", "length_warning"}), [draws(arm, s.training.seeds) for arm in s.selection.arms],
-    ],
-    "selection_trust": lambda s: [s.selection.model_dump(exclude={"length_warning"}), s.controls.model_dump(), s.probes.near_duplicate],
-    "checkpoint": lambda s: s.training.recipe,
-    "eval_results": lambda s: s.evaluation.model_dump(exclude=_COMPARISON),
-    "base_eval": lambda s: s.evaluation.model_dump(exclude=_COMPARISON),
-    "answers": lambda s: [_pairwise(s, "prompts", "max_new_tokens", "limit"), s.training.template],
-    "pairwise_results": lambda s: [_pairwise(s, "against", "judge"), s.evaluation.confidence],
-    "leaderboard": lambda s: [s.evaluation.bootstrap_draws, s.evaluation.confidence],
-}  # fmt: skip
-
-
-def _pairwise(settings: Settings, *keys: str) -> Any:
-    pairwise = settings.evaluation.pairwise
-    return pairwise.model_dump(mode="json", include=set(keys)) if pairwise else None
-
-
-def automated(assets: list[dg.AssetsDefinition], settings: Settings) -> list[dg.AssetsDefinition]:
-    """The assets with their settings in the code version and, where conditions start them, with their condition."""
-    return [asset.map_asset_specs(lambda spec: _automated(spec, settings)) for asset in assets]
-
-
-def _automated(spec: dg.AssetSpec, settings: Settings) -> dg.AssetSpec:
-    name = spec.key.to_user_string()
-    if name in _MADE_WITH:
-        spec = spec.replace_attributes(code_version=f"{spec.code_version}-{digest(_MADE_WITH[name](settings))[:8]}")
+def _automated(spec: dg.AssetSpec, workspace: Workspace) -> dg.AssetSpec:
+    name, settings = spec.key.to_user_string(), workspace.settings
+    static = isinstance(spec.partitions_def, dg.StaticPartitionsDefinition | dg.MultiPartitionsDefinition)
+    parts = spec.partitions_def.get_partition_keys() if static and spec.partitions_def else [""]
+    spec = spec.replace_attributes(code_version=f"{spec.code_version}-{settings_digest(name, parts, settings)[:8]}")
     wanted = name not in ON_DEMAND or name in needed_assets(settings.selection)
-    starts = (
-        settings.automation.scoring == "on_change" and (settings.automation.train or name not in _TRAINING) and wanted
-    )
-    needs_input = name not in {"raw_pool", "base_model"}
-    return spec.replace_attributes(automation_condition=stale_condition(needs_input)) if starts else spec
+    follows = settings.automation.train or spec.group_name not in TRAINING_GROUPS
+    starts = settings.automation.scoring == "on_change" and follows and wanted
+    return spec.replace_attributes(automation_condition=stale_condition(workspace, name)) if starts else spec
 
 
-def stale_condition(needs_input: bool) -> dg.AutomationCondition:
-    """Something it is made from has changed, and everything it is made from is there and settled.
+def stale_condition(workspace: Workspace, asset: str) -> dg.AutomationCondition:
+    """Its recipe is not the one it was made by, and everything it is made from is there and settled.
 
     An input that was made again and came out the same starts nothing. A partition that failed is not asked for again
     until something changes (the daemon retries its run a few times), and holds up no other partition.
-
-    Args:
-        needs_input: whether it is made from other assets, so that there is nothing to do before the first of their partitions.
     """
     condition = dg.AutomationCondition
-    # Not `any_deps_updated`: that is true already when an input will be made again, changed or not.
-    upstream = condition.any_deps_match(condition.data_version_changed())
-    handled = condition.newly_requested() | condition.initial_evaluation()
-    # What is missing when automation is switched on is asked for, too: hence no `initial_evaluation` there.
-    pending = (upstream | condition.code_version_changed()).since(handled) | condition.newly_missing().since(
-        condition.newly_requested()
-    )
+    changed = NewlyOutdated(str(workspace.root)).since(condition.newly_requested())
+    # What is missing when automation is switched on is asked for, too.
+    pending = changed | condition.newly_missing().since(condition.newly_requested())
+    if asset in _OF_REPORTED_FILES:
+        # Not `any_deps_updated`: that is true already when an input will be made again, changed or not.
+        reported = condition.any_deps_match(condition.data_version_changed())
+        pending |= reported.since(condition.newly_requested() | condition.initial_evaluation())
     # Files are not made by anybody: they are there, or nothing depends on them.
     files = dg.AssetSelection.assets("pool_files", "probe_files")
     ready = ~condition.any_deps_missing().ignore(files)
-    if needs_input:
+    if asset not in {"raw_pool", "base_model"}:  # nothing to do before the first partition of what it is made from
         ready &= condition.any_deps_match(~condition.missing()).ignore(files)
     unsettled = condition.any_deps_in_progress() | condition.any_deps_match(condition.will_be_requested())
     return (pending & ready & ~unsettled & ~condition.in_progress()).with_label("stale")
+
+
+class NewlyOutdated(dg.AutomationCondition):
+    """The recipe of a partition is another one than at the last tick, and than the one it was made by.
+
+    Its cursor holds the recipes of what was outdated then. Settings are read at every tick, so that a changed setting counts
+    before Dagster loads the definitions again.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    @property
+    def name(self) -> str:
+        return "newly_outdated"
+
+    def evaluate(self, context: dg.AutomationContext) -> dg.AutomationResult:
+        whole = context.asset_graph_view.get_full_subset(key=context.key)
+        keys = {key.partition_key or "": key for key in whole.expensively_compute_asset_partitions()}
+        before, now = json.loads(context.cursor or "{}"), self._outdated(context, keys)
+        news = {keys[part] for part, recipe in now.items() if recipe != before.get(part)}
+        subset = context.asset_graph_view.get_asset_subset_from_asset_partitions(context.key, news)
+        return dg.AutomationResult(context, subset, cursor=json.dumps(now))
+
+    def _outdated(self, context: dg.AutomationContext, parts: Iterable[str]) -> dict[str, str]:
+        recipes, asset = _recipes_at(self._root, context.evaluation_time.timestamp()), context.key.to_user_string()
+        found = {part: recipes.outdated(asset, part)[:8] for part in parts}
+        return {part: recipe for part, recipe in found.items() if recipe}
+
+
+@lru_cache(maxsize=1)
+def _recipes_at(root: str, tick: float) -> Recipes:
+    """The same for all assets of a tick."""
+    workspace = Workspace.load(root)
+    settle_seconds = workspace.settings.pool.settle_seconds
+    return Recipes(workspace, Store(workspace.store_dir), lambda source: _settled_digest(source, settle_seconds))
+
+
+def _settled_digest(source: SourceFile, settle_seconds: float) -> str:
+    """Digest of a file that is read only when its size or time changed.
+
+    Raises:
+        Unready: it was written to a moment ago.
+    """
+    if source.refused:
+        return source_digest(source)
+    status = source.path.stat()
+    if time.time() - status.st_mtime < settle_seconds:
+        raise Unready(f"{source.path}: is being written to")
+    return _digest_at(source, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest_at(source: SourceFile, n_bytes: int, mtime_ns: int) -> str:
+    return source_digest(source)
 
 
 def build_automation(
@@ -124,7 +139,7 @@ def build_automation(
     if settings.scoring == "on_change":
         sensor = dg.AutomationConditionSensorDefinition(
             "changes", target="*", default_status=dg.DefaultSensorStatus.RUNNING, minimum_interval_seconds=30,
-            description="Starts what is stale, by the conditions of the assets.",
+            description="Starts what is stale, by the conditions of the assets.", use_user_code_server=True,
         )  # fmt: skip
         return [sensor], []
     return [], [_nightly(workspace, next(job for job in jobs if job.name == NIGHTLY))]

@@ -162,8 +162,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from icon_assets.runner import run_stages, stages_of
 
     workspace = _opened()
-    stages = stages_of(arguments.select)
     assets = build_assets(workspace)
+    stages = stages_of(assets, arguments.select)
     with open_instance(workspace) as instance, RunDisplay(silent=arguments.json) as display:
         outcomes = []
         for outcome in run_stages(

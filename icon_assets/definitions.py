@@ -43,7 +43,7 @@ def build_defs(workspace: Workspace | None = None) -> dg.Definitions:
 
 
 def build_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
-    """Every asset of the graph; arms and seeds of the settings are partitions.
+    """Every asset of the graph, each after what it is made from; arms and seeds of the settings are partitions.
 
     Raises:
         IconError: an arm of the settings that does not exist, or whose control is not computed.
@@ -52,10 +52,12 @@ def build_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     check_pairwise(workspace.settings)
     selection = selection_assets(workspace)
     training = training_assets(workspace, selection[0])
-    evaluation = [*evaluation_assets(workspace, training[0]), *pairwise_assets(workspace, training[0])]
+    base_eval, eval_results, leaderboard, report = evaluation_assets(workspace, training[0])
+    compared = pairwise_assets(workspace, training[0])
+    evaluation = [base_eval, eval_results, *compared, leaderboard, report]  # in the order in which a run makes them
     scoring = [raw_pool, probe_set, base_model, probe_baseline, sample_scores]
     selecting = [sample_features, probe_features, selector, predicted_scores]
-    return automated([*scoring, *selecting, *selection, *training, *evaluation], workspace.settings)
+    return automated([*scoring, *selecting, *selection, *training, *evaluation], workspace)
 
 
 defs = build_defs()

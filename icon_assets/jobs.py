@@ -4,7 +4,7 @@ import dagster as dg
 
 from icon_assets.assets.shell import guard
 from icon_assets.core.escaping import unlinked
-from icon_assets.runner import PARENT_TAG, SCORING_STAGES, STAGES, run_stages
+from icon_assets.runner import PARENT_TAG, run_stages, scoring_stages, stages_before_training, stages_of
 from icon_assets.settings import Workspace
 
 NIGHTLY = "nightly"
@@ -12,12 +12,12 @@ NIGHTLY = "nightly"
 
 def build_jobs(workspace: Workspace, assets: list[dg.AssetsDefinition]) -> list[dg.JobDefinition]:
     """Jobs over the stages in their order (shards are discovered first): an asset job can't mix partitions."""
-    nightly = STAGES if workspace.settings.automation.train else STAGES[: STAGES.index("checkpoint")]
+    every, trains = stages_of(assets), workspace.settings.automation.train
+    nightly = every if trains else stages_before_training(assets)
     return [
         _stages_job(
             NIGHTLY,
-            "What the schedule starts: score what changed, select"
-            + (", train, evaluate." if nightly == STAGES else "."),
+            "What the schedule starts: score what changed, select" + (", train, evaluate." if trains else "."),
             nightly,
             workspace,
             assets,
@@ -25,14 +25,14 @@ def build_jobs(workspace: Workspace, assets: list[dg.AssetsDefinition]) -> list[
         _stages_job(
             "score_pool",
             "Ingest the pool and score what is not scored yet.",
-            SCORING_STAGES,
+            scoring_stages(assets),
             workspace,
             assets,
         ),
         _stages_job(
             "whole_graph",
             "From the pool to the leaderboard; unchanged things are kept.",
-            STAGES,
+            every,
             workspace,
             assets,
         ),

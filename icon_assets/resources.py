@@ -1,14 +1,11 @@
 """What assets get handed: the workspace with its store, and the language model, loaded once per process."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from icon_assets.core import ledger
-from icon_assets.core.budget import budget_of
 from icon_assets.core.discovery import compare, on_record
 from icon_assets.core.encoding import Encoder
 from icon_assets.core.engine import ScoringEngine
@@ -27,9 +24,9 @@ from icon_assets.core.language_model import (
 from icon_assets.core.plan import Plan, make_plan, shard_states
 from icon_assets.core.preview import preview
 from icon_assets.core.price import Pricer
-from icon_assets.core.recipes import predicted_scores_recipe, raw_pool_recipe, sample_features_recipe
-from icon_assets.core.score_key import ScoreKey, score_key
-from icon_assets.core.scoring import Progress, Scorer, pool_size
+from icon_assets.core.recipes import Recipes
+from icon_assets.core.score_key import ScoreKey
+from icon_assets.core.scoring import Progress, Scorer
 from icon_assets.core.selection import needed_assets
 from icon_assets.core.store import Store
 from icon_assets.partitions import source_files
@@ -68,26 +65,24 @@ class WorkspaceResource(dg.ConfigurableResource):
     def store(self) -> Store:
         return Store(self.workspace.store_dir)
 
+    @property
+    def recipes(self) -> Recipes:
+        """What every product is made from as things are now."""
+        return Recipes(self.workspace, self.store)
+
     def base_model(self) -> tuple[ModelRecord, str]:
         """The prepared base model and its dtype, as `base_model` was last materialized.
 
         Raises:
             IconError: it has not been materialized yet, or its directory is gone.
         """
-        event = ledger.newest(self.store, "base_model")
-        if event is None:
-            raise IconError("base_model: not materialized yet; materialize it first")
-        directory = self.workspace.root / str(event.summary["path"])
-        if not directory.is_dir():
-            raise IconError(f"{directory}: the prepared model is gone; materialize base_model again")
-        return read_record(directory), str(event.summary["dtype"])
+        return self.recipes.base_model()
 
     def device(self) -> str:
         return choose_device(self.settings.model.device)
 
     def score_key(self) -> ScoreKey:
-        record, dtype = self.base_model()
-        return score_key(record, dtype, self.settings.scoring)
+        return self.recipes.key
 
     def plan(self) -> Plan:
         """What the next scoring run will compute and cost. The pool and the probes must be ingested."""
@@ -96,81 +91,23 @@ class WorkspaceResource(dg.ConfigurableResource):
         found = list(compare(sources, known, workspace.settings.pool.settle_seconds))
         gone = sorted(known.keys() - {source.shard for source in sources})
         ahead = preview(store, found, gone, workspace.settings.pool.max_chars)
-        needed = needed_assets(self.settings.selection)
-        return make_plan(ahead, found, gone, workspace, key, self._pricer(ahead, key), needed)
+        needed = needed_assets(workspace.settings.selection)
+        return make_plan(Recipes(workspace, ahead), found, gone, self._pricer(ahead, key), needed)
 
     def shard_states(self) -> dict[str, tuple[str, str]]:
         """Status (`new`, `stale`, `unchanged`, `removed`) and reason of every shard, by its file's size and time and by the
         record of the store: what `plan` says, without looking into files and without prices.
         """
-        store, settings, known = self.store, self.settings, on_record(self.store)
+        recipes, known = self.recipes, on_record(self.store)
         sources = source_files(self.workspace)
-        states = shard_states(
-            store,
-            known,
-            settings,
-            self.score_key(),
-            budget_of(settings, *pool_size(store, settings.scoring.direct_share)),
-        )
+        states = shard_states(recipes, known)
         states |= dict.fromkeys(known.keys() - {source.shard for source in sources}, ("removed", ""))
-        for file in compare(sources, known, settings.pool.settle_seconds):
+        for file in compare(sources, known, recipes.settings.pool.settle_seconds):
             if file.kind == "new":
                 states[file.source.shard] = ("new", "")
             elif file.kind == "changed":
                 states[file.source.shard] = ("stale", "text")
         return states
-
-    def current_shards(self, asset: str) -> Mapping[str, ledger.Event]:
-        """Shards of the asset that are up to date, by the record of the store, with what made them."""
-        known = {
-            "raw_pool": self.ingested_shards, "sample_scores": self.scored_shards, "sample_features": self.read_shards,
-            "predicted_scores": self.predicted_shards,
-        }  # fmt: skip
-        return known[asset]() if asset in known else {}
-
-    def ingested_shards(self) -> dict[str, ledger.Event]:
-        """Shards whose samples are those of their file as it lies there now, under the settings of now."""
-        store, settings, made = self.store, self.settings.pool, ledger.latest(self.store, "raw_pool")
-        current = {}
-        for file in compare(source_files(self.workspace), on_record(store), 0):
-            event, recipe = made.get(file.source.shard), raw_pool_recipe(file.source, file.digest, settings)
-            if file.kind == "unchanged" and event is not None and event.fingerprint == recipe.fingerprint:
-                current[file.source.shard] = event
-        return current
-
-    def scored_shards(self) -> dict[str, ledger.Event]:
-        """Shards whose scores are up to date."""
-        store, settings, made = self.store, self.settings, ledger.latest(self.store, "sample_scores")
-        if not made:
-            return {}
-        budget = budget_of(settings, *pool_size(store, settings.scoring.direct_share))
-        states = shard_states(store, made.keys() & on_record(store).keys(), settings, self.score_key(), budget)
-        return {shard: made[shard] for shard, (status, _) in states.items() if status == "unchanged"}
-
-    def read_shards(self) -> dict[str, ledger.Event]:
-        """Shards whose features are up to date."""
-        store, model = self.store, ledger.newest(self.store, "base_model")
-        pool, made = ledger.latest(store, "raw_pool"), ledger.latest(store, "sample_features")
-        if model is None or not made:
-            return {}
-        key = self.score_key()
-        recipes = {s: sample_features_recipe(s, pool[s], model, key) for s in made.keys() & pool.keys()}
-        return {
-            shard: made[shard] for shard, recipe in recipes.items() if made[shard].fingerprint == recipe.fingerprint
-        }
-
-    def predicted_shards(self) -> dict[str, ledger.Event]:
-        """Shards whose predictions are up to date: by a selector that learned from the scores of now."""
-        store, selector = self.store, ledger.newest(self.store, "selector")
-        made = ledger.latest(store, "predicted_scores")
-        scored = {event.digest for event in self.scored_shards().values()} if selector else set[str]()
-        if selector is None or {i.digest for i in selector.inputs if i.asset == "sample_scores"} != scored:
-            return {}
-        seen = self.read_shards() if self.settings.selector.kind == "light" else ledger.latest(store, "raw_pool")
-        recipes = {s: predicted_scores_recipe(s, seen[s], selector) for s in made.keys() & seen.keys()}
-        return {
-            shard: made[shard] for shard, recipe in recipes.items() if made[shard].fingerprint == recipe.fingerprint
-        }
 
     def _pricer(self, store: Store, key: ScoreKey) -> Pricer:
         directory = self.base_model()[0].directory

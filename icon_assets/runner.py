@@ -24,18 +24,13 @@ from icon_assets.core.restoration import forget_missing
 from icon_assets.core.selection import ON_DEMAND, needed_assets
 from icon_assets.interrupts import heard_interrupts
 from icon_assets.launched import UNFINISHED, is_orphan
-from icon_assets.partitions import arm_partitions, named_shards, pairwise_partitions, run_partitions, sync_shards
+from icon_assets.partitions import SHARDS, named_shards, sync_shards
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
 PARENT_TAG = "icon/parent_run"
 PROCESS_TAG = "icon/process"
-STAGES = (
-    "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores",
-    "sample_features", "probe_features", "selector", "predicted_scores", "selected_subset", "selection_trust",
-    "checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard", "report",
-)  # fmt: skip
-SCORING_STAGES = STAGES[: STAGES.index("sample_features")]
+TRAINING_GROUPS = frozenset({"training", "evaluation"})
 
 
 @dataclass(frozen=True)
@@ -55,22 +50,37 @@ class Outcome:
         return f"{self.asset}[{self.partition}]" if self.partition else self.asset
 
 
-def stages_of(select: Sequence[str]) -> tuple[str, ...]:
+def stages_of(assets: Sequence[dg.AssetsDefinition], select: Sequence[str] = ()) -> tuple[str, ...]:
     """The stages to run: all, or the named ones in dependency order.
 
     Raises:
         IconError: a name that is no asset.
     """
-    if unknown := sorted(set(select) - set(STAGES)):
-        raise IconError(f"{unknown[0]}: no such asset; known are {', '.join(STAGES)}")
-    return tuple(stage for stage in STAGES if not select or stage in select)
+    stages = [asset.key.to_user_string() for asset in assets]
+    if unknown := sorted(set(select) - set(stages)):
+        raise IconError(f"{unknown[0]}: no such asset; known are {', '.join(stages)}")
+    return tuple(stage for stage in stages if not select or stage in select)
+
+
+def scoring_stages(assets: Sequence[dg.AssetsDefinition]) -> tuple[str, ...]:
+    """The scores, and everything that they are made from."""
+    wanted = {dg.AssetKey("sample_scores")}
+    for asset in reversed(assets):
+        if asset.key in wanted:
+            wanted |= set(asset.dependency_keys)
+    return tuple(asset.key.to_user_string() for asset in assets if asset.key in wanted)
+
+
+def stages_before_training(assets: Sequence[dg.AssetsDefinition]) -> tuple[str, ...]:
+    """Everything up to the selections."""
+    return tuple(a.key.to_user_string() for a in assets if a.group_names_by_key[a.key] not in TRAINING_GROUPS)
 
 
 def run_stages(
     assets: Sequence[dg.AssetsDefinition],
     workspace: Workspace,
     instance: dg.DagsterInstance,
-    stages: Sequence[str],
+    stages: Sequence[str] | None = None,
     *,
     files: Sequence[str] = (),
     asked: Sequence[str] = (),
@@ -81,6 +91,8 @@ def run_stages(
     """Run the stages, yielding each partition's outcome. Shard partitions are first made equal to the pool folder.
 
     Args:
+        assets: in the order in which they are run, inputs first.
+        stages: the assets to run; None for all.
         files: of the pool, the only ones whose shards are run; none for all.
         asked: stages to run even if no arm needs them (see `core/selection.py`).
 
@@ -93,7 +105,6 @@ def run_stages(
     # The job that the UI itself launches assets with, so that runs show their asset there.
     defs = dg.Definitions(assets=assets, asset_checks=build_checks(assets), resources={"icon": icon})
     job = defs.resolve_implicit_global_asset_job_def()
-    pools = {asset.key.to_user_string(): asset.op.pool for asset in assets}
     with heard_interrupts() as stop_if_interrupted:
         release_dead_runs(instance)
         forget_missing(icon.store, "")
@@ -101,18 +112,19 @@ def run_stages(
         shards = named_shards(workspace, files, sync_shards(instance, workspace, icon.store))
         icon.store.publish()  # shards that left the pool, and what a killed run had stored last
         idle = set(ON_DEMAND) - needed_assets(workspace.settings.selection) - set(asked)
-        for asset in stages:
-            if asset in idle:
+        for definition in assets:
+            asset = definition.key.to_user_string()
+            if asset in idle or (stages is not None and asset not in stages):
                 continue
-            current = _current(icon, asset)
-            for partition in _partitions(asset, workspace, shards):
+            current = _current(icon, definition)
+            for partition in _partitions(definition, shards):
                 stop_if_interrupted()
                 # No run for what would find nothing to do: each takes a second or more.
                 if partition in current and is_sound(icon, asset, partition):
                     yield Outcome(asset, partition, unchanged_figures(current[partition]))
                     continue
                 on_start(asset, partition)
-                with _turn(instance, pools[asset]):
+                with _turn(instance, definition.op.pool):
                     result = job.execute_in_process(
                         asset_selection=[dg.AssetKey(asset)],
                         partition_key=partition or None,
@@ -128,10 +140,12 @@ def run_stages(
                 yield _outcome(asset, partition, result)
 
 
-def _current(icon: WorkspaceResource, asset: str) -> Mapping[str, Event]:
+def _current(icon: WorkspaceResource, definition: dg.AssetsDefinition) -> Mapping[str, Event]:
     """Shards that are up to date; none where a table that says so is damaged: their runs say which."""
+    if definition.partitions_def != SHARDS:
+        return {}
     try:
-        return icon.current_shards(asset)
+        return icon.recipes.current(definition.key.to_user_string())
     except StoreDamaged:
         return {}
 
@@ -183,24 +197,10 @@ def _process_name(pid: int, created: float) -> str:
     return f"{socket.gethostname()}:{pid}:{created:.2f}"
 
 
-def _partitions(asset: str, workspace: Workspace, shards: Sequence[str]) -> Sequence[str]:
-    if asset in {"raw_pool", "sample_scores", "sample_features", "predicted_scores"}:
-        return shards
-    if asset in {"selected_subset", "selection_trust"}:
-        return arm_partitions(workspace).get_partition_keys()
-    if asset in {"checkpoint", "eval_results"}:
-        return run_partitions(workspace).get_partition_keys()
-    if asset in {"answers", "pairwise_results"}:
-        return _pairwise_partitions(asset, workspace)
-    return [""]
-
-
-def _pairwise_partitions(asset: str, workspace: Workspace) -> Sequence[str]:
-    """None where the settings ask for no such comparison: then the graph has no such asset."""
-    if workspace.settings.evaluation.pairwise is None:
-        return []
-    of_asset = run_partitions if asset == "answers" else pairwise_partitions
-    return of_asset(workspace).get_partition_keys()
+def _partitions(asset: dg.AssetsDefinition, shards: Sequence[str]) -> Sequence[str]:
+    if asset.partitions_def is None:
+        return [""]
+    return shards if asset.partitions_def == SHARDS else asset.partitions_def.get_partition_keys()
 
 
 def _outcome(asset: str, partition: str, result: dg.ExecuteInProcessResult) -> Outcome:

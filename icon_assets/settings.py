@@ -69,7 +69,7 @@ class ModelSettings(Section):
 
 class PoolSettings(Section):
     path: str = Field(
-        default="pool", description="Folder of source files, searched recursively: .jsonl .json .csv .parquet"
+        default="pool", description="Folder of source files, searched recursively for .jsonl, .json, .csv and .parquet."
     )
     max_chars: int = Field(
         default=100_000, ge=100, description="A sample longer than this (characters) is quarantined."
@@ -82,18 +82,18 @@ class PoolSettings(Section):
 class ProbeSettings(Section):
     path: str = Field(default="probes", description="Folder or file of candidate probes.")
     count: int = Field(default=48, ge=1, description="Probes to draw, evenly over strata.")
-    seed: Seed = 0
+    seed: Seed = Field(default=0, description="Seed of the draw of probes, and of the samples that get every probe.")
     near_duplicate: float = Field(
         default=0.6,
         gt=0,
         le=1,
-        description="Jaccard similarity of word 3-grams from which two probes count as the same.",
+        description="Jaccard similarity of word 3-grams from which on two probes count as the same.",
     )
     budget: Annotated[float, Field(gt=0, lt=1)] | Literal["auto", "exact"] = Field(
         default="auto",
-        description="Share of the scoring tokens to spend at most, when only the top `selection.fraction` is "
-        "wanted; `exact`: every pair is computed; `auto`: exact up to `exact_pairs`, beyond that a third. Never less than "
-        "a few probes for every sample and all for a pilot of 24 or more.",
+        description="The most to spend on scoring, as a share of the tokens that every pair together would take. Samples that are clearly "
+        "inside or outside the top `selection.fraction` get fewer probes. `exact`: every pair is computed. `auto`: exact up to "
+        "`exact_pairs`, a third beyond. Every sample gets a few probes, and a pilot of 24 or more samples gets all.",
     )
     exact_pairs: int = Field(default=2_000_000, ge=0, description="Pairs up to which `budget: auto` computes them all.")
     error_rate: float = Field(
@@ -106,9 +106,17 @@ class ScoringSettings(Section):
         default="alpaca", description="How samples are written as text for the model."
     )
     separator: str = Field(default="\n\n\n", description="Text between the context and the probe.")
-    max_context_tokens: int = Field(default=2040, ge=1)
-    max_prompt_tokens: int = Field(default=1024, ge=8)
-    max_response_tokens: int = Field(default=1024, ge=1)
+    max_context_tokens: int = Field(
+        default=2040,
+        ge=1,
+        description="Tokens of a sample in the context of a probe; a longer sample is cut at its end.",
+    )
+    max_prompt_tokens: int = Field(
+        default=1024, ge=8, description="Tokens of a prompt; of a longer one the end is kept."
+    )
+    max_response_tokens: int = Field(
+        default=1024, ge=1, description="Tokens of a response; of a longer one the beginning is kept."
+    )
     tokens_per_forward: Annotated[int, Field(ge=64)] | Literal["auto"] = Field(
         default="auto",
         description="Packed tokens per forward: bounds memory. auto: what suits the device's free memory.",
@@ -133,7 +141,7 @@ class ControlSettings(Section):
         default=("none", "random_tokens"), description="Controls to compute scores under."
     )
     primary: ControlKind = Field(default="none", description="The control that views and reports rank by.")
-    seed: Seed = 0
+    seed: Seed = Field(default=0, description="Seed of the random contexts.")
     draws: int = Field(default=2, ge=1, le=64, description="Random contexts averaged per length.")
     lengths: tuple[int, ...] = Field(
         default=(32, 256, 2040),
@@ -163,12 +171,14 @@ class ControlSettings(Section):
 
 class SelectionSettings(Section):
     arms: Annotated[tuple[str, ...], AfterValidator(_once)] = Field(
-        default=("full", "random", "length_matched", "longest", "icon"), min_length=1
+        default=("full", "random", "length_matched", "longest", "icon"),
+        min_length=1,
+        description="The ways to select that are compared. Each one gets its own subset, checkpoints and results.",
     )
     fraction: float = Field(
         default=0.15, gt=0, le=1, description="Share of the unique samples that every arm but `full` takes."
     )
-    seed: Seed = 0
+    seed: Seed = Field(default=0, description="Seed of the arms that draw at random.")
     budget: Literal["samples", "tokens"] = Field(
         default="samples",
         description="What every arm gets `fraction` of: the pool's samples, or its training tokens; then an arm takes samples "
@@ -184,24 +194,29 @@ class SelectionSettings(Section):
         default=0.8,
         gt=0.5,
         le=1,
-        description="AUC of length for chosen against not chosen samples from which a selection is warned of.",
+        description="A selection gets a warning when length alone separates chosen from other samples with an AUC beyond this.",
     )
 
 
 class ClassifierSettings(Section):
     """The paper's selector: base model and LoRA with a trained head. Defaults are the paper's."""
 
-    rank: int = Field(default=8, ge=1)
-    alpha: int = Field(default=8, ge=1)
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    targets: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
+    rank: int = Field(default=8, ge=1, description="Rank of the LoRA matrices.")
+    alpha: int = Field(default=8, ge=1, description="Scale of the LoRA update: alpha / rank.")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout on the input of the LoRA matrices.")
+    targets: tuple[str, ...] | Literal["all-linear"] = Field(
+        default=("q_proj", "v_proj"),
+        description="Layers that get LoRA matrices, by name; `all-linear`: every linear layer.",
+    )
     epochs: int = Field(
         default=5,
         ge=1,
         description="The best of them by average precision on a tenth is kept; metrics are of another tenth.",
     )
-    learning_rate: float = Field(default=5e-5, gt=0)
-    warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
+    learning_rate: float = Field(default=5e-5, gt=0, description="Peak learning rate of AdamW.")
+    warmup_fraction: float = Field(
+        default=0.03, ge=0, lt=1, description="Share of the steps over which the learning rate rises to its peak."
+    )
     batch_size: int = Field(default=128, ge=1, description="Samples per optimizer step.")
     micro_batch_size: int = Field(default=16, ge=1, description="Samples per forward.")
 
@@ -224,8 +239,8 @@ class SelectorSettings(Section):
     )
     samples: int = Field(default=20_000, ge=20, description="Directly scored samples to learn from, at most.")
     folds: int = Field(default=5, ge=2, description="light: each sample is predicted by models of the other folds.")
-    seed: Seed = 0
-    lora: ClassifierSettings = ClassifierSettings()
+    seed: Seed = Field(default=0, description="Seed of the folds, of the split and of the training.")
+    lora: ClassifierSettings = Field(default=ClassifierSettings(), description="How the `lora` selector is trained.")
 
 
 TRAINING_PRESETS: dict[str, dict[str, Any]] = {
@@ -248,12 +263,19 @@ class TrainingSettings(Section):
         "2048 tokens; small: the LoRA recipe for a laptop, 3 epochs, 2e-4, batches of 16, 1024 tokens.",
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(_once)] = Field(
-        default=(0, 1), min_length=1, description="What torch and numpy take: 0 to 4294967295."
+        default=(0, 1),
+        min_length=1,
+        description="One training per arm and seed. A gain is claimed only with two seeds or more. From 0 to 4294967295, as torch and numpy take them.",
     )
-    method: Literal["lora", "full"] = "lora"
-    template: Literal["alpaca", "chat"] = "alpaca"
-    epochs: float = Field(default=3, gt=0)
-    learning_rate: float = Field(default=2e-4, gt=0)
+    method: Literal["lora", "full"] = Field(
+        default="lora", description="lora: trains small added matrices; full: trains every weight."
+    )
+    template: Literal["alpaca", "chat"] = Field(
+        default="alpaca",
+        description="How samples are written as text for training and evaluation; chat: the template of the tokenizer.",
+    )
+    epochs: float = Field(default=3, gt=0, description="Passes over the subset.")
+    learning_rate: float = Field(default=2e-4, gt=0, description="Peak learning rate of AdamW.")
     batch_size: int = Field(default=16, ge=1, description="Samples per optimizer step, over all processes.")
     micro_batch_size: int = Field(
         default=8, ge=1, description="Samples per forward; gradients are accumulated up to batch_size."
@@ -269,15 +291,21 @@ class TrainingSettings(Section):
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="Training processes that share every step; auto: one per CUDA device, one on a CPU."
     )
-    warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: float = Field(
+        default=0.03, ge=0, lt=1, description="Share of the steps over which the learning rate rises to its peak."
+    )
+    scheduler: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="How the learning rate goes on after the warm-up."
+    )
     max_tokens: int = Field(
         default=1024, ge=16, description="Prompt and response together; longer samples are cut at the end."
     )
-    lora_rank: int = Field(default=8, ge=1)
-    lora_alpha: int = Field(default=16, ge=1)
-    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
-    lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    lora_rank: int = Field(default=8, ge=1, description="Rank of the LoRA matrices.")
+    lora_alpha: int = Field(default=16, ge=1, description="Scale of the LoRA update: lora_alpha / lora_rank.")
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout on the input of the LoRA matrices.")
+    lora_targets: tuple[str, ...] | Literal["all-linear"] = Field(
+        default="all-linear", description="Layers that get LoRA matrices, by name; `all-linear`: every linear layer."
+    )
     save_every_steps: int = Field(
         default=20, ge=1, description="Steps between the states that a crashed training resumes from."
     )
@@ -327,7 +355,7 @@ class JudgeSettings(Section):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
     )  # fmt: skip
     options: dict[str, Any] = Field(default={"temperature": 0}, description="Further fields of each request.")
-    requests_at_once: int = Field(default=4, ge=1, le=64)
+    requests_at_once: int = Field(default=4, ge=1, le=64, description="Requests to the judge at the same time.")
 
     @field_validator("url")
     @classmethod
@@ -349,8 +377,8 @@ class JudgeSettings(Section):
 
 
 class PairwiseSettings(Section):
-    prompts: tuple[PromptSet, ...] = Field(min_length=1)
-    judge: JudgeSettings
+    prompts: tuple[PromptSet, ...] = Field(min_length=1, description="The sets of prompts to answer.")
+    judge: JudgeSettings = Field(description="The language model that compares two answers.")
     against: str = Field(
         default="random", description="The arm whose answers those of every other arm are compared with."
     )
@@ -368,7 +396,9 @@ class PairwiseSettings(Section):
 
 
 class EvaluationSettings(Section):
-    multiple_choice: tuple[LocalTask, ...] = ()
+    multiple_choice: tuple[LocalTask, ...] = Field(
+        default=(), description="Multiple-choice tasks of your own; accuracy is reported."
+    )
     held_out: str | None = Field(
         default="eval/held_out.jsonl", description="File of samples whose perplexity is reported."
     )
@@ -376,7 +406,7 @@ class EvaluationSettings(Section):
         default=(), description="Further tasks by their lm-evaluation-harness name (need a network)."
     )
     limit: int | None = Field(default=None, ge=1, description="Items per task; null: all.")
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, description="Items per forward of the evaluation.")
     bootstrap_draws: int = Field(default=10_000, ge=100, description="Resamples behind each interval of a difference.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of intervals and verdicts.")
     pairwise: PairwiseSettings | None = Field(
@@ -475,19 +505,28 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
     )
 
-    model: ModelSettings = ModelSettings()
-    pool: PoolSettings = PoolSettings()
-    probes: ProbeSettings = ProbeSettings()
-    scoring: ScoringSettings = ScoringSettings()
-    controls: ControlSettings = ControlSettings()
-    selector: SelectorSettings = SelectorSettings()
-    selection: SelectionSettings = SelectionSettings()
-    training: TrainingSettings = TrainingSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    checks: ChecksSettings = ChecksSettings()
-    automation: AutomationSettings = AutomationSettings()
-    sql: SqlSettings = SqlSettings()
-    ui: UiSettings = UiSettings()
+    model: ModelSettings = Field(default=ModelSettings(), description="The base model.")
+    pool: PoolSettings = Field(default=PoolSettings(), description="The instruction data to select from.")
+    probes: ProbeSettings = Field(
+        default=ProbeSettings(),
+        description="The tasks that contributions are measured on, and how much to spend on measuring.",
+    )
+    scoring: ScoringSettings = Field(default=ScoringSettings(), description="How samples and probes are scored.")
+    controls: ControlSettings = Field(
+        default=ControlSettings(), description="What a sample in the context is compared with."
+    )
+    selector: SelectorSettings = Field(
+        default=SelectorSettings(), description="The model that learns to predict contributions."
+    )
+    selection: SelectionSettings = Field(default=SelectionSettings(), description="Which samples each arm takes.")
+    training: TrainingSettings = Field(default=TrainingSettings(), description="How a subset becomes a checkpoint.")
+    evaluation: EvaluationSettings = Field(
+        default=EvaluationSettings(), description="How checkpoints are measured and compared."
+    )
+    automation: AutomationSettings = Field(default=AutomationSettings(), description="What starts by itself.")
+    checks: ChecksSettings = Field(default=ChecksSettings(), description="How much the checks look at.")
+    sql: SqlSettings = Field(default=SqlSettings(), description="What one query of `icon-assets sql` may take.")
+    ui: UiSettings = Field(default=UiSettings(), description="How `icon-assets ui` is reached.")
 
     @classmethod
     def settings_customise_sources(

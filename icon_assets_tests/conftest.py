@@ -145,6 +145,12 @@ HELD_OUT = [
 CHOICES = [{"query": f"What is {n} plus 1?", "choices": [str(n + 1), str(n + 5)], "gold": 0} for n in range(6)]
 
 
+STAGES = (
+    "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores",
+    "sample_features", "probe_features", "selector", "predicted_scores", "selected_subset", "selection_trust",
+    "checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard", "report",
+)  # fmt: skip
+SCORING_STAGES = STAGES[: STAGES.index("sample_features")]
 TRAINING = {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128}
 TWO_SHARDS = {"a.jsonl": POOL_A, "b.jsonl": POOL_B}
 
@@ -186,7 +192,7 @@ def make_workspace(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., Worksp
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
     from icon_assets.definitions import build_assets
-    from icon_assets.runner import STAGES, run_stages
+    from icon_assets.runner import run_stages
 
     root = tmp_path_factory.mktemp("finished") / "workspace"
     workspace = lay_out(root, tiny_model_dir, selection={"arms": ["icon"], "fraction": 0.5})

@@ -16,7 +16,7 @@ from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource
 from icon_assets.sensors import VERSION_TAG
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import POOL_A, PROBES, alpaca, write_jsonl
+from icon_assets_tests.conftest import POOL_A, PROBES, alpaca, change, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]
 Requested = dict[str, set[str | None]]
@@ -159,6 +159,40 @@ def test_a_changed_setting_or_code_starts_what_is_made_with_it(daemon: Daemon, m
     assert "probe_baseline" not in started
 
 
+def test_a_setting_counts_at_the_next_tick_without_a_restart(daemon: Daemon) -> None:
+    daemon.settle()
+    change(daemon.workspace, "controls", {"lengths": [8, 32], "draws": 1})
+    started = daemon.settle()
+    assert started["sample_scores"] == {daemon.shard("a.jsonl"), daemon.shard("b.jsonl")}
+    assert not {"raw_pool", "probe_set", "base_model", "probe_baseline"} & started.keys()
+
+
+def test_a_budget_that_follows_the_pool_or_the_selection_starts_every_shard(make_workspace: MakeWorkspace) -> None:
+    workspace = make_workspace(**UNATTENDED, probes={"count": 4, "budget": "auto", "exact_pairs": 30})
+    with dg.DagsterInstance.ephemeral() as instance:
+        daemon = Daemon(workspace, instance)
+        daemon.settle()
+        more = [alpaca("Name a lake.", "Garda"), alpaca("Name a hill.", "Superga")]
+        write_jsonl(daemon.pool / "c.jsonl", more)  # 32 pairs, where there were 24
+        started = daemon.settle()
+        every = {daemon.shard(file) for file in ("a.jsonl", "b.jsonl", "c.jsonl")}
+        assert (started["raw_pool"], started["sample_scores"]) == ({daemon.shard("c.jsonl")}, every)
+        assert started["selected_subset"] == {"full", "icon"}
+        change(workspace, "selection", {**UNATTENDED["selection"], "fraction": 0.3})
+        started = daemon.settle()
+        assert (started["sample_scores"], started["selected_subset"]) == (every, {"full", "icon"})
+
+
+def test_only_the_arm_that_a_setting_is_for_is_chosen_again(make_workspace: MakeWorkspace) -> None:
+    selection = {"arms": ["full", "icon", "icon_stratified"], "fraction": 0.5, "length_strata": 2}
+    workspace = make_workspace(automation={"scoring": "on_change"}, selection=selection)
+    with dg.DagsterInstance.ephemeral() as instance:
+        daemon = Daemon(workspace, instance)
+        daemon.settle()
+        change(workspace, "selection", {**selection, "length_strata": 3})
+        assert daemon.settle()["selected_subset"] == {"icon_stratified"}
+
+
 def test_a_shard_that_fails_is_not_asked_for_for_ever_and_holds_up_no_other(daemon: Daemon) -> None:
     daemon.settle()
     write_jsonl(daemon.pool / "c.jsonl", [alpaca("Name a lake.", "Garda")])
@@ -168,8 +202,10 @@ def test_a_shard_that_fails_is_not_asked_for_for_ever_and_holds_up_no_other(daem
     asked = daemon.requested()
     assert len(asked["raw_pool"]) == 2
     daemon.launch(asked)
-    later = [daemon.requested() for _ in range(4) if [daemon.launch(asked) for asked in [daemon.requested()]]]
-    assert all(len(asked.get("raw_pool", ())) == 0 for asked in later), "the failed one is not asked for again"
+    for _ in range(8):
+        asked = daemon.requested()
+        assert not asked.get("raw_pool"), "the failed one is not asked for again"
+        daemon.launch(asked)
     scores = WorkspaceResource(root=str(daemon.workspace.root)).store.query("SELECT instruction FROM current_scores")
     assert "Name a hill." in scores["instruction"]
 

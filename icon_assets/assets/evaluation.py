@@ -7,22 +7,22 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.model import base_model
-from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged, unchanged_and_newest
+from icon_assets.assets.shell import finish, kept, mendable, unchanged, unchanged_and_newest
 from icon_assets.assets.training import arm_and_seed, encode_samples
 from icon_assets.core import comparison, ledger
 from icon_assets.core.digests import digest, file_digest, frame_digest
-from icon_assets.core.evaluation import HELD_OUT, PERPLEXITY, Metric
+from icon_assets.core.evaluation import Metric
 from icon_assets.core.finetuning import load_fine_tuned
 from icon_assets.core.held_out import HeldOutSample, held_out_metrics
 from icon_assets.core.ingest import SourceFile, ingest, sample_frame
 from icon_assets.core.language_model import load
-from icon_assets.core.ledger import Event, Input, Recipe
+from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.memory import freed_memory_kept
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.contents import contents_are_as_recorded
 from icon_assets.core.quality.training import files_are_as_recorded
-from icon_assets.core.recipes import PROMPT_FILE, evaluation_files
-from icon_assets.core.report import shown_products, write_report
+from icon_assets.core.recipes import CODE_VERSIONS
+from icon_assets.core.report import write_report
 from icon_assets.core.store import Store
 from icon_assets.core.tasks import choice_metrics, read_choice_items
 from icon_assets.metadata import OWNERS, bars, column_schema, intervals, markdown_table, named_list
@@ -30,28 +30,20 @@ from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace
 
-CODE_VERSION = "5"
-REPORT_CODE_VERSION = "1"
 _RESULT_COLUMNS = {
     "checkpoint_id": pl.String, "arm": pl.String, "seed": pl.Int64, "task": pl.String, "metric": pl.String, "value": pl.Float64,
     "stderr": pl.Float64,
 }  # fmt: skip
-# What of the settings changes how results are compared, not the results.
-_NOT_MEASURED = {"batch_size", "bootstrap_draws", "confidence", "pairwise"}
 
 
 @dg.asset(
     deps=[base_model], group_name="evaluation", kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu",
-    code_version=CODE_VERSION, metadata=column_schema("eval_results"),
+    code_version=CODE_VERSIONS["base_eval"], metadata=column_schema("eval_results"),
 )  # fmt: skip
 @mendable
 def base_eval(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The metrics of the base model before any fine-tuning: what every arm starts from."""
-    store, upstream = icon.store, needed(icon.store, "base_model")
-    recipe = Recipe(
-        "base_eval", "", (upstream.as_input(), *_evaluation_inputs(icon.workspace)), _settings(icon.workspace),
-        code_version=CODE_VERSION,
-    )  # fmt: skip
+    store, recipe = icon.store, icon.recipes.of("base_eval")
     if event := kept(context, icon, recipe):
         return _counted(context, store, recipe, event)
     record, dtype = icon.base_model()
@@ -65,18 +57,15 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
 
     @dg.asset(
         partitions_def=run_partitions(workspace), deps=[checkpoint], group_name="evaluation",
-        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSION,
+        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["eval_results"],
         metadata=column_schema("eval_results"),
     )  # fmt: skip
     @mendable
     def eval_results(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
         """Multiple-choice accuracy (lm-evaluation-harness) and held-out perplexity of one checkpoint."""
         arm, seed = arm_and_seed(context)
-        store, upstream = icon.store, needed(icon.store, "checkpoint", f"{arm}|{seed}")
-        recipe = Recipe(
-            "eval_results", f"{arm}|{seed}", (upstream.as_input(), *_evaluation_inputs(icon.workspace)),
-            _settings(icon.workspace), code_version=CODE_VERSION,
-        )  # fmt: skip
+        store, recipes = icon.store, icon.recipes
+        upstream, recipe = recipes.needed("checkpoint", f"{arm}|{seed}"), recipes.of("eval_results", f"{arm}|{seed}")
         if event := kept(context, icon, recipe):
             return _counted(context, store, recipe, event)
         refuse(icon.workspace, "checkpoint", f"{arm}|{seed}", files_are_as_recorded, contents_are_as_recorded)
@@ -88,7 +77,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
 
     @dg.asset(
         deps=[eval_results, base_eval], group_name="evaluation", kinds={"duckdb", "polars"}, owners=OWNERS,
-        code_version=CODE_VERSION, metadata=column_schema("leaderboard_differences"),
+        code_version=CODE_VERSIONS["leaderboard"], metadata=column_schema("leaderboard_differences"),
     )  # fmt: skip
     @mendable
     def leaderboard(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
@@ -96,18 +85,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         what each arm cost. The SQL views `leaderboard` and `leaderboard_differences`.
         """
         store, settings = icon.store, icon.settings.evaluation
-        upstream = [
-            *ledger.latest(store, "eval_results").values(),
-            *ledger.latest(store, "base_eval").values(),
-        ]
-        results = store.query(
-            "FROM delta.results_now"
-        ).item()  # which of them count is no question of what was made alone
-        choices = {
-            "bootstrap_draws": settings.bootstrap_draws, "confidence": settings.confidence, "results": results,
-            "reference": icon.settings.selection.reference,
-        }  # fmt: skip
-        recipe = Recipe("leaderboard", "", tuple(e.as_input() for e in upstream), choices, code_version=CODE_VERSION)
+        recipe = icon.recipes.of("leaderboard")
         if event := kept(context, icon, recipe):
             return unchanged(event)
         found = comparison.compare(
@@ -121,24 +99,21 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         )
         summary = {
             "arms": board["arm"].n_unique(), "metrics": board.select("task", "metric").n_unique(),
-            "comparisons": differences.height, "verdicts": verdicts, "results": results,
+            "comparisons": differences.height, "verdicts": verdicts,
+            "results": store.query("FROM delta.results_now").item(),
         }  # fmt: skip
         product = digest([frame_digest(board.drop(*COSTS)), frame_digest(differences)])
         pictures = {**board_metadata(board), **difference_metadata(differences, settings.confidence)}
         return finish(context, store, recipe, product, summary, {**pictures, "verdicts": named_list(verdicts)})
 
     @dg.asset(
-        deps=[leaderboard], group_name="evaluation", kinds={"html"}, owners=OWNERS, code_version=REPORT_CODE_VERSION,
+        deps=[leaderboard], group_name="evaluation", kinds={"html"}, owners=OWNERS, code_version=CODE_VERSIONS["report"],
     )  # fmt: skip
     @mendable
     def report(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
         """One self-contained page to send to a colleague: verdict, leaderboard, cost, scores, examples, trust, lineage."""
         store, path = icon.store, icon.workspace.exports_dir / "report.html"
-        selection = icon.settings.selection
-        shown = {
-            "arms": selection.arms, "primary": icon.settings.controls.primary, "length_warning": selection.length_warning,
-        }  # fmt: skip
-        recipe = Recipe("report", "", tuple(shown_products(store)), shown, code_version=REPORT_CODE_VERSION)
+        recipe = icon.recipes.of("report")
         event = ledger.made(store, recipe)
         if event and path.is_file() and file_digest(path) == event.digest:
             return unchanged(event)
@@ -150,9 +125,9 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
 
 
 def board_metadata(board: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
-    """The leaderboard as a table, and one plot per headline metric."""
+    """The leaderboard as a table, and one plot per metric that the headline is made of."""
     pictures: dict[str, dg.MarkdownMetadataValue] = {"leaderboard": markdown_table(wide_board(board))}
-    for task, metric in board.filter(_HEADLINE).select("task", "metric").unique(maintain_order=True).iter_rows():
+    for task, metric in comparison.main_rows(board).select("task", "metric").unique(maintain_order=True).iter_rows():
         rows = board.filter((pl.col("task") == task) & (pl.col("metric") == metric))
         values = {r["arm"]: (r["mean"], r["sd_over_seeds"] or 0.0) for r in rows.iter_rows(named=True)}
         pictures[f"plot_{task}_{metric}".replace("/", "_")] = bars(
@@ -181,17 +156,12 @@ def difference_metadata(differences: pl.DataFrame, confidence: float) -> dict[st
     return pictures
 
 
-_HEADLINE = ((pl.col("metric") == "acc") & ~pl.col("task").str.contains("/")) | (
-    (pl.col("task") == HELD_OUT) & (pl.col("metric") == PERPLEXITY)
-)
-
-
 def wide_board(board: pl.DataFrame) -> pl.DataFrame:
-    """One row per arm: `mean ± spread` of the headline metrics, then samples, training and scoring cost (in 10^12 operations)."""
+    """One row per arm: `mean ± spread` of the metrics that the headline is made of, then samples, training and scoring cost (in 10^12 operations)."""
     mean, spread = (pl.col(name).round_sig_figs(4).cast(pl.String) for name in ("mean", "sd_over_seeds"))
     cell = pl.when(pl.col("sd_over_seeds").is_null()).then(mean).otherwise(pl.format("{} ± {}", mean, spread))
     table = (
-        board.filter(_HEADLINE)
+        comparison.main_rows(board)
         .with_columns(name=pl.format("{} {}", "task", "metric"), cell=cell)
         .pivot("name", index=["arm", "n_seeds", *_SHOWN_COSTS], values="cell", sort_columns=True)
     )
@@ -227,17 +197,6 @@ def _counted(context: dg.AssetExecutionContext, store: Store, recipe: Recipe, ev
     counting = "SELECT count(*) > 0 FROM current_results WHERE checkpoint_id = $id"
     counts = store.query(counting, {"id": event.summary["checkpoint_id"]}).item()
     return unchanged_and_newest(context, store, recipe, event, counts=counts)
-
-
-def _settings(workspace: Workspace) -> dict[str, Any]:
-    training = workspace.settings.training
-    shown = workspace.settings.evaluation.model_dump(exclude=_NOT_MEASURED, mode="json")
-    return {**shown, "template": training.template, "max_tokens": training.max_tokens}
-
-
-def _evaluation_inputs(workspace: Workspace) -> list[Input]:
-    files = (each for each in evaluation_files(workspace) if each[0] != PROMPT_FILE)
-    return [Input(kind, name, file_digest(path)) for kind, name, path in files]
 
 
 def _evaluate(context: dg.AssetExecutionContext, icon: WorkspaceResource, model: Any, tokenizer: Any) -> list[Metric]:

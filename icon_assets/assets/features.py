@@ -8,10 +8,10 @@ import polars as pl
 from icon_assets.assets.model import base_model
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.probes import probe_set
-from icon_assets.assets.shell import finish, kept, mendable, needed, refuse_changed, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, refuse_changed, unchanged
 from icon_assets.core.costs import Spent
 from icon_assets.core.digests import frame_digest
-from icon_assets.core.recipes import CODE_VERSIONS, probe_features_recipe, sample_features_recipe
+from icon_assets.core.recipes import CODE_VERSIONS
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, histogram
@@ -29,7 +29,7 @@ def sample_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) 
     selector, for the arms `rds`, `perplexity` and `ifd`, and for diversity. Only samples that are not stored yet are read.
     """
     shard, store, key = context.partition_key, icon.store, icon.score_key()
-    recipe = sample_features_recipe(shard, needed(store, "raw_pool", shard), needed(store, "base_model"), key)
+    recipe = icon.recipes.of("sample_features", shard)
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse_changed(icon, recipe.inputs)
@@ -50,7 +50,7 @@ def sample_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) 
 def probe_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The embedding of every probe, as samples have it: what the arm `rds` compares them with."""
     store, key = icon.store, icon.score_key()
-    recipe = probe_features_recipe(needed(store, "probe_set"), needed(store, "base_model"), key)
+    recipe = icon.recipes.of("probe_features")
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse_changed(icon, recipe.inputs)

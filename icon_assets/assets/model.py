@@ -6,7 +6,7 @@ import polars as pl
 from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.core.digests import digest
 from icon_assets.core.language_model import choose_device, choose_dtype, prepare
-from icon_assets.core.recipes import CODE_VERSIONS, base_model_recipe
+from icon_assets.core.recipes import CODE_VERSIONS, Recipes, asked_of_hardware
 from icon_assets.metadata import OWNERS, column_schema
 from icon_assets.resources import WorkspaceResource
 
@@ -24,7 +24,7 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
     settings = workspace.settings.model
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    recipe = base_model_recipe(settings, dtype)
+    recipe = Recipes(workspace, store, dtype=dtype).of("base_model")
     record = prepare(settings, workspace.models_dir)
     if event := kept(context, icon, recipe):
         return unchanged(event)
@@ -36,6 +36,7 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
     store.append("models", pl.DataFrame([row]))
     summary = {
         "name": record.name, "revision": record.revision, "path": path, "dtype": dtype, "device": device,
+        "asked": asked_of_hardware(settings),
         "model_digest": record.digest, "parameters": record.n_parameters, "max_positions": record.max_positions,
     }  # fmt: skip
     # What follows is computed in this dtype: the same files in another one are another model.

@@ -6,14 +6,12 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from icon_assets.assets.shell import finish, kept, mendable, needed, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.assets.training import arm_and_seed
-from icon_assets.core.digests import file_digest, frame_digest
-from icon_assets.core.errors import IconError
+from icon_assets.core.digests import frame_digest
 from icon_assets.core.finetuning import load_fine_tuned
 from icon_assets.core.generation import greedy_answers
 from icon_assets.core.judge import Judge
-from icon_assets.core.ledger import Input, Recipe
 from icon_assets.core.pairwise import (
     Result,
     answer_key,
@@ -26,15 +24,13 @@ from icon_assets.core.pairwise import (
 )
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import files_are_as_recorded
-from icon_assets.core.recipes import PROMPT_FILE, evaluation_files
+from icon_assets.core.recipes import CODE_VERSIONS, pairwise_settings
 from icon_assets.core.samples import Sample
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.partitions import pairwise_partitions, run_partitions
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import PairwiseSettings, Workspace
-
-CODE_VERSION = "1"
+from icon_assets.settings import Workspace
 
 
 def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> list[dg.AssetsDefinition]:
@@ -44,20 +40,16 @@ def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> li
 
     @dg.asset(
         partitions_def=run_partitions(workspace), deps=[checkpoint], group_name="evaluation",
-        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSION,
+        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["answers"],
         metadata=column_schema("answers"),
     )  # fmt: skip
     @mendable
     def answers(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
         """What one checkpoint answers to the prompts of `evaluation.pairwise`, greedily. Only missing answers are generated."""
         arm, seed = arm_and_seed(context)
-        store, upstream = icon.store, needed(icon.store, "checkpoint", f"{arm}|{seed}")
-        key, pairwise = answer_key(icon.settings), _pairwise(icon)
-        recipe = Recipe(
-            "answers", f"{arm}|{seed}", (upstream.as_input(), *_prompt_files(icon.workspace)),
-            {"answer_key": key, "limit": pairwise.limit, "prompts": [each.name for each in pairwise.prompts]},
-            code_version=CODE_VERSION,
-        )  # fmt: skip
+        store, recipes = icon.store, icon.recipes
+        upstream, recipe = recipes.needed("checkpoint", f"{arm}|{seed}"), recipes.of("answers", f"{arm}|{seed}")
+        key = answer_key(icon.settings)
         if event := kept(context, icon, recipe):
             return unchanged(event)
         checkpoint_id = str(upstream.summary["checkpoint_id"])
@@ -77,19 +69,16 @@ def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> li
 
     @dg.asset(
         partitions_def=pairwise_partitions(workspace), deps=[_both_arms(workspace, answers)], group_name="evaluation",
-        kinds={"openai", "polars"}, owners=OWNERS, code_version=CODE_VERSION, metadata=column_schema("pairwise_results"),
+        kinds={"openai", "polars"}, owners=OWNERS, code_version=CODE_VERSIONS["pairwise_results"], metadata=column_schema("pairwise_results"),
     )  # fmt: skip
     @mendable
     def pairwise_results(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
         """How often a judge prefers the arm's answers to those of `evaluation.pairwise.against`, same seed, both orders."""
         arm, seed = arm_and_seed(context)
-        store, pairwise = icon.store, _pairwise(icon)
-        own, other = needed(store, "answers", f"{arm}|{seed}"), needed(store, "answers", f"{pairwise.against}|{seed}")
+        store, recipes, pairwise = icon.store, icon.recipes, pairwise_settings(icon.settings)
+        own, other = (recipes.needed("answers", f"{each}|{seed}") for each in (arm, pairwise.against))
         judge, confidence = Judge(pairwise.judge, pairwise.timeout_seconds), icon.settings.evaluation.confidence
-        recipe = Recipe(
-            "pairwise_results", f"{arm}|{seed}", (own.as_input(), other.as_input()),
-            {"judge": judge.name, "against": pairwise.against, "confidence": confidence}, code_version=CODE_VERSION,
-        )  # fmt: skip
+        recipe = recipes.of("pairwise_results", f"{arm}|{seed}")
         if event := kept(context, icon, recipe):
             return unchanged(event)
         ids = str(own.summary["checkpoint_id"]), str(other.summary["checkpoint_id"])
@@ -132,18 +121,6 @@ def _both_arms(workspace: Workspace, answers: dg.AssetsDefinition) -> dg.AssetDe
     return dg.AssetDep(answers, partition_mapping=mapping)
 
 
-def _pairwise(icon: WorkspaceResource) -> PairwiseSettings:
-    pairwise = icon.settings.evaluation.pairwise
-    if pairwise is None:
-        raise IconError("evaluation.pairwise: is not in the settings any more; put it back")
-    return pairwise
-
-
-def _prompt_files(workspace: Workspace) -> list[Input]:
-    files = {name: path for kind, name, path in evaluation_files(workspace) if kind == PROMPT_FILE}
-    return [Input(PROMPT_FILE, name, file_digest(path)) for name, path in files.items()]
-
-
 def _missing(store: Store, checkpoint_id: str, key: str, wanted: list[tuple[str, Sample]]) -> list[tuple[str, Sample]]:
     """Prompts without an answer under this key. Answers that are not asked for any more are taken out."""
     stored = store.query("SELECT * FROM delta.answers WHERE checkpoint_id = $id", {"id": checkpoint_id})
@@ -170,7 +147,7 @@ def _answer(
     model, tokenizer = load_fine_tuned(record.directory, icon.workspace.root / path, dtype, icon.device())
     batches = greedy_answers(
         model, tokenizer, [prompt for _, prompt in missing], template=settings.training.template,
-        max_new_tokens=_pairwise(icon).max_new_tokens, batch_size=settings.evaluation.batch_size, device=icon.device(),
+        max_new_tokens=pairwise_settings(settings).max_new_tokens, batch_size=settings.evaluation.batch_size, device=icon.device(),
     )  # fmt: skip
     done = 0
     for batch in batches:

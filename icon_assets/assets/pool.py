@@ -33,7 +33,7 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     source = _source(icon, context.partition_key)
     settings, store = icon.settings.pool, icon.store
     file = _as_it_lies(source, store, settings.settle_seconds)
-    if event := kept(context, icon, raw_pool_recipe(source, file.digest, settings)):
+    if event := kept(context, icon, raw_pool_recipe(source, file.digest, icon.settings)):
         if file.kind != "unchanged":
             revive_shard(store, source.shard, file.mtime_ns)
             store.publish()
@@ -47,7 +47,7 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
         context.log.warning(f"{row['file']}:{row['row']}: quarantined, {row['reason']}: {row['detail']}")
     if quarantine.height > _LOGGED:  # an event costs milliseconds, and a file may hold a million bad rows
         context.log.warning(f"{source.file}: {quarantine.height - _LOGGED:,} more are in the table `quarantine`")
-    recipe = raw_pool_recipe(source, ingested.digest, settings)
+    recipe = raw_pool_recipe(source, ingested.digest, icon.settings)
     return finish(context, store, recipe, ingested.content_digest, _summary(store, source, ingested), {
         "dagster/row_count": samples.height,
         "quarantined_rows": markdown_table(quarantine.select("row", "reason", "detail").head(20)),

@@ -8,13 +8,12 @@ import polars as pl
 
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.shell import finish, kept, mendable, unchanged
-from icon_assets.core import ledger
 from icon_assets.core.digests import lines_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.ingest import Quarantined, discover, ingest
 from icon_assets.core.leakage import evaluation_references, pool_references
 from icon_assets.core.probes import Candidate, Verdict, overlaps, select_probes
-from icon_assets.core.recipes import CODE_VERSIONS, probe_set_recipe
+from icon_assets.core.recipes import CODE_VERSIONS
 from icon_assets.core.store import Store, schemas
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
@@ -38,7 +37,7 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     """
     workspace, store = icon.workspace, icon.store
     settings = workspace.settings.probes
-    recipe = probe_set_recipe(workspace, ledger.current_shards(store, "raw_pool"))
+    recipe = icon.recipes.of("probe_set")
     if event := kept(context, icon, recipe):
         return unchanged(event)
     candidates, quarantined = _candidates(workspace)

@@ -6,17 +6,15 @@ import polars as pl
 from icon_assets.assets.model import base_model
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.probes import probe_set
-from icon_assets.assets.shell import finish, kept, mendable, needed, refuse_changed, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, refuse_changed, unchanged
 from icon_assets.core import ledger
-from icon_assets.core.budget import budget_of
 from icon_assets.core.costs import Spent
 from icon_assets.core.digests import canonical_json, frame_digest
 from icon_assets.core.plan import because
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.scores import drift, no_sample_is_a_probe
-from icon_assets.core.recipes import CODE_VERSIONS, probe_baseline_recipe, sample_scores_recipe
+from icon_assets.core.recipes import CODE_VERSIONS
 from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.scoring import pool_size
 from icon_assets.core.store import Store
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table
 from icon_assets.partitions import SHARDS
@@ -31,7 +29,7 @@ from icon_assets.resources import WorkspaceResource
 def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """NLL of every probe without context: what every score is measured by. Control contexts join it as samples need them."""
     store, key = icon.store, icon.score_key()
-    recipe = probe_baseline_recipe(needed(store, "probe_set"), needed(store, "base_model"), key)
+    recipe = icon.recipes.of("probe_baseline")
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse_changed(icon, recipe.inputs)
@@ -81,14 +79,9 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     """The contribution of every sample of a shard (arXiv 2505.05327): how much better the model answers the probes when
     the sample stands in its context. Only pairs that are not stored yet are computed; scores are SQL over the pairs.
     """
-    shard, store, settings, key = context.partition_key, icon.store, icon.settings.controls, icon.score_key()
-    upstream = [
-        needed(store, "raw_pool", shard),
-        *(needed(store, a) for a in ("probe_set", "base_model", "probe_baseline")),
-    ]
-    share = icon.settings.scoring.direct_share
-    budget = budget_of(icon.settings, *pool_size(store, share))
-    recipe = sample_scores_recipe(shard, upstream, key, settings, budget, share)
+    shard, store, recipes = context.partition_key, icon.store, icon.recipes
+    settings, key = recipes.settings.controls, recipes.key
+    recipe, budget = recipes.of("sample_scores", shard), recipes.budget
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "sample_scores", shard, no_sample_is_a_probe)

@@ -6,32 +6,22 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from icon_assets.assets.features import probe_features, sample_features
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import (
-    every_shard,
-    finish,
-    kept,
-    mendable,
-    needed,
-    refuse_changed,
-    unchanged,
-    unchanged_and_newest,
-)
+from icon_assets.assets.selector import predicted_scores
+from icon_assets.assets.shell import finish, kept, mendable, refuse_changed, unchanged, unchanged_and_newest
 from icon_assets.assets.training import encode_samples
 from icon_assets.core import ledger
 from icon_assets.core.candidates import TOKENS, Candidates, read_candidates
 from icon_assets.core.costs import total_cost
 from icon_assets.core.digests import digest, frame_digest
 from icon_assets.core.language_model import ModelRecord
-from icon_assets.core.ledger import Event, Input, Recipe
-from icon_assets.core.peers import PEERS
+from icon_assets.core.recipes import CODE_VERSIONS
 from icon_assets.core.selection import (
     Subset,
     controls_needed,
     draws,
-    made_with,
     select,
-    tables_needed,
     tables_of_arms,
     token_budget,
     work_owed,
@@ -43,17 +33,13 @@ from icon_assets.partitions import arm_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Settings, TrainingSettings, Workspace
 
-CODE_VERSION = "2"
-TRUST_CODE_VERSION = "2"
-_OF_SHARDS = ("sample_features", "predicted_scores")
-
 
 def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     """The assets of this group; their partitions are the arms of the settings."""
 
     @dg.asset(
         partitions_def=arm_partitions(workspace), deps=_dependencies(workspace.settings), group_name="selection",
-        kinds={"polars", "deltalake"}, owners=OWNERS, code_version=CODE_VERSION, metadata=column_schema("selections"),
+        kinds={"polars", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["selected_subset"], metadata=column_schema("selections"),
     )  # fmt: skip
     @mendable
     def selected_subset(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
@@ -70,7 +56,7 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         partitions_def=arm_partitions(workspace), group_name="selection", kinds={"polars", "duckdb"}, owners=OWNERS,
-        deps=[dg.AssetDep(selected_subset, partition_mapping=dg.AllPartitionMapping())], code_version=TRUST_CODE_VERSION,
+        deps=[dg.AssetDep(selected_subset, partition_mapping=dg.AllPartitionMapping())], code_version=CODE_VERSIONS["selection_trust"],
         metadata=column_schema("trust_figures"),
     )  # fmt: skip
     @mendable
@@ -79,19 +65,14 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
         contexts would keep, what it is made of, and how much of it the other arms have chosen too.
         """
         arm, store, settings = context.partition_key, icon.store, icon.settings
-        subset = needed(store, "selected_subset", arm)
-        others = {
-            name: e for name, e in ledger.latest(store, "selected_subset").items() if name in settings.selection.arms
-        }
-        recipe = Recipe(
-            "selection_trust", arm,
-            (*(event.as_input() for event in others.values()), *_made_from(icon, arm)),
-            {**_subset_settings(arm, settings), "controls": settings.controls.model_dump(), "near": settings.probes.near_duplicate},
-            settings.probes.seed, TRUST_CODE_VERSION,
-        )  # fmt: skip
+        recipes = icon.recipes
+        recipe, subset = recipes.of("selection_trust", arm), recipes.needed("selected_subset", arm)
         if event := kept(context, icon, recipe):
             return unchanged(event)
-        chosen = {name: _chosen(store, name, event.digest) for name, event in others.items()}
+        subsets = recipes.made("selected_subset")
+        chosen = {
+            name: _chosen(store, name, subsets[name].digest) for name in subsets if name in settings.selection.arms
+        }
         selected = Selected(arm, chosen.pop(arm), {name: set(ids) for name, ids in chosen.items()})
         figures = trust_figures(store, icon.score_key(), settings, _candidates(icon, arm), selected)
         store.replace("trust_figures", figures.with_columns(subset_id=pl.lit(subset.digest)), arm=arm)
@@ -110,10 +91,7 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
 def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: str) -> dg.MaterializeResult:
     """Choose and store the subset of an arm, or of one of its draws."""
     store, settings = icon.store, icon.settings
-    recipe = Recipe(
-        "selected_subset", name, _made_from(icon, name), _subset_settings(name, settings), settings.selection.seed,
-        CODE_VERSION,
-    )  # fmt: skip
+    recipe = icon.recipes.of("selected_subset", name)
     if event := kept(context, icon, recipe):
         counts = store.query("SELECT is_comparable FROM subsets WHERE arm = $arm", {"arm": name}).item()
         return unchanged_and_newest(context, store, recipe, event, counts=counts)
@@ -136,34 +114,10 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
 
 def _dependencies(settings: Settings) -> list[dg.AssetDep]:
     """Scores of every shard, and what the arms of the settings rank by besides."""
-    tables = tables_of_arms(settings.selection)
+    known = {asset.key.to_user_string(): asset for asset in (sample_features, probe_features, predicted_scores)}
+    ranked_by = [sample_scores, *(known[name] for name in sorted(tables_of_arms(settings.selection)))]
     every = dg.AllPartitionMapping()
-    return [
-        dg.AssetDep(sample_scores, partition_mapping=every),
-        *(dg.AssetDep(name, partition_mapping=every if name in _OF_SHARDS else None) for name in sorted(tables)),
-    ]
-
-
-def _made_from(icon: WorkspaceResource, arm: str) -> tuple[Input, ...]:
-    """What an arm chooses by: everything of every shard."""
-    tables = ["sample_scores", *sorted(tables_needed(arm, icon.settings.selection))]
-    return tuple(event.as_input() for table in tables for event in _events(icon, table))
-
-
-def _events(icon: WorkspaceResource, asset: str) -> list[Event]:
-    if asset not in ("sample_scores", *_OF_SHARDS):
-        return [needed(icon.store, asset)]
-    return every_shard(icon, asset)
-
-
-def _subset_settings(arm: str, settings: Settings) -> dict[str, Any]:
-    """The settings that an arm's subset depends on."""
-    made = made_with(arm, settings.selection)
-    if PEERS in controls_needed(arm, settings.selection):
-        made["peers_seed"] = settings.probes.seed
-    if "budget" in made:
-        made |= {"template": settings.training.template, "max_tokens": settings.training.max_tokens}
-    return made
+    return [dg.AssetDep(asset, partition_mapping=every if asset.partitions_def else None) for asset in ranked_by]
 
 
 def _candidates(icon: WorkspaceResource, arm: str) -> Candidates:

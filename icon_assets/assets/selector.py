@@ -11,13 +11,13 @@ import polars as pl
 from icon_assets.assets.features import sample_features
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import every_shard, finish, kept, mendable, needed, refuse_changed, unchanged
+from icon_assets.assets.shell import finish, kept, mendable, refuse_changed, unchanged
 from icon_assets.core.digests import canonical_json, directory_digest, frame_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import new_directory, sole_writer
 from icon_assets.core.ledger import Recipe
 from icon_assets.core.quality import refuse
-from icon_assets.core.recipes import CODE_VERSIONS, predicted_scores_recipe, selector_recipe
+from icon_assets.core.recipes import CODE_VERSIONS, learned_control
 from icon_assets.core.selector import (
     SELECTOR,
     Trained,
@@ -49,12 +49,10 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     trained on nor chosen by; of the classifier also how far those that it was trained on crowd its top.
     """
     workspace, store, settings = icon.workspace, icon.store, icon.settings
-    control = settings.selector.control or settings.controls.primary
+    control = learned_control(settings)
     if control not in settings.controls.kinds:
         raise IconError(f"selector.control: {control!r} is not computed; add it to controls.kinds")
-    light = settings.selector.kind == "light"
-    inputs = [*every_shard(icon, "sample_scores"), *(every_shard(icon, "sample_features") if light else [])]
-    recipe = selector_recipe(inputs, needed(store, "base_model"), icon.score_key(), settings, control)
+    recipe = icon.recipes.of("selector")
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse_changed(icon, recipe.inputs)
@@ -143,9 +141,8 @@ def predicted_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource)
     says itself: they stand too high in the one list, by how much is in `selector_metrics` (`top_share_...`).
     """
     shard, store = context.partition_key, icon.store
-    made = needed(store, "selector")
-    source = "sample_features" if icon.settings.selector.kind == "light" else "raw_pool"
-    recipe = predicted_scores_recipe(shard, needed(store, source, shard), made)
+    recipes = icon.recipes
+    recipe, made = recipes.of("predicted_scores", shard), recipes.needed("selector")
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "selector")

@@ -149,33 +149,3 @@ def finish(
 def _shown(value: float | str) -> float | str:
     """As many digits as a person reads; the ledger has them all."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def every_shard(icon: WorkspaceResource, asset: str) -> list[Event]:
-    """The newest event of every shard of the pool: something made from part of it would favour what came first, and scores by
-    other probes or another model do not stand in one ranking.
-
-    Raises:
-        IconError: some shards have none, or one of before.
-    """
-    current = icon.current_shards(asset)
-    shards = {event.partition for event in ledger.current_shards(icon.store, "raw_pool")}
-    if (missing := shards - current.keys()) or not shards:
-        raise IconError(
-            f"{asset}: {len(missing)} of {len(shards)} shards are not made yet, or not as text, probes, model and settings are now "
-            f"({', '.join(sorted(missing)[:3])}); materialize them first"
-        )
-    return [current[shard] for shard in sorted(shards)]
-
-
-def needed(store: Store, asset: str, partition: str = "") -> Event:
-    """The newest event of something upstream.
-
-    Raises:
-        IconError: it has never been materialized.
-    """
-    event = ledger.newest(store, asset, partition)
-    if event is None:
-        where = f" [{partition}]" if partition else ""
-        raise IconError(f"{asset}{where}: not materialized yet; materialize it first")
-    return event

@@ -10,7 +10,7 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.model import base_model
-from icon_assets.assets.shell import finish, mendable, needed, refuse_changed, unchanged
+from icon_assets.assets.shell import finish, mendable, refuse_changed, unchanged
 from icon_assets.core import ledger
 from icon_assets.core.digests import canonical_json, directory_digest
 from icon_assets.core.encoding import sample_of
@@ -20,6 +20,7 @@ from icon_assets.core.language_model import ModelRecord, load_tokenizer
 from icon_assets.core.ledger import Event, Recipe
 from icon_assets.core.prompts import render_for_training
 from icon_assets.core.quality import refuse
+from icon_assets.core.recipes import CODE_VERSIONS
 from icon_assets.core.selection import drawn_for
 from icon_assets.core.store import Store
 from icon_assets.core.tokens import Encoded, encode_training
@@ -28,7 +29,6 @@ from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import TrainingSettings, Workspace
 
-CODE_VERSION = "3"
 MANIFEST = "manifest.jsonl"
 
 
@@ -52,7 +52,7 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
 
     @dg.asset(
         partitions_def=run_partitions(workspace), deps=[selected_subset, base_model], group_name="training",
-        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSION,
+        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["checkpoint"],
         metadata=column_schema("checkpoints"),
     )  # fmt: skip
     @mendable
@@ -62,11 +62,9 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
         """
         arm, seed = arm_and_seed(context)
         store, settings = icon.store, icon.settings.training
-        subset = needed(store, "selected_subset", drawn_for(arm, settings.seeds, seed))
-        recipe = Recipe(
-            "checkpoint", f"{arm}|{seed}", (subset.as_input(), needed(store, "base_model").as_input()),
-            settings.recipe, seed, CODE_VERSION,
-        )  # fmt: skip
+        recipes = icon.recipes
+        subset = recipes.needed("selected_subset", drawn_for(arm, settings.seeds, seed))
+        recipe = recipes.of("checkpoint", f"{arm}|{seed}")
         if (event := ledger.made(store, recipe)) and (icon.workspace.root / str(event.summary["path"])).is_dir():
             _count(store, str(event.summary["checkpoint_id"]))
             return unchanged(event)

@@ -237,6 +237,16 @@ def _headline(tasks: Collection[str]) -> Callable[[str, str], bool]:
     return lambda metric, task: (metric, task) in {(ACCURACY, main), (PERPLEXITY, HELD_OUT)}
 
 
+def main_rows(board: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the leaderboard that the headline is made of: accuracy of each task as a whole, and held-out perplexity; where
+    none of them was measured, every metric of tasks as a whole. Parts of a task have names such as `held_out/facts`.
+    """
+    task, metric = pl.col("task"), pl.col("metric")
+    whole = board.filter(~task.str.contains("/", literal=True))
+    main = whole.filter((metric == ACCURACY) | ((task == HELD_OUT) & (metric == PERPLEXITY)))
+    return main if main.height else whole
+
+
 def as_frame(differences: Sequence[Difference]) -> pl.DataFrame:
     """Rows of the table `leaderboard_differences`."""
     kinds = {"str": pl.String, "float": pl.Float64, "int": pl.Int64}

@@ -1,7 +1,7 @@
 """Table rows as the token ids a forward is made of, under one score_key: probes, candidates as contexts, control contexts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from icon_assets.core.controls import ControlContext, no_context, plain_vocabula
 from icon_assets.core.prompts import Rendered, render_for_scoring
 from icon_assets.core.samples import Sample, Turn
 from icon_assets.core.score_key import ScoreKey
+from icon_assets.core.store import Store
 from icon_assets.core.tokens import Context, Encoded, encode_context, encode_probe, leading_ids
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ class Encoder:
     @cached_property
     def _vocabulary(self) -> list[int]:
         return plain_vocabulary(self._tokenizer)
+
+
+def pool_rows(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """One row of the pool for each of these samples that is there, whatever the number of files it stands in."""
+    return store.query(
+        "SELECT DISTINCT ON (sample_id) * FROM delta.pool WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))",
+        {"ids": list(sample_ids)},
+    ).to_dicts()
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample:

@@ -26,7 +26,9 @@ from icon_assets.core.samples import Rejected, Sample, parse_row
 
 NO_KEYS: Mapping[str, str] = MappingProxyType({})
 _FORMER_DIGITS = 8
-_STRATUM_FIELDS = ("stratum", "dataset", "task")
+# Where a row names its kind of task, the first that it has. Probes are drawn evenly over these: a new name goes to the end, or
+# probes that are drawn already would be drawn otherwise.
+STRATUM_FIELDS = ("stratum", "dataset", "task", "category", "source")
 _EXCERPT_CHARS = 200
 _DETAIL_CHARS = 400
 
@@ -59,7 +61,7 @@ class Located:
     def stratum(self, otherwise: str) -> str:
         """The row's kind of task, where it names one."""
         fields = self.fields
-        return next((str(fields[name]) for name in _STRATUM_FIELDS if fields.get(name)), otherwise)
+        return next((str(fields[name]) for name in STRATUM_FIELDS if fields.get(name)), otherwise)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,12 @@ class Judgement:
     detail: str
 
 
+def judge_name(settings: JudgeSettings) -> str:
+    """The model, who serves it, and a digest of how it is asked: another service or wording is another judge."""
+    asked = digest([_TASK, _SHOWN, _AGAIN, settings.options])[:8]
+    return f"{settings.model}@{_service(settings.url)}#{asked}"
+
+
 class Judge:
     """Asks, waits, asks again. `timeout`: seconds for each request as a whole; `pause`: what waiting is done with."""
 
@@ -76,9 +82,7 @@ class Judge:
 
     @property
     def name(self) -> str:
-        """The model, who serves it, and a digest of how it is asked: another service or wording is another judge."""
-        asked = digest([_TASK, _SHOWN, _AGAIN, self._settings.options])[:8]
-        return f"{self._settings.model}@{_service(self._settings.url)}#{asked}"
+        return judge_name(self._settings)
 
     def question(self, prompt: str, first: str, second: str) -> str:
         """Names one question to this judge."""

@@ -89,6 +89,13 @@ def source_revision(settings: ModelSettings) -> str:
     return settings.revision
 
 
+def model_files(settings: ModelSettings) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time (ns) of the files of a local model; nothing for one from elsewhere, which is pinned otherwise."""
+    local = Path(settings.name)
+    files = [(name, (local / name).stat()) for name in (_model_files(local) if local.is_dir() else ())]
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
+
+
 def prepare(settings: ModelSettings, models_dir: Path) -> ModelRecord:
     """Put the model into the workspace, once, as a safetensors directory; a later call finds it there.
 

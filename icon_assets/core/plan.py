@@ -10,18 +10,18 @@ from typing import Any
 
 import polars as pl
 
-from icon_assets.core.budget import Budget, budget_of, rungs
+from icon_assets.core.budget import Budget, rungs
 from icon_assets.core.costs import Speed
 from icon_assets.core.digests import share_ceiling
 from icon_assets.core.discovery import Found
-from icon_assets.core.ledger import Event, Recipe, current_shards, differences, latest, newest
+from icon_assets.core.encoding import pool_rows
+from icon_assets.core.ledger import Event, Recipe, differences
 from icon_assets.core.price import Price, Pricer, Todo
-from icon_assets.core.recipes import base_model_recipe, probe_set_recipe, sample_scores_recipe
+from icon_assets.core.recipes import Recipes, Unready
 from icon_assets.core.score_key import ScoreKey
 from icon_assets.core.scoring import NO_CONTEXT, controls_for, missing_controls, pool_size
 from icon_assets.core.store import Store, sql_text
 from icon_assets.core.tokens import Context
-from icon_assets.settings import Settings, Workspace
 
 _DRAWN = 200  # samples whose lengths stand for all
 # Which part of a sample's key a difference between recipes is; what is not named here is `settings`.
@@ -78,19 +78,17 @@ class Plan:
 
 
 def make_plan(
-    store: Store, found: Sequence[Found], gone: Sequence[str], workspace: Workspace, key: ScoreKey, pricer: Pricer,
-    needed: Collection[str] = (),
-) -> Plan:  # fmt: skip
-    """Compare the pool with what is stored under `key`.
+    recipes: Recipes, found: Sequence[Found], gone: Sequence[str], pricer: Pricer, needed: Collection[str] = ()
+) -> Plan:
+    """Compare the pool with what is stored under the current score_key.
 
     Args:
-        store: with the changed files in it (see `preview`).
+        recipes: over a store with the changed files in it (see `preview`).
         found: the files of the pool folder; gone: shards on record whose file is not there any more.
         needed: assets that the arms of the settings rank by besides scores.
     """
-    settings = workspace.settings
+    store, settings, key, budget = recipes.store, recipes.settings, recipes.key, recipes.budget
     size, ceiling = pool_size(store, settings.scoring.direct_share), share_ceiling(settings.scoring.direct_share)
-    budget = budget_of(settings, *size)
     enough, share = _enough(size, budget)
     shards = store.query(
         sql_text("plan.sql"), {"score_key": key.value, "n": _DRAWN, "enough": enough, "ceiling": ceiling}
@@ -101,21 +99,21 @@ def make_plan(
         round(share * exact),
         store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"].to_list(),
     )
-    contexts = [pricer.context(row) for row in _samples(store, drawn)]
+    contexts = [pricer.context(row) for row in pool_rows(store, drawn)]
     wanted = [NO_CONTEXT, *controls_for(key, settings.controls, *_lengths(store, key, contexts, ceiling))]
     controls = missing_controls(store, key, wanted, probe_ids)
     price, naive, speed = Price(), Price(), None
     if pairs or controls:
         price, naive, speed = pricer.prices(Todo(contexts, samples, pairs, controls))
     unread, n_unread = _unread(store, key) if "sample_features" in needed else ([], 0)
-    current = _with_status(shards.drop("drawn"), store, found, settings, key, budget)
+    current = _with_status(shards.drop("drawn"), recipes, found)
     return Plan(
         pl.concat([current, _removed(store, gone)], how="diagonal").with_columns(
             pl.col(pl.Int64).fill_null(0), pl.col(pl.String).fill_null("")
         ),
-        [file.source.file for file in found if file.kind == "settling"], _outdated(store, workspace), len(probe_ids),
+        [file.source.file for file in found if file.kind == "settling"], _outdated(recipes), len(probe_ids),
         pairs, exact, sum(map(len, controls.values())), share if enough else None, price, naive, speed,
-        n_unread, pricer.reading(_samples(store, unread), n_unread) if unread else Price(),
+        n_unread, pricer.reading(pool_rows(store, unread), n_unread) if unread else Price(),
     )  # fmt: skip
 
 
@@ -138,10 +136,8 @@ def because(event: Event | None, recipe: Recipe) -> str:
     return ", ".join(sorted({_PARTS.get(name, "settings") for name in changed}))
 
 
-def _with_status(
-    shards: pl.DataFrame, store: Store, found: Sequence[Found], settings: Settings, key: ScoreKey, budget: Budget | None
-) -> pl.DataFrame:  # fmt: skip
-    states = shard_states(store, shards["shard"], settings, key, budget)
+def _with_status(shards: pl.DataFrame, recipes: Recipes, found: Sequence[Found]) -> pl.DataFrame:
+    states = shard_states(recipes, shards["shard"])
     kinds = {file.source.shard: file.kind for file in found}
     rows = []
     for shard in shards["shard"]:
@@ -155,24 +151,25 @@ def _with_status(
     )
 
 
-def shard_states(
-    store: Store, shards: Iterable[str], settings: Settings, key: ScoreKey, budget: Budget | None
-) -> dict[str, tuple[str, str]]:
+def shard_states(recipes: Recipes, shards: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Status and reason of each shard: `new`, `stale` or `unchanged`, by the recipe of its scores."""
-    scored, pool = latest(store, "sample_scores"), latest(store, "raw_pool")
-    common = [newest(store, asset) for asset in ("probe_set", "base_model", "probe_baseline")]
-    share, states = settings.scoring.direct_share, {}
+    scored, current, states = recipes.made("sample_scores"), recipes.current("sample_scores"), {}
     for shard in shards:
-        upstream = [pool.get(shard), *common]
-        recipe = sample_scores_recipe(shard, [e for e in upstream if e], key, settings.controls, budget, share)
-        event = scored.get(shard)
-        if event is None:
-            states[shard] = ("new", "")
-        elif event.fingerprint == recipe.fingerprint:
+        if shard in current:
             states[shard] = ("unchanged", "")
+        elif shard in scored:
+            states[shard] = ("stale", _why(recipes, shard))
         else:
-            states[shard] = ("stale", because(event, recipe))
+            states[shard] = ("new", "")
     return states
+
+
+def _why(recipes: Recipes, shard: str) -> str:
+    """Which parts of the key changed; '' where something is missing that scores are made from."""
+    try:
+        return because(recipes.made("sample_scores")[shard], recipes.of("sample_scores", shard))
+    except Unready:
+        return ""
 
 
 def _removed(store: Store, gone: Sequence[str]) -> pl.DataFrame:
@@ -187,16 +184,12 @@ def _removed(store: Store, gone: Sequence[str]) -> pl.DataFrame:
     )
 
 
-def _outdated(store: Store, workspace: Workspace) -> dict[str, str]:
+def _outdated(recipes: Recipes) -> dict[str, str]:
     """What stands before the scores and will be made again first, with what changed."""
-    recipes = {
-        "probe_set": lambda event: probe_set_recipe(workspace, current_shards(store, "raw_pool")),
-        "base_model": lambda event: base_model_recipe(workspace.settings.model, str(event.summary["dtype"])),
-    }
     outdated = {}
-    for asset, recipe in recipes.items():
-        event = newest(store, asset)
-        if event is not None and (changed := differences(event, recipe(event))):
+    for asset in ("probe_set", "base_model"):
+        event = recipes.made(asset).get("")
+        if event is not None and (changed := differences(event, recipes.of(asset))):
             outdated[asset] = ", ".join(sorted(changed))
     return outdated
 
@@ -221,11 +214,3 @@ def _lengths(store: Store, key: ScoreKey, drawn: Sequence[Context], ceiling: str
     )
     tokens = {*known["n_context_tokens"], *(len(context.ids) for context in drawn)}
     return tokens, {*known["n_context_chars"], *(context.n_chars for context in drawn)}
-
-
-def _samples(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
-    rows = store.query(
-        "SELECT DISTINCT ON (sample_id) * FROM delta.pool WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))",
-        {"ids": list(sample_ids)},
-    )
-    return rows.to_dicts()

@@ -21,7 +21,6 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.export import allowed_place, disk_faults
 from icon_assets.core.figures import curves, distribution, intervals
 from icon_assets.core.files import new_file
-from icon_assets.core.ledger import Input
 from icon_assets.core.pages import page
 from icon_assets.core.selection import ranks_by
 from icon_assets.core.store import Store, sql_text
@@ -31,7 +30,6 @@ from icon_assets.settings import Workspace
 MARK = '<meta name="generator" content="icon-assets report">'
 _BINS = 40
 _LOSS_BINS = 100
-_SHOWN_METRICS = ("acc", "perplexity")  # where there are any; the others stand in the table of parts
 _EXAMPLES = 2  # at each end and in the middle
 _TEXT_CHARS = 500
 _SHOWN_ROWS = 40
@@ -63,12 +61,6 @@ def write_report(workspace: Workspace, out: Path | None = None) -> Report:
         new_file(path, page("report.html", **facts))
         missing = [name for name, section in facts["sections"].items() if not section]
         return Report(path, file_digest(path), path.stat().st_size, missing)
-
-
-def shown_products(store: Store) -> list[Input]:
-    """Everything on record that the page tells of: with equal products it is the same page."""
-    rows = store.query(sql_text("report/products.sql")).sort("asset", "partition")
-    return [Input(row["asset"], row["partition"], row["digest"]) for row in rows.iter_rows(named=True)]
 
 
 def _is_report(path: Path) -> bool:
@@ -204,16 +196,10 @@ def _measured(row: Mapping[str, Any]) -> str:
     return f"{row['task']} {row['metric']} against {row['against']}: {comparison.interval(row)}"
 
 
-def _is_headline(row: Mapping[str, Any]) -> bool:
-    """A task as a whole: its parts have names such as `held_out/facts`."""
-    return "/" not in row["task"]
-
-
 def _leaderboard(source: _Source) -> dict[str, Any] | None:
-    rows = source.rows("FROM leaderboard ORDER BY task, metric, arm")
-    whole = list(dict.fromkeys((row["task"], row["metric"]) for row in rows if _is_headline(row)))
-    measures = [measure for measure in whole if measure[1] in _SHOWN_METRICS] or whole
-    measures = measures[:_SHOWN_MEASURES]
+    board = source.store.query("FROM leaderboard ORDER BY task, metric, arm")
+    main = comparison.main_rows(board).select("task", "metric").unique(maintain_order=True)
+    rows, measures = board.to_dicts(), main.head(_SHOWN_MEASURES).rows()
     by_arm = {arm: {} for arm in _in_order(source, (row["arm"] for row in rows))}
     for row in rows:
         by_arm[row["arm"]][row["task"], row["metric"]] = row

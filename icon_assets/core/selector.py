@@ -20,7 +20,7 @@ import polars as pl
 from icon_assets.core.classifier import Classifier, OnEpoch
 from icon_assets.core.costs import Bill, Spent
 from icon_assets.core.digests import canonical_json, draw_key
-from icon_assets.core.encoding import Encoder
+from icon_assets.core.encoding import Encoder, pool_rows
 from icon_assets.core.errors import IconError
 from icon_assets.core.features import features_of, shard_features
 from icon_assets.core.flops import model_shape
@@ -274,11 +274,8 @@ def _bill(store: Store, key: ScoreKey, base: ModelRecord, model: Classifier, dev
 
 def _texts(store: Store, encoder: Encoder, sample_ids: Sequence[str]) -> dict[str, list[int]]:
     """The token ids of samples as the classifier reads them: whole, as contexts."""
-    rows = store.query(
-        "SELECT DISTINCT ON (sample_id) * FROM delta.pool WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))",
-        {"ids": list(sample_ids)},
-    )
-    return {row["sample_id"]: [*encoder.leading, *encoder.context(row).ids] for row in rows.iter_rows(named=True)}
+    rows = pool_rows(store, sample_ids)
+    return {row["sample_id"]: [*encoder.leading, *encoder.context(row).ids] for row in rows}
 
 
 def predict_by_classifier(

@@ -4,7 +4,7 @@ Figures only; what an arm is, and what it chose, is decided elsewhere. Each figu
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any
@@ -14,8 +14,9 @@ import polars as pl
 
 from icon_assets.core.candidates import Candidates
 from icon_assets.core.contribution import influences, matrix
-from icon_assets.core.encoding import sample_of
+from icon_assets.core.encoding import pool_rows, sample_of
 from icon_assets.core.errors import IconError
+from icon_assets.core.ingest import STRATUM_FIELDS
 from icon_assets.core.peers import PEERS, Draw, draw, peer_influences
 from icon_assets.core.probes import Candidate, near_duplicates
 from icon_assets.core.score_key import ScoreKey
@@ -26,7 +27,6 @@ from icon_assets.core.store import Store
 from icon_assets.settings import ControlSettings, Settings
 
 FRACTIONS = (0.01, 0.05, 0.15, 0.3)
-STRATUM_FIELDS = ("stratum", "category", "dataset", "source")
 _PROBE_DRAWS = 200
 _HALVINGS, _MOST_NAMED = 50, 5_000
 OTHER_PROBES, OTHER_HALF = "another set of as many probes", "the other half of the probes"
@@ -82,10 +82,9 @@ def trust_figures(store: Store, key: ScoreKey, settings: Settings, pool: Candida
 
 def auc(values: np.ndarray, chosen: np.ndarray) -> float:
     """How often a chosen sample's value is above that of one not chosen; ties count half."""
-    n_chosen = int(chosen.sum())
-    ranks = pl.Series(values).rank("average").to_numpy()
-    above = ranks[chosen].sum() - n_chosen * (n_chosen + 1) / 2
-    return float(above / (n_chosen * (len(values) - n_chosen)))
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(chosen, values))
 
 
 def auc_error(value: float, n_chosen: int, n_rest: int) -> float:
@@ -122,9 +121,11 @@ def length_correlation(arm: str, pool: Candidates) -> list[Figure]:
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:
     """Rank correlation; NaN where one of them is constant."""
-    frame = pl.DataFrame({"one": one, "other": other})
-    value = frame.select(pl.corr("one", "other", method="spearman")).item()
-    return math.nan if value is None else value
+    from scipy import stats
+
+    if not len(one) or not np.ptp(one) or not np.ptp(other):
+        return math.nan
+    return float(stats.spearmanr(one, other).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # What another draw would keep
@@ -300,8 +301,8 @@ def _kept(
 
 
 def pool_strata(store: Store) -> pl.DataFrame:
-    """The kind of task of every unique sample: the first of the fields `stratum`, `category`, `dataset`, `source` that at least
-    half of the rows have, with 2 to 100 different values; the file, where there is no such field.
+    """The kind of task of every unique sample: the first of `STRATUM_FIELDS` that at least half of the rows have, with 2 to 100
+    different values; the file, where there is no such field.
     """
     fields = ", ".join(
         f"count(metadata->>'{each}') * 2 >= count(*) AND count(DISTINCT metadata->>'{each}') BETWEEN 2 AND {_MOST_STRATA} AS {each}"
@@ -337,7 +338,7 @@ def stratum_shares(strata: pl.DataFrame, sample_ids: Sequence[str]) -> list[Figu
 def _repeats(store: Store, settings: Settings, chosen: Selected, pool: Candidates) -> list[Figure]:
     """The share of the chosen that nearly repeats a better one: by their words, and by embeddings where there are any."""
     read, limit = list(chosen.sample_ids[:_READ_TEXTS]), settings.probes.near_duplicate
-    rows = {row["sample_id"]: row for row in _texts(store, read)}
+    rows = {row["sample_id"]: row for row in pool_rows(store, read)}
     texts = [Candidate(sample_of(rows[each]), "", rows[each]["file"], rows[each]["row"]) for each in read]
     detail = f"of the first {len(read):,}; {limit:.0%} of their word triples in common"
     figures = [Figure("near_duplicates", "words", len(near_duplicates(texts, limit)) / len(read), detail=detail)]
@@ -348,11 +349,6 @@ def _repeats(store: Store, settings: Settings, chosen: Selected, pool: Candidate
         detail = f"of the first {len(compared):,}; cosine of embeddings above {nearest}"
         figures.append(Figure("near_duplicates", "embeddings", float(1 - passes.mean()), detail=detail))
     return figures
-
-
-def _texts(store: Store, sample_ids: Sequence[str]) -> Iterable[dict[str, Any]]:
-    sql = "SELECT DISTINCT ON (sample_id) * FROM delta.pool WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))"
-    return store.query(sql, {"ids": list(sample_ids)}).iter_rows(named=True)
 
 
 def arm_overlaps(chosen: Selected, pool_samples: int) -> list[Figure]:

@@ -12,9 +12,9 @@ from icon_assets.core.digests import digest
 from icon_assets.definitions import build_assets
 from icon_assets.progress import plan_lines
 from icon_assets.resources import WorkspaceResource
-from icon_assets.runner import SCORING_STAGES, run_stages
+from icon_assets.runner import run_stages
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import POOL_A, POOL_B, alpaca, write_jsonl
+from icon_assets_tests.conftest import POOL_A, POOL_B, SCORING_STAGES, alpaca, write_jsonl
 from icon_assets_tests.core.test_ingest import TWINS
 
 MakeWorkspace = Callable[..., Workspace]

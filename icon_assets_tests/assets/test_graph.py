@@ -12,12 +12,15 @@ import polars as pl
 import pytest
 
 from icon_assets import resources
+from icon_assets.core.errors import IconError
 from icon_assets.core.language_model import load as load_model
+from icon_assets.core.recipes import made_by
 from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets, build_defs
-from icon_assets.runner import SCORING_STAGES, STAGES, Outcome, run_stages, stages_of
+from icon_assets.partitions import SHARDS
+from icon_assets.runner import Outcome, run_stages, scoring_stages, stages_before_training, stages_of
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import POOL_A, TRAINING, alpaca, change, write_jsonl
+from icon_assets_tests.conftest import POOL_A, SCORING_STAGES, STAGES, TRAINING, alpaca, change, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]
 
@@ -381,11 +384,35 @@ def test_the_checkpoint_loads_with_plain_libraries_and_answers_differently(
     assert (settings["method"], settings["warmup_fraction"], settings["batch_size"]) == (method, 0.03, 2)
 
 
-def test_an_unknown_asset_is_refused_and_the_order_is_the_graphs() -> None:
-    assert stages_of(["sample_scores", "raw_pool"]) == ("raw_pool", "sample_scores")
-    assert stages_of([]) == STAGES
-    with pytest.raises(Exception, match="nonsense: no such asset"):
-        stages_of(["nonsense"])
+def test_an_unknown_asset_is_refused_and_the_order_is_the_graphs(make_workspace: MakeWorkspace) -> None:
+    judge = {
+        "prompts": [{"name": "talk", "path": "eval/talk.jsonl"}],
+        "judge": {"url": "http://127.0.0.1:9", "model": "m"},
+    }
+    assets = build_assets(make_workspace(evaluation={"pairwise": judge}))
+    assert stages_of(assets, ["sample_scores", "raw_pool"]) == ("raw_pool", "sample_scores")
+    assert stages_of(assets) == STAGES
+    assert scoring_stages(assets) == SCORING_STAGES
+    assert stages_before_training(assets) == STAGES[: STAGES.index("checkpoint")]
+    for place, asset in enumerate(assets):
+        inputs = {key.to_user_string() for key in asset.dependency_keys} - {"pool_files", "probe_files"}
+        assert inputs <= {*STAGES[:place]}, "an asset comes after what it is made from"
+    with pytest.raises(IconError, match="nonsense: no such asset"):
+        stages_of(assets, ["nonsense"])
+
+
+def test_a_recipe_takes_what_the_partitions_of_its_asset_are_of(make_workspace: MakeWorkspace) -> None:
+    judge = {
+        "prompts": [{"name": "talk", "path": "eval/talk.jsonl"}],
+        "judge": {"url": "http://127.0.0.1:9", "model": "m"},
+    }
+    for asset in build_assets(make_workspace(evaluation={"pairwise": judge})):
+        of: Any = asset.partitions_def
+        if isinstance(of, dg.MultiPartitionsDefinition):
+            parts = tuple(of.partition_dimension_names)
+        else:
+            parts = {SHARDS: ("shard",), None: ()}.get(of, ("arm",))
+        assert made_by(asset.key.to_user_string()) == parts, asset.key
 
 
 def test_the_scoring_job_discovers_shards_and_scores_them(

@@ -13,9 +13,9 @@ from icon_assets.core.ingest import shard_key
 from icon_assets.core.language_model import prepare
 from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets
-from icon_assets.runner import STAGES, Outcome, run_stages
+from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import POOL_A, POOL_B, alpaca, write_jsonl
+from icon_assets_tests.conftest import POOL_A, POOL_B, STAGES, alpaca, write_jsonl
 from icon_assets_tests.hostile import SPECIAL_TOKENS, lay_out, small_corpus
 
 MakeWorkspace = Callable[..., Workspace]

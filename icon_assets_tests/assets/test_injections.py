@@ -21,10 +21,10 @@ import icon_assets
 from icon_assets.core.quality import rules_of
 from icon_assets.definitions import build_assets, build_defs
 from icon_assets.home import open_instance
-from icon_assets.runner import STAGES, Outcome, run_stages
+from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace
 from icon_assets_tests import judges
-from icon_assets_tests.conftest import change
+from icon_assets_tests.conftest import STAGES, change
 from icon_assets_tests.core.test_escaping import is_visible, live
 from icon_assets_tests.injections import HOST, lay_out_injections, leak
 

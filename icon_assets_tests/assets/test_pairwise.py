@@ -11,10 +11,10 @@ import pytest
 from icon_assets.assets import pairwise
 from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets
-from icon_assets.runner import STAGES, Outcome, run_stages
+from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace
 from icon_assets_tests import judges
-from icon_assets_tests.conftest import change, write_jsonl
+from icon_assets_tests.conftest import STAGES, change, write_jsonl
 from icon_assets_tests.judges import Service, serving
 
 KEY = "sk-not/to+be=seen"

@@ -12,9 +12,9 @@ from icon_assets.core.errors import IconError
 from icon_assets.definitions import build_assets
 from icon_assets.progress import plan_lines
 from icon_assets.resources import WorkspaceResource
-from icon_assets.runner import SCORING_STAGES, run_stages
+from icon_assets.runner import run_stages
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import POOL_A, alpaca, change, write_jsonl
+from icon_assets_tests.conftest import POOL_A, SCORING_STAGES, alpaca, change, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]
 

@@ -12,13 +12,12 @@ import pytest
 from icon_assets import cli
 from icon_assets.core import ledger
 from icon_assets.core.ledger import Recipe
-from icon_assets.core.recipes import sample_features_recipe
 from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets, build_defs
 from icon_assets.resources import WorkspaceResource
-from icon_assets.runner import SCORING_STAGES, Outcome, run_stages
+from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import alpaca, change, lay_out
+from icon_assets_tests.conftest import SCORING_STAGES, alpaca, change, lay_out
 
 ARMS = ["full", "random", "length_matched", "longest", "icon", "icon_peers", "icon_stratified", "lowest"]
 SELECTION = ("selected_subset", "selection_trust")
@@ -137,11 +136,9 @@ def put_features(workspace: Workspace) -> None:
     store.append("probe_features", pl.DataFrame([
         {"score_key": key, "probe_id": each, "embedding": [float(i == j) for j in range(4)]} for i, each in enumerate(probes)
     ]))  # fmt: skip
-    model = ledger.newest(store, "base_model")
-    assert model is not None
-    for event in ledger.current_shards(store, "raw_pool"):
-        recipe = sample_features_recipe(event.partition, event, model, icon.score_key())
-        ledger.record(store, recipe, "made by hand", "run", {})
+    recipes = icon.recipes
+    for shard in recipes.pool:
+        ledger.record(store, recipes.of("sample_features", shard), "made by hand", "run", {})
     ledger.record(store, Recipe("probe_features"), "made by hand", "run", {})
 
 

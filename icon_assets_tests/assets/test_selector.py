@@ -12,9 +12,9 @@ from icon_assets.core.digests import share_ceiling
 from icon_assets.core.store import Store
 from icon_assets.definitions import build_assets
 from icon_assets.resources import WorkspaceResource
-from icon_assets.runner import SCORING_STAGES, Outcome, run_stages
+from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import alpaca, change, lay_out, write_jsonl
+from icon_assets_tests.conftest import SCORING_STAGES, alpaca, change, lay_out, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]
 SCORING = {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64}

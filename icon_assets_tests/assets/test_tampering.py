@@ -22,8 +22,9 @@ from icon_assets.core.restoration import repair, repairs
 from icon_assets.core.store import Store, schemas
 from icon_assets.core.verification import verify
 from icon_assets.definitions import build_assets
-from icon_assets.runner import SCORING_STAGES, Outcome, run_stages
+from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace
+from icon_assets_tests.conftest import SCORING_STAGES
 from icon_assets_tests.tampering import change_rows, cut, empty, files_of, flip, log_of, remove_table
 
 A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"

@@ -34,7 +34,7 @@ from icon_assets.core import ledger
 from icon_assets.core.engine import Meter, Pair
 from icon_assets.core.flops import ModelShape, Work
 from icon_assets.core.language_model import ModelRecord
-from icon_assets.core.recipes import base_model_recipe
+from icon_assets.core.recipes import Recipes
 from icon_assets.core.store import schemas
 from icon_assets.definitions import build_assets
 from icon_assets.home import open_instance
@@ -145,7 +145,9 @@ def make_workspace(root: Path, probes: int, budget: str, seed: int) -> Workspace
     (model / "icon_model.json").write_text(json.dumps(values), "utf-8")
     icon = WorkspaceResource(root=str(root))
     summary = {"name": "stand-in", "path": "models/stand-in", "dtype": "float32"}
-    ledger.record(icon.store, base_model_recipe(icon.settings.model, "float32"), record.digest, "", summary)
+    ledger.record(
+        icon.store, Recipes(icon.workspace, icon.store, dtype="float32").of("base_model"), record.digest, "", summary
+    )
     icon.store.append("models", pl.DataFrame([{
         "model_digest": record.digest, "name": "stand-in", "revision": "0", "path": "models/stand-in", "dtype": "float32",
         "device": "cpu", "n_parameters": 10**8, "prepared_at": datetime.now(UTC),

@@ -1,6 +1,7 @@
 """Differences between arms on made-up items: against plain arithmetic, and by how often the interval holds the truth."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from icon_assets.core.comparison import (
     compare,
     headline,
     interval,
+    main_rows,
     verdicts,
 )
 
@@ -299,3 +301,28 @@ def test_the_mean_over_tasks_is_corrected_over_arms_and_single_tasks_over_both()
 )
 def test_an_interval_is_told_as_exactly_as_it_is_known(figures: tuple[float, ...], text: str) -> None:
     assert interval(dict(zip(("difference", "low", "high"), figures, strict=True))) == text
+
+
+BOARD = [
+    ("held_out", "nll_per_token"), ("held_out", "perplexity"), ("held_out/facts", "perplexity"), ("lambada", "perplexity"),
+    ("sums", "acc"), ("sums", "acc_norm"), ("sums/easy", "acc"),
+]  # fmt: skip
+
+
+def test_the_board_shows_what_the_headline_is_made_of_and_all_whole_tasks_where_that_was_not_measured() -> None:
+    def shown(rows: Sequence[tuple[str, str]]) -> list[tuple[Any, ...]]:
+        return main_rows(pl.DataFrame(rows, {"task": pl.String, "metric": pl.String}, orient="row")).rows()
+
+    assert shown(BOARD) == [("held_out", "perplexity"), ("sums", "acc")]
+    others = [row for row in BOARD if row not in shown(BOARD)]
+    assert shown(others) == [("held_out", "nll_per_token"), ("lambada", "perplexity"), ("sums", "acc_norm")]
+    assert shown([]) == []
+
+
+def test_every_headline_is_on_the_board_by_itself_or_in_its_mean() -> None:
+    rows = [Difference("icon", "random", task, metric, 1.0, 0.0, 2.0, 2, OPEN, 4, 0.5, 1) for task, metric in BOARD]
+    board, said = main_rows(as_frame(rows)), headline(as_frame(rows))
+    assert {*said.select("task", "metric").rows()} <= {*board.select("task", "metric").rows()}
+    mean = replace(rows[4], task="mean")
+    said = headline(as_frame([*rows, mean]))
+    assert {*said.select("task", "metric").rows()} == {("mean", "acc"), ("held_out", "perplexity")}

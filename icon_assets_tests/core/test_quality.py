@@ -21,9 +21,8 @@ from icon_assets.core.quality.scores import drift
 from icon_assets.core.quality.selection import subset_holds_no_probe
 from icon_assets.core.store import Store
 from icon_assets.partitions import retire_shard
-from icon_assets.runner import STAGES
 from icon_assets.settings import Workspace
-from icon_assets_tests.conftest import POOL_A, POOL_B, PROBES, alpaca, change, write_jsonl
+from icon_assets_tests.conftest import POOL_A, POOL_B, PROBES, STAGES, alpaca, change, write_jsonl
 from icon_assets_tests.tampering import change_rows
 
 A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"

@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 from icon_assets.core import ledger, selection, trust
 from icon_assets.core.candidates import TOKENS, Candidates
+from icon_assets.core.ingest import Located
 from icon_assets.core.ledger import Recipe
+from icon_assets.core.samples import Sample
 from icon_assets.core.selection import arm, rank, select
 from icon_assets.core.similarity import Embeddings
 from icon_assets.core.store import Store
@@ -62,12 +62,17 @@ def value(figures: list[trust.Figure], figure: str, against: str | None = None) 
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=60))
-def test_auc_and_rank_correlation_are_those_of_the_libraries(rows: list[tuple[int, bool]]) -> None:
+def test_auc_counts_pairs_and_rank_correlation_is_the_correlation_of_ranks(rows: list[tuple[int, bool]]) -> None:
     values, chosen = (np.array(column) for column in zip(*rows, strict=True))
     if 0 < chosen.sum() < len(rows):
-        assert auc(values, chosen) == pytest.approx(roc_auc_score(chosen, values))
-    if len({*values}) > 1 and 0 < chosen.sum() < len(rows):
-        assert spearman(values, chosen.astype(int)) == pytest.approx(stats.spearmanr(values, chosen)[0])
+        gaps = values[chosen][:, None] - values[~chosen][None, :]
+        assert auc(values, chosen) == pytest.approx(float(((gaps > 0) + (gaps == 0) / 2).mean()), abs=1e-12)
+    ranks = [np.array([(each < x).sum() + (each == x).sum() / 2 for x in each]) for each in (values, chosen)]
+    if all(np.ptp(each) for each in ranks):
+        expected = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+        assert spearman(values, chosen.astype(int)) == pytest.approx(expected, abs=1e-12)
+    else:
+        assert np.isnan(spearman(values, chosen.astype(int)))
 
 
 def test_the_error_of_an_auc_is_its_spread_over_draws() -> None:
@@ -272,10 +277,13 @@ def test_of_many_strata_the_small_ones_are_counted_together() -> None:
     ("fields", "expected"),
     [
         ('{"category": "a", "stratum": "x"}', {"x"}), ('{"category": "a"}', {"a"}), ('{"source": "http"}', {"http"}),
+        ('{"dataset": "x", "category": "a"}', {"x"}), ('{"task": "x", "source": "http"}', {"x"}),
         (None, {"f.jsonl"}), ('{"stratum": null}', {"f.jsonl"}), ('{"other": 1}', {"f.jsonl"}),
     ],
 )  # fmt: skip
-def test_the_stratum_is_a_field_of_the_row_or_its_file(tmp_path: Path, fields: str | None, expected: set[str]) -> None:
+def test_the_stratum_is_the_same_field_of_a_sample_as_of_a_probe_or_its_file(
+    tmp_path: Path, fields: str | None, expected: set[str]
+) -> None:
     store = Store(tmp_path)
     put_shards(store, "a")
     text = {
@@ -293,6 +301,8 @@ def test_the_stratum_is_a_field_of_the_row_or_its_file(tmp_path: Path, fields: s
     store.append("samples", pl.DataFrame(rows, schema_overrides={"turns": pl.String, "metadata": pl.String}))
     assert expected <= set(pool_strata(store)["stratum"])
     assert pool_strata(store).height == 6
+    probe = Located(1, Sample("i", "", "r"), fields)
+    assert {probe.stratum("f.jsonl")} == expected
 
 
 def test_overlap_with_other_arms_stands_beside_chance() -> None:

@@ -124,7 +124,7 @@ def is_of_another(workspace: Workspace) -> bool:
 def _materialize(workspace: Workspace, select: list[str]) -> None:
     assets = build_assets(workspace)
     with open_instance(workspace) as instance:
-        for outcome in run_stages(assets, workspace, instance, stages_of(select)):
+        for outcome in run_stages(assets, workspace, instance, stages_of(assets, select)):
             print(f"{workspace.root.name}: {outcome.name} {outcome.error or 'done'}", file=sys.stderr)
             if outcome.error:
                 raise SystemExit(f"{outcome.name}: {outcome.error}")

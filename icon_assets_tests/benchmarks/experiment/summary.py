@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
+from icon_assets.core.comparison import main_rows
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 
@@ -37,8 +40,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One line per arm, one column per headline metric."""
-    headline = [row for row in rows if row["metric"] in {"acc", "perplexity"} and "/" not in row["task"]]
+    """One line per arm, one column per metric that the headline is made of."""
+    headline = main_rows(pl.DataFrame(rows)).to_dicts() if rows else []
     columns = sorted({(row["task"], row["metric"]) for row in headline})
     cells = {(row["arm"], row["task"], row["metric"]): row for row in headline}
     yield "| arm | " + " | ".join(f"{task} {metric}" for task, metric in columns) + " |"
