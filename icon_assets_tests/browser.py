@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -22,14 +23,21 @@ def chromium_path() -> str:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A headless Chromium; `browser.new_context()` for each test that must not see cookies of another.
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium; `new_context()` for each test that must not see cookies of another.
 
-    Of one module only: its event loop counts as running in this thread, where `asyncio.run` then refuses.
+    While it is open its event loop counts as running in this thread, where `asyncio.run` then refuses.
     """
     path, as_root = chromium_path(), os.geteuid() == 0
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=path, args=[_ALONE, *["--no-sandbox"] * as_root])
         yield found
         found.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for the tests of a module."""
+    with chromium() as found:
+        yield found

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import dagster as dg
 import pytest
-from playwright.sync_api import Browser, Page, Request
+from playwright.sync_api import Page, Request
 
 import icon_assets
 from icon_assets.core.quality import rules_of
@@ -24,6 +24,7 @@ from icon_assets.home import open_instance
 from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace
 from icon_assets_tests import judges
+from icon_assets_tests.browser import chromium, chromium_path
 from icon_assets_tests.conftest import STAGES, change
 from icon_assets_tests.core.test_escaping import is_visible, live
 from icon_assets_tests.injections import HOST, lay_out_injections, leak
@@ -49,8 +50,9 @@ def materialized(root: Path, model_dir: Path) -> Iterator[tuple[Workspace, dg.Da
 
 
 def test_injections_through_the_whole_graph_are_text_in_its_history_and_on_its_pages(
-    tmp_path: Path, tiny_model_dir: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    chromium_path()
     monkeypatch.setattr("icon_assets.core.selector.LEAST_SAMPLES", 4)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("DAGSTER_HOME", "")
@@ -62,7 +64,7 @@ def test_injections_through_the_whole_graph_are_text_in_its_history_and_on_its_p
         assert_failures_hold_text([_failure(e) for e in events if e.dagster_event_type == FAILED])
         assert_definitions_are_text(build_defs(workspace))
         assert_terminal_has_it_unescaped(outcomes)
-        assert_pages_show_text(workspace, instance, browser)
+        assert_pages_show_text(workspace, instance, PAGES)
 
 
 CHECKED, FAILED = dg.DagsterEventType.ASSET_CHECK_EVALUATION, dg.DagsterEventType.STEP_FAILURE
@@ -232,17 +234,17 @@ def _assert_text_only(page: Page) -> None:
     assert [each for each in inside if not plain.match(each)] == []
 
 
-def assert_pages_show_text(workspace: Workspace, instance: dg.DagsterInstance, browser: Browser) -> None:
+def assert_pages_show_text(workspace: Workspace, instance: dg.DagsterInstance, pages: list[tuple[str, str]]) -> None:
     """No request leaves for anything but the UI's own, and no element appears."""
     runs, sent = {}, list[Request]()
     for run in instance.get_runs():
         for key in run.asset_selection or ():
             runs.setdefault(key.to_user_string() if run.is_success else "failed", run.run_id)
     shard = max(instance.get_dynamic_partitions("shard"), key=len)
-    with served(workspace) as address:
+    with served(workspace) as address, chromium() as browser:
         page = browser.new_context(viewport={"width": 1500, "height": 1200}).new_page()
         page.on("request", lambda request: sent.append(request))
-        for path, text in PAGES:
+        for path, text in pages:
             page.goto(address + path.format(shard=shard, **runs))
             page.get_by_text(text).first.wait_for()
             _assert_text_only(page)
