@@ -13,7 +13,7 @@ import duckdb
 import polars as pl
 from rich.console import Console
 
-from icon_assets.core.errors import IconError
+from icon_assets.core.errors import IconError, is_out_of_memory
 from icon_assets.core.strict_json import strict_json
 from icon_assets.interrupts import end_like_ctrl_c
 from icon_assets.settings import WORKSPACE_VARIABLE, Settings, Workspace
@@ -44,6 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (flushed once more on the way out)
+        return 1
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:150] or type(error).__name__
+        _fail(
+            arguments, f"out of memory ({said}); free some, or raise its limit, then run again: finished work is kept"
+        )
         return 1
 
 

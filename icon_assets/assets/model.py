@@ -31,9 +31,11 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
     path = record.directory.relative_to(workspace.root).as_posix()
     row = {
         "model_digest": record.digest, "name": record.name, "revision": record.revision, "path": path, "dtype": dtype,
-        "device": device, "n_parameters": record.n_parameters, "prepared_at": store.now_after("models", "prepared_at"),
+        "device": device, "n_parameters": record.n_parameters,
     }  # fmt: skip
-    store.append("models", pl.DataFrame([row]))
+    newest = store.query("SELECT * EXCLUDE prepared_at FROM delta.models ORDER BY prepared_at DESC LIMIT 1")
+    if newest.to_dicts() != [row]:  # a run that was killed before its ledger row has written it
+        store.append("models", pl.DataFrame([{**row, "prepared_at": store.now_after("models", "prepared_at")}]))
     summary = {
         "name": record.name, "revision": record.revision, "path": path, "dtype": dtype, "device": device,
         "asked": asked_of_hardware(settings),

@@ -1,9 +1,16 @@
 """The exceptions whose message is meant for the user: a single line that names the cause and the fix."""
 
+import errno
 import re
 
 from icon_assets.core.escaping import printable
 from icon_assets.core.secrets import scrubbed
+
+# Of libraries that take memory by themselves: DuckDB, torch, the loader of shared libraries.
+_MEMORY_IN_WORDS = re.compile(
+    r"out of memory|can('t|not) allocate|bad.?alloc|allocation failure|failed to map segment|can't start new thread",
+    re.IGNORECASE,
+)
 
 
 class IconError(Exception):
@@ -34,3 +41,10 @@ class DiskRefused(IconError):
         super().__init__(
             f"{part}: could not be written ({line}); check free space and permissions, then run again: finished work is kept"
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory to be had, whoever says it."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return bool(_MEMORY_IN_WORDS.search(str(error)))

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,12 +80,12 @@ class Ground:
             raise AssertionError(f"it did not end in {PATIENCE_SECONDS} s: {said.read_text()[-400:]}")
         return process.exitcode, said.read_text()
 
-    def assert_whole_again(self, workspace: Workspace, *, but: Sequence[str] = ()) -> None:
+    def assert_whole_again(self, workspace: Workspace) -> None:
         """One normal run later all is as it would have been."""
         code, said = self.run(workspace)
         assert code == 0, said[-600:]
         store = Store(workspace.store_dir)
-        assert_equal(store, Store(self.undisturbed.store_dir), but=but)
+        assert_equal(store, Store(self.undisturbed.store_dir))
         assert_tidy(workspace)
         pairs = store.query(
             "SELECT count(*) AS n, count(DISTINCT (score_key, sample_id, probe_id)) AS u FROM pair_scores"
@@ -262,11 +262,11 @@ def little_memory(*select: str) -> Callable[[Ground], Count]:
     def scenario(ground: Ground) -> Count:
         count, workspace = Count(), ground.new(f"memory-{select[-1]}")
         ground.run(workspace, "run", "--select", *STAGES_BEFORE[: 3 if select[0] == "probe_baseline" else None])
-        for mebibytes in (8, 32, 64, 128, 256, 512, 1024, 2048):
+        for mebibytes in (96, 128, 192, 256, 384, 512, 1024, 2048):
             with noted(count, f"{mebibytes} MiB"):
                 limit = partial(faults.limit_memory, mebibytes)
                 code, said = ground.run(workspace, "run", "--select", *select, fault=limit)
-                assert code < 0 or "Traceback" not in said, f"exit code {code}: {said}"
+                assert code < 0 or "Traceback" not in said, f"exit code {code}: {said}"  # a library may end the process
                 assert_whole(workspace)
         with noted(count, "the run after"):
             ground.assert_whole_again(workspace)
@@ -311,7 +311,7 @@ def ledger_rows_are_deleted(ground: Ground) -> Count:
             spent = store.query(
                 "SELECT coalesce(sum(pairs), 0) FROM delta.scoring_costs WHERE \"work\" = 'pairs'"
             ).item()
-            ground.assert_whole_again(workspace, but=["models"])  # a log of what was prepared when
+            ground.assert_whole_again(workspace)
             now = store.query("SELECT coalesce(sum(pairs), 0) FROM delta.scoring_costs WHERE \"work\" = 'pairs'").item()
             assert now == spent, f"{now - spent} pairs were computed again"
     return count

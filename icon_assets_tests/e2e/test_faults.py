@@ -1,5 +1,6 @@
 """Kills at chosen points, a user who may not write, files that may not grow, a ledger with holes: the short form of `benchmarks/faults.py`."""
 
+import errno
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from icon_assets.cli import main
 from icon_assets.core.store import Store
 from icon_assets.settings import Workspace
 from icon_assets_tests.e2e import faults
@@ -37,8 +39,9 @@ def test_a_run_killed_between_ledger_row_and_publish_or_before_the_row_is_gone_o
     make_busy: Callable[..., Workspace],
 ) -> None:
     workspace = make_busy()
-    stages = ("run", "--select", "raw_pool", "probe_set")
-    for where in ("icon_assets.core.store:Store.publish", "icon_assets.core.ledger:record"):
+    stages = ("run", "--select", "raw_pool", "base_model")
+    record = "icon_assets.core.ledger:record"
+    for where in ("icon_assets.core.store:Store.publish", record, record):
         code, said = run(workspace, *stages, fault=partial(faults.die_around, where, 1, "before"))
         assert code == -9, said
         assert_whole(workspace)
@@ -46,6 +49,7 @@ def test_a_run_killed_between_ledger_row_and_publish_or_before_the_row_is_gone_o
     store = Store(workspace.store_dir)
     made = store.query('SELECT asset, "partition", count(*) AS n FROM ledger GROUP BY ALL')
     assert made.height == 4
+    assert store.query("FROM models").height == 1
     assert made["n"].to_list() == [1] * 4, "what was recorded is not made again"
     assert_whole(workspace)
     assert_tidy(workspace)
@@ -88,6 +92,26 @@ def test_with_files_that_may_not_grow_a_run_ends_with_one_line_and_loses_nothing
         assert_whole(workspace)
 
 
+@pytest.mark.parametrize(
+    "says", [MemoryError(), OSError(errno.ENOMEM, "x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_is_one_line(
+    says: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise says
+
+    monkeypatch.setenv("ICON_WORKSPACE", "")  # put back afterwards
+    monkeypatch.setattr(Workspace, "load", fail)
+    assert main(["-w", str(tmp_path), "status"]) == 1
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith("icon-assets: out of memory (")
+    says = KeyError("another fault")
+    with pytest.raises(KeyError):
+        main(["-w", str(tmp_path), "status"])
+
+
 def test_without_its_rows_of_the_ledger_a_product_is_made_again_and_no_pair_is_computed(
     done: Workspace, undisturbed: Callable[[], Workspace]
 ) -> None:
@@ -96,4 +120,4 @@ def test_without_its_rows_of_the_ledger_a_product_is_made_again_and_no_pair_is_c
     store.replace("ledger", store.query("FROM delta.ledger WHERE asset IN ('probe_set', 'checkpoint')"))
     finish(done)
     assert store.query("FROM delta.scoring_costs").height == spent
-    assert_equal(store, Store(undisturbed().store_dir), but=["models"])  # a log of what was prepared when
+    assert_equal(store, Store(undisturbed().store_dir))
