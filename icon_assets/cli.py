@@ -33,12 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IconError as error:
         _fail(arguments, str(error))
         return 1
-    except duckdb.Error as error:
-        damage = _damage(error)
-        if damage is None:
-            raise
-        _fail(arguments, str(damage))
-        return 1
     except KeyboardInterrupt:
         _fail(arguments, "interrupted; finished work is kept, run again to go on")
         return 1
@@ -46,20 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (flushed once more on the way out)
         return 1
     except Exception as error:
-        if not is_out_of_memory(error):
+        fault = _fault(error)
+        if fault is None:
             raise
-        said = " ".join(str(error).split())[:150] or type(error).__name__
-        _fail(
-            arguments, f"out of memory ({said}); free some, or raise its limit, then run again: finished work is kept"
-        )
+        _fail(arguments, fault)
         return 1
 
 
-def _damage(error: duckdb.Error) -> IconError | None:
-    """What of the store could not be read, where that is why a query failed."""
+def _fault(error: Exception) -> str | None:
+    """What a user can do about an error of a library, in one line."""
     from icon_assets.core.store import Store
 
-    return Store(Workspace.load().store_dir).damage_of(error)
+    if is_out_of_memory(error):
+        said = " ".join(str(error).split())[:150] or type(error).__name__
+        return f"out of memory ({said}); free some, or raise its limit, then run again: finished work is kept"
+    damage = Store(Workspace.load().store_dir).damage_of(error) if isinstance(error, duckdb.Error) else None
+    return str(damage) if damage else None
 
 
 def entry() -> NoReturn:

@@ -19,7 +19,7 @@ from icon_assets.home import dagster_home
 from icon_assets.settings import Workspace
 from icon_assets_tests.e2e.processes import SERVER
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +92,7 @@ def test_a_process_killed_while_it_makes_the_history_leaves_nothing_in_the_way(t
 
 
 def written(name: str, content: bytes) -> Change:
-    def write(home: Path) -> None:
-        (home / name).write_bytes(content)
-
-    return write
+    return lambda home: (home / name).write_bytes(content)
 
 
 def executed(name: str, sql: str) -> Change:

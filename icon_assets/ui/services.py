@@ -180,7 +180,7 @@ class Services:
 
     def _webserver_answers(self) -> bool:
         host, port = self.listener.getsockname()[:2]
-        name: str = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  (asked, not bound)
+        name = str({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host))  # noqa: S104  (asked, not bound)
         address = f"http://{f'[{name}]' if ':' in name else name}:{port}/server_info"
         request = urllib.request.Request(address, headers={"Authorization": f"Bearer {self.token}"})
         with suppress(urllib.error.URLError, TimeoutError, ConnectionError):
