@@ -14,7 +14,7 @@ import polars as pl
 import yaml
 
 from icon_assets.core.digests import digest
-from icon_assets.core.ingest import discover, ingest, sample_frame, shard_row
+from icon_assets.core.ingest import SourceFile, discover, ingest, sample_frame, shard_key, shard_row
 from icon_assets.core.selection import draws
 from icon_assets.core.store import Store, schemas
 from icon_assets.settings import Section, Settings, Workspace
@@ -145,6 +145,14 @@ SECOND: Mapping[str, Mapping[str, Any]] = {
     "automation.time_zone": {"automation.time_zone": "Europe/Berlin"},
     "automation.discover_seconds": {"automation.discover_seconds": 60},
     "automation.train": {"automation.train": False},
+    "checks.content_rows": {"checks.content_rows": 7},
+    "sql.timeout_seconds": {"sql.timeout_seconds": 5},
+    "sql.memory": {"sql.memory": "1GB"},
+    "sql.threads": {"sql.threads": 1},
+    "sql.temp_space": {"sql.temp_space": "1GB"},
+    "ui.host": {"ui.host": "0.0.0.0"},
+    "ui.allowed_hosts": {"ui.allowed_hosts": ["icon.example.com"]},
+    "ui.token": {"ui.token": "never"},
 }  # fmt: skip
 
 
@@ -183,12 +191,18 @@ def with_settings(root: Path, values: Mapping[str, Any]) -> Workspace:
     return Workspace.load(root)
 
 
+def _pool_files(root: Path) -> list[SourceFile]:
+    """Under the keys of 8 digits that files were given at the time of `recipes_before.json`."""
+    names = [source.file for source in discover(root / "pool")]
+    return discover(root / "pool", on_record={shard_key(name)[: 8 - len(digest(name))]: name for name in names})
+
+
 def furnish(root: Path, values: Mapping[str, Any] = RICH) -> Workspace:
     """Lay out the workspace and put every product on record, as if it were made by a recipe that nobody has any more."""
     _write_inputs(root)
     workspace = with_settings(root, values)
     store = Store(workspace.store_dir)
-    for source in discover(root / "pool"):
+    for source in _pool_files(root):
         ingested = ingest(source, workspace.settings.pool.max_chars)
         store.replace("samples", sample_frame(source, ingested), shard=source.shard)
         store.replace("shards", shard_row(source, ingested), shard=source.shard)
@@ -222,7 +236,7 @@ def _probes() -> pl.DataFrame:
 def every_product(workspace: Workspace) -> list[tuple[str, str]]:
     """Asset and partition of everything on record, draws of arms among them, in the order in which they are made."""
     settings = workspace.settings
-    shards = [source.shard for source in discover(workspace.root / "pool")]
+    shards = [source.shard for source in _pool_files(workspace.root)]
     arms, seeds = settings.selection.arms, settings.training.seeds
     runs = [f"{arm}|{seed}" for arm in arms for seed in seeds]
     pairwise = settings.evaluation.pairwise

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from icon_assets.core import ledger
 from icon_assets.core.budget import Budget, budget_of
 from icon_assets.core.digests import digest
-from icon_assets.core.discovery import compare, on_record
+from icon_assets.core.discovery import compare, keys_on_record, on_record
 from icon_assets.core.errors import IconError
 from icon_assets.core.ingest import SourceFile, discover, source_digest
 from icon_assets.core.judge import judge_name
@@ -399,7 +399,8 @@ class Recipes:
 
     def _changed_files(self) -> set[str]:
         """Shards whose file is not as it is on record, by its size and time."""
-        sources = discover(self.workspace.input_path(self.settings.pool.path))
+        folder = self.workspace.input_path(self.settings.pool.path)
+        sources = discover(folder, on_record=keys_on_record(self.store))
         as_recorded = {file.source.shard for file in compare(sources, self._on_record, 0) if file.kind == "unchanged"}
         return self._on_record.keys() - as_recorded
 

@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from icon_assets.core.digests import digest
+from icon_assets.core.ingest import NO_KEYS, shard_key
 from icon_assets.definitions import build_assets
 from icon_assets.progress import plan_lines
 from icon_assets.resources import WorkspaceResource
@@ -183,7 +184,8 @@ def test_a_pool_ingested_under_former_keys_keeps_them_and_takes_a_file_named_to_
         (workspace.root / "pool" / name).rename(workspace.root / "pool" / f"{name[0]}{TWINS[0]}")
     with dg.DagsterInstance.ephemeral() as instance:
         with monkeypatch.context() as earlier:
-            earlier.setattr("icon_assets.core.ingest.digest", lambda value: digest(value)[:8])
+            shortened = lambda file, on_record=NO_KEYS: shard_key(file)[: 8 - len(digest(file))]  # noqa: E731
+            earlier.setattr("icon_assets.core.ingest.shard_key", shortened)
             team = Team(workspace, instance)
         former = set(instance.get_dynamic_partitions("shard"))
         assert {len(shard.split("-")[-1]) for shard in former} == {8}
