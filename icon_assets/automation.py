@@ -1,7 +1,7 @@
 """Who starts work when nobody is there: exactly one launcher, by `automation.scoring` of the settings.
 
 `nightly`: a schedule that runs the stages in order in one process. `on_change`: conditions on the assets, which one
-sensor evaluates: what each product is made from is compared with its recipe (`core/recipes.py`), partition by partition. The two
+sensor evaluates: what each product is made from is compared with its recipe (`core/planning/recipes.py`), partition by partition. The two
 never run together, so that nothing is started twice.
 
 `on_change` starts one run per stale shard. Dagster could take several into one (`BackfillPolicy`), and we do not let it: such a run
@@ -19,10 +19,10 @@ from functools import lru_cache
 import dagster as dg
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import SourceFile, source_digest
-from icon_assets.core.recipes import Recipes, Unready, settings_digest
-from icon_assets.core.selection import ON_DEMAND, needed_assets
-from icon_assets.core.store import Store
+from icon_assets.core.inputs.ingest import SourceFile, source_digest
+from icon_assets.core.planning.recipes import Recipes, Unready, settings_digest
+from icon_assets.core.selection.choose import ON_DEMAND, needed_assets
+from icon_assets.core.store.tables import Store
 from icon_assets.jobs import NIGHTLY
 from icon_assets.launched import UNFINISHED
 from icon_assets.runner import TRAINING_GROUPS

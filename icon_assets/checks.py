@@ -14,7 +14,7 @@ import dagster as dg
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES as DONE
 
-from icon_assets.assets.shell import mendable
+from icon_assets.assets.lifecycle import mendable
 from icon_assets.core.quality import rules_of
 from icon_assets.core.quality.rule import Finding, Rule, Subject
 from icon_assets.metadata import description, visible

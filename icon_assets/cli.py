@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fault(error: Exception) -> str | None:
     """What a user can do about an error of a library, in one line."""
-    from icon_assets.core.store import Store
+    from icon_assets.core.store.tables import Store
 
     if is_out_of_memory(error):
         said = " ".join(str(error).split())[:150] or type(error).__name__
@@ -123,7 +123,7 @@ def _seconds(text: str) -> float:
 
 def _opened() -> Workspace:
     """The workspace; where it was copied or moved, its published file is made again first."""
-    from icon_assets.core.store import Store
+    from icon_assets.core.store.tables import Store
 
     workspace = Workspace.load()
     Store(workspace.store_dir).publish_here()
@@ -196,7 +196,7 @@ def _outcome_json(outcome: Any) -> dict[str, Any]:
 
 def _print_results(workspace: Workspace) -> None:
     from icon_assets.assets.evaluation import wide_board
-    from icon_assets.core.store import Store
+    from icon_assets.core.store.tables import Store
 
     store = Store(workspace.store_dir)
     print(
@@ -216,7 +216,7 @@ Where to look next
 def _print_differences(store: Any, settings: Settings) -> None:
     """Differences to the first arm that everything must beat, and what is to be said of each arm."""
     from icon_assets.assets.evaluation import wide_differences
-    from icon_assets.core.comparison import AGAINST, differences_of, headline, verdicts
+    from icon_assets.core.evaluation.comparison import AGAINST, differences_of, headline, verdicts
 
     differences = differences_of(store)
     for against in [each for each in AGAINST if each in differences["against"].to_list()][:1]:
@@ -230,8 +230,8 @@ def _print_differences(store: Any, settings: Settings) -> None:
 
 
 def _sql(arguments: argparse.Namespace) -> int:
-    from icon_assets.core.queries import Bounds
-    from icon_assets.core.store import Store
+    from icon_assets.core.store.queries import Bounds
+    from icon_assets.core.store.tables import Store
 
     workspace = _opened()
     bounds = Bounds.of(workspace.settings.sql, arguments.timeout)
@@ -248,8 +248,8 @@ def _sql(arguments: argparse.Namespace) -> int:
 
 
 def _trust(arguments: argparse.Namespace) -> int:
-    from icon_assets.core.store import Store
-    from icon_assets.core.trust import summary, warnings
+    from icon_assets.core.store.tables import Store
+    from icon_assets.core.trust.figures import summary, warnings
 
     workspace = _opened()
     figures = Store(workspace.store_dir).query("FROM trust_figures ORDER BY arm, figure, against")
@@ -269,7 +269,7 @@ def _trust(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from icon_assets.core.store import Store, sql_text
+    from icon_assets.core.store.tables import Store, sql_text
 
     workspace = _opened()
     row = Store(workspace.store_dir).query(sql_text("status.sql")).row(0, named=True)
@@ -283,7 +283,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from icon_assets.core.verification import verify
+    from icon_assets.core.quality.verification import verify
 
     done = verify(Workspace.load())
     if arguments.json:
@@ -307,8 +307,8 @@ def _verified_lines(done: Any) -> list[str]:
 
 
 def _repair(arguments: argparse.Namespace) -> int:
-    from icon_assets.core.restoration import repair, repairs
-    from icon_assets.core.store import Store
+    from icon_assets.core.store.restoration import repair, repairs
+    from icon_assets.core.store.tables import Store
 
     store = Store(Workspace.load().store_dir)
     lines = list(repair(store)) if arguments.yes else [str(each) for each in repairs(store)]
@@ -325,7 +325,7 @@ def _repair(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from icon_assets.core.export import export
+    from icon_assets.core.publish.export import export
 
     done = export(_opened(), arguments.arm, arguments.format, arguments.out)
     if arguments.json:
@@ -340,7 +340,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from icon_assets.core.report import write_report
+    from icon_assets.core.publish.report import write_report
 
     done = write_report(_opened(), arguments.out)
     if arguments.json:

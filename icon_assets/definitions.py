@@ -14,8 +14,8 @@ from icon_assets.assets.selector import predicted_scores, selector
 from icon_assets.assets.training import training_assets
 from icon_assets.automation import automated, build_automation
 from icon_assets.checks import build_checks, build_freshness_check
-from icon_assets.core.pairwise import check_pairwise
-from icon_assets.core.selection import check_arms
+from icon_assets.core.evaluation.pairwise import check_pairwise
+from icon_assets.core.selection.choose import check_arms
 from icon_assets.jobs import build_jobs
 from icon_assets.resources import WorkspaceResource
 from icon_assets.sensors import build_sensors

@@ -7,10 +7,10 @@ import dagster as dg
 import polars as pl
 from sqlalchemy.exc import IntegrityError
 
-from icon_assets.core.discovery import keys_on_record, on_record
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import SourceFile, discover
-from icon_assets.core.store import Store
+from icon_assets.core.inputs.changes import keys_on_record, on_record
+from icon_assets.core.inputs.ingest import SourceFile, discover
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import Workspace
 
 SHARDS = dg.DynamicPartitionsDefinition(name="shard")

@@ -6,13 +6,12 @@ from typing import Any
 
 import dagster as dg
 
-from icon_assets.core.discovery import compare, on_record
-from icon_assets.core.encoding import Encoder
-from icon_assets.core.engine import ScoringEngine
+from icon_assets.core.engine.engine import ScoringEngine
 from icon_assets.core.errors import IconError
-from icon_assets.core.features import Reader
-from icon_assets.core.flops import device_name, model_shape
-from icon_assets.core.language_model import (
+from icon_assets.core.features.reader import Reader
+from icon_assets.core.inputs.changes import compare, on_record
+from icon_assets.core.model.flops import device_name, model_shape
+from icon_assets.core.model.loading import (
     LanguageModel,
     ModelRecord,
     choose_device,
@@ -21,14 +20,15 @@ from icon_assets.core.language_model import (
     load_tokenizer,
     read_record,
 )
-from icon_assets.core.plan import Plan, make_plan, shard_states
-from icon_assets.core.preview import preview
-from icon_assets.core.price import Pricer
-from icon_assets.core.recipes import Recipes
-from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.scoring import Progress, Scorer
-from icon_assets.core.selection import needed_assets
-from icon_assets.core.store import Store
+from icon_assets.core.passes.encoder import Encoder
+from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.planning.estimate import Pricer
+from icon_assets.core.planning.plan import Plan, make_plan, shard_states
+from icon_assets.core.planning.preview import preview
+from icon_assets.core.planning.recipes import Recipes
+from icon_assets.core.scoring.scorer import Progress, Scorer
+from icon_assets.core.selection.choose import needed_assets
+from icon_assets.core.store.tables import Store
 from icon_assets.partitions import source_files
 from icon_assets.settings import Settings, Workspace
 

@@ -15,13 +15,13 @@ import dagster as dg
 import psutil
 from filelock import FileLock
 
-from icon_assets.assets.shell import is_sound, unchanged_figures
+from icon_assets.assets.lifecycle import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import DiskRefused, IconError, StoreDamaged
-from icon_assets.core.escaping import linked, plain, printable
-from icon_assets.core.ledger import Event, take_in
-from icon_assets.core.restoration import forget_missing
-from icon_assets.core.selection import ON_DEMAND, needed_assets
+from icon_assets.core.selection.choose import ON_DEMAND, needed_assets
+from icon_assets.core.store.ledger import Event, take_in
+from icon_assets.core.store.restoration import forget_missing
+from icon_assets.core.text import linked, plain, printable
 from icon_assets.interrupts import heard_interrupts
 from icon_assets.launched import UNFINISHED, is_orphan
 from icon_assets.partitions import SHARDS, named_shards, sync_shards
@@ -94,7 +94,7 @@ def run_stages(
         assets: in the order in which they are run, inputs first.
         stages: the assets to run; None for all.
         files: of the pool, the only ones whose shards are run; none for all.
-        asked: stages to run even if no arm needs them (see `core/selection.py`).
+        asked: stages to run even if no arm needs them (see `core/selection/choose.py`).
 
     Raises:
         IconError: a file that is none of the pool's, or a disk that refuses.

@@ -12,10 +12,10 @@ from icon_assets.assets.pool import pool_files
 from icon_assets.assets.probes import probe_files
 from icon_assets.checks import FRESHNESS, freshness
 from icon_assets.core.digests import digest
-from icon_assets.core.discovery import Found, Known, compare, on_record
 from icon_assets.core.errors import IconError
-from icon_assets.core.recipes import probe_inputs
-from icon_assets.core.store import Store
+from icon_assets.core.inputs.changes import Found, Known, compare, on_record
+from icon_assets.core.planning.recipes import probe_inputs
+from icon_assets.core.store.tables import Store
 from icon_assets.partitions import SHARDS, retire_shard, source_files
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from icon_assets.core.attention import Kernel, can_fuse
-from icon_assets.core.engine import ScoringEngine
-from icon_assets.core.ingest import discover, ingest
-from icon_assets.core.language_model import LanguageModel, load_tokenizer
-from icon_assets.core.native import compiler
-from icon_assets.core.prompts import render_for_scoring
-from icon_assets.core.samples import Sample
-from icon_assets.core.tokens import Encoded, encode_context, encode_probe
+from icon_assets.core.encoding.prompts import render_for_scoring
+from icon_assets.core.encoding.tokens import Encoded, encode_context, encode_probe
+from icon_assets.core.engine.attention import Kernel, can_fuse
+from icon_assets.core.engine.engine import ScoringEngine
+from icon_assets.core.inputs.ingest import discover, ingest
+from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.model.loading import LanguageModel, load_tokenizer
+from icon_assets.core.model.native import compiler
 
 Problem = tuple[list[list[int]], list[Encoded]]  # contexts and probes; every context goes with every probe
 Nll = dict[tuple[int, int], torch.Tensor]  # by context and probe: nats of each response token

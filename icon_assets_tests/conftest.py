@@ -14,9 +14,9 @@ import pytest
 import yaml
 from hypothesis import settings as hypothesis_settings
 
-from icon_assets.core.ingest import Ingested, SourceFile, shard_row
-from icon_assets.core.similarity import Embeddings
-from icon_assets.core.store import Store
+from icon_assets.core.features.similarity import Embeddings
+from icon_assets.core.inputs.ingest import Ingested, SourceFile, shard_row
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import Workspace
 from icon_assets_tests.browser import browser as browser
 
@@ -197,7 +197,7 @@ def _finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
     root = tmp_path_factory.mktemp("finished") / "workspace"
     workspace = lay_out(root, tiny_model_dir, selection={"arms": ["icon"], "fraction": 0.5})
     with dg.DagsterInstance.ephemeral() as instance, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("icon_assets.core.selector.LEAST_SAMPLES", 4)
+        patch.setattr("icon_assets.core.selector.learning.LEAST_SAMPLES", 4)
         outcomes = list(run_stages(build_assets(workspace), workspace, instance, STAGES, asked=STAGES))
     assert [(o.name, o.error or o.warning) for o in outcomes if o.error or o.warning] == []
     return root

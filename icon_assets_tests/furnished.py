@@ -14,9 +14,9 @@ import polars as pl
 import yaml
 
 from icon_assets.core.digests import digest
-from icon_assets.core.ingest import SourceFile, discover, ingest, sample_frame, shard_key, shard_row
-from icon_assets.core.selection import draws
-from icon_assets.core.store import Store, schemas
+from icon_assets.core.inputs.ingest import SourceFile, discover, ingest, sample_frame, shard_key, shard_row
+from icon_assets.core.selection.choose import draws
+from icon_assets.core.store.tables import Store, schemas
 from icon_assets.settings import Section, Settings, Workspace
 from icon_assets_tests.conftest import CHOICES, HELD_OUT, POOL_A, POOL_B, PROBES, alpaca, write_jsonl
 

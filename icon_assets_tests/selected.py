@@ -9,13 +9,13 @@ from typing import Any
 import polars as pl
 import yaml
 
-from icon_assets.core import ledger
-from icon_assets.core.candidates import Candidates
 from icon_assets.core.digests import canonical_json, digest
-from icon_assets.core.ingest import discover, ingest, quarantine_frame, sample_frame, shard_row
-from icon_assets.core.ledger import Input, Recipe
-from icon_assets.core.selection import select
-from icon_assets.core.store import Store, sql_text
+from icon_assets.core.inputs.ingest import discover, ingest, quarantine_frame, sample_frame, shard_row
+from icon_assets.core.selection.candidates import Candidates
+from icon_assets.core.selection.choose import select
+from icon_assets.core.store import ledger
+from icon_assets.core.store.ledger import Input, Recipe
+from icon_assets.core.store.tables import Store, sql_text
 from icon_assets.settings import SelectionSettings, Workspace
 from icon_assets_tests.conftest import write_jsonl
 

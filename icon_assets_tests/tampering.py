@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
 
 
 def files_of(store: Store, table: str) -> list[Path]:

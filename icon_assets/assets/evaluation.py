@@ -6,25 +6,26 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged, unchanged_and_newest
 from icon_assets.assets.model import base_model
-from icon_assets.assets.shell import finish, kept, mendable, unchanged, unchanged_and_newest
 from icon_assets.assets.training import arm_and_seed, encode_samples
-from icon_assets.core import comparison, ledger
 from icon_assets.core.digests import digest, file_digest, frame_digest
-from icon_assets.core.evaluation import Metric
-from icon_assets.core.finetuning import load_fine_tuned
-from icon_assets.core.held_out import HeldOutSample, held_out_metrics
-from icon_assets.core.ingest import SourceFile, ingest, sample_frame
-from icon_assets.core.language_model import load
-from icon_assets.core.ledger import Event, Recipe
-from icon_assets.core.memory import freed_memory_kept
+from icon_assets.core.evaluation import comparison
+from icon_assets.core.evaluation.harness import choice_metrics, read_choice_items
+from icon_assets.core.evaluation.held_out import HeldOutSample, held_out_metrics
+from icon_assets.core.evaluation.metric import Metric
+from icon_assets.core.inputs.ingest import SourceFile, ingest, sample_frame
+from icon_assets.core.model.loading import load
+from icon_assets.core.model.memory import freed_memory_kept
+from icon_assets.core.planning.recipes import CODE_VERSIONS
+from icon_assets.core.publish.report import write_report
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.contents import contents_are_as_recorded
 from icon_assets.core.quality.training import files_are_as_recorded
-from icon_assets.core.recipes import CODE_VERSIONS
-from icon_assets.core.report import write_report
-from icon_assets.core.store import Store
-from icon_assets.core.tasks import choice_metrics, read_choice_items
+from icon_assets.core.store import ledger
+from icon_assets.core.store.ledger import Event, Recipe
+from icon_assets.core.store.tables import Store
+from icon_assets.core.training.fine_tune import load_fine_tuned
 from icon_assets.metadata import OWNERS, bars, column_schema, intervals, markdown_table, named_list
 from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource

@@ -3,10 +3,10 @@
 import dagster as dg
 import polars as pl
 
-from icon_assets.assets.shell import finish, kept, mendable, unchanged
+from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.core.digests import digest
-from icon_assets.core.language_model import choose_device, choose_dtype, prepare
-from icon_assets.core.recipes import CODE_VERSIONS, Recipes, asked_of_hardware
+from icon_assets.core.model.loading import choose_device, choose_dtype, prepare
+from icon_assets.core.planning.recipes import CODE_VERSIONS, Recipes, asked_of_hardware
 from icon_assets.metadata import OWNERS, column_schema
 from icon_assets.resources import WorkspaceResource
 

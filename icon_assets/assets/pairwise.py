@@ -6,13 +6,12 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from icon_assets.assets.shell import finish, kept, mendable, unchanged
+from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.assets.training import arm_and_seed
 from icon_assets.core.digests import frame_digest
-from icon_assets.core.finetuning import load_fine_tuned
-from icon_assets.core.generation import greedy_answers
-from icon_assets.core.judge import Judge
-from icon_assets.core.pairwise import (
+from icon_assets.core.evaluation.answers import greedy_answers
+from icon_assets.core.evaluation.judge import Judge
+from icon_assets.core.evaluation.pairwise import (
     Result,
     answer_key,
     judge_missing,
@@ -22,11 +21,12 @@ from icon_assets.core.pairwise import (
     results,
     wilson,
 )
+from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.planning.recipes import CODE_VERSIONS, pairwise_settings
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import files_are_as_recorded
-from icon_assets.core.recipes import CODE_VERSIONS, pairwise_settings
-from icon_assets.core.samples import Sample
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
+from icon_assets.core.training.fine_tune import load_fine_tuned
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.partitions import pairwise_partitions, run_partitions
 from icon_assets.resources import WorkspaceResource

@@ -6,15 +6,15 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.assets.pool import raw_pool
-from icon_assets.assets.shell import finish, kept, mendable, unchanged
 from icon_assets.core.digests import lines_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.ingest import Quarantined, discover, ingest
-from icon_assets.core.leakage import evaluation_references, pool_references
-from icon_assets.core.probes import Candidate, Verdict, overlaps, select_probes
-from icon_assets.core.recipes import CODE_VERSIONS
-from icon_assets.core.store import Store, schemas
+from icon_assets.core.inputs.ingest import Quarantined, discover, ingest
+from icon_assets.core.planning.recipes import CODE_VERSIONS
+from icon_assets.core.probes.draw import Candidate, Verdict, overlaps, select_probes
+from icon_assets.core.probes.leakage import evaluation_references, pool_references
+from icon_assets.core.store.tables import Store, schemas
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import Workspace

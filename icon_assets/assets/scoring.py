@@ -3,19 +3,19 @@
 import dagster as dg
 import polars as pl
 
+from icon_assets.assets.lifecycle import finish, kept, mendable, refuse_changed, unchanged
 from icon_assets.assets.model import base_model
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.probes import probe_set
-from icon_assets.assets.shell import finish, kept, mendable, refuse_changed, unchanged
-from icon_assets.core import ledger
-from icon_assets.core.costs import Spent
 from icon_assets.core.digests import canonical_json, frame_digest
-from icon_assets.core.plan import because
+from icon_assets.core.passes.costs import Spent
+from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.planning.plan import because
+from icon_assets.core.planning.recipes import CODE_VERSIONS
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.scores import drift, no_sample_is_a_probe
-from icon_assets.core.recipes import CODE_VERSIONS
-from icon_assets.core.score_key import ScoreKey
-from icon_assets.core.store import Store
+from icon_assets.core.store import ledger
+from icon_assets.core.store.tables import Store
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table
 from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource

@@ -7,17 +7,16 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.features import probe_features, sample_features
+from icon_assets.assets.lifecycle import finish, kept, mendable, refuse_changed, unchanged, unchanged_and_newest
 from icon_assets.assets.scoring import sample_scores
 from icon_assets.assets.selector import predicted_scores
-from icon_assets.assets.shell import finish, kept, mendable, refuse_changed, unchanged, unchanged_and_newest
 from icon_assets.assets.training import encode_samples
-from icon_assets.core import ledger
-from icon_assets.core.candidates import TOKENS, Candidates, read_candidates
-from icon_assets.core.costs import total_cost
 from icon_assets.core.digests import digest, frame_digest
-from icon_assets.core.language_model import ModelRecord
-from icon_assets.core.recipes import CODE_VERSIONS
-from icon_assets.core.selection import (
+from icon_assets.core.model.loading import ModelRecord
+from icon_assets.core.passes.costs import total_cost
+from icon_assets.core.planning.recipes import CODE_VERSIONS
+from icon_assets.core.selection.candidates import TOKENS, Candidates, read_candidates
+from icon_assets.core.selection.choose import (
     Subset,
     controls_needed,
     draws,
@@ -26,8 +25,9 @@ from icon_assets.core.selection import (
     token_budget,
     work_owed,
 )
-from icon_assets.core.store import Store
-from icon_assets.core.trust import Selected, trust_figures, warnings
+from icon_assets.core.store import ledger
+from icon_assets.core.store.tables import Store
+from icon_assets.core.trust.figures import Selected, trust_figures, warnings
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_list, markdown_table
 from icon_assets.partitions import arm_partitions
 from icon_assets.resources import WorkspaceResource

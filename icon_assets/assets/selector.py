@@ -9,16 +9,15 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.features import sample_features
+from icon_assets.assets.lifecycle import finish, kept, mendable, refuse_changed, unchanged
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.assets.shell import finish, kept, mendable, refuse_changed, unchanged
 from icon_assets.core.digests import canonical_json, directory_digest, frame_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import new_directory, sole_writer
-from icon_assets.core.ledger import Recipe
+from icon_assets.core.planning.recipes import CODE_VERSIONS, learned_control
 from icon_assets.core.quality import refuse
-from icon_assets.core.recipes import CODE_VERSIONS, learned_control
-from icon_assets.core.selector import (
+from icon_assets.core.selector.learning import (
     SELECTOR,
     Trained,
     crowding,
@@ -30,6 +29,7 @@ from icon_assets.core.selector import (
     train_light,
     write_card,
 )  # fmt: skip
+from icon_assets.core.store.ledger import Recipe
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table, scatter
 from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource

@@ -9,21 +9,21 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from icon_assets.assets.lifecycle import finish, mendable, refuse_changed, unchanged
 from icon_assets.assets.model import base_model
-from icon_assets.assets.shell import finish, mendable, refuse_changed, unchanged
-from icon_assets.core import ledger
 from icon_assets.core.digests import canonical_json, directory_digest
-from icon_assets.core.encoding import sample_of
+from icon_assets.core.encoding.prompts import render_for_training
+from icon_assets.core.encoding.tokens import Encoded, encode_training
 from icon_assets.core.files import new_directory, sole_writer
-from icon_assets.core.finetuning import TrainingResult, fine_tune
-from icon_assets.core.language_model import ModelRecord, load_tokenizer
-from icon_assets.core.ledger import Event, Recipe
-from icon_assets.core.prompts import render_for_training
+from icon_assets.core.model.loading import ModelRecord, load_tokenizer
+from icon_assets.core.passes.encoder import sample_of
+from icon_assets.core.planning.recipes import CODE_VERSIONS
 from icon_assets.core.quality import refuse
-from icon_assets.core.recipes import CODE_VERSIONS
-from icon_assets.core.selection import drawn_for
-from icon_assets.core.store import Store
-from icon_assets.core.tokens import Encoded, encode_training
+from icon_assets.core.selection.choose import drawn_for
+from icon_assets.core.store import ledger
+from icon_assets.core.store.ledger import Event, Recipe
+from icon_assets.core.store.tables import Store
+from icon_assets.core.training.fine_tune import TrainingResult, fine_tune
 from icon_assets.metadata import OWNERS, column_schema, curve
 from icon_assets.partitions import run_partitions
 from icon_assets.resources import WorkspaceResource

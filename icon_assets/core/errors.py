@@ -3,8 +3,8 @@
 import errno
 import re
 
-from icon_assets.core.escaping import printable
 from icon_assets.core.secrets import scrubbed
+from icon_assets.core.text import printable
 
 # Of libraries that take memory by themselves: DuckDB, torch, the loader of shared libraries.
 _MEMORY_IN_WORDS = re.compile(

@@ -12,7 +12,7 @@ import pytest
 from icon_assets import cli
 from icon_assets.checks import build_checks
 from icon_assets.core.quality import RULES, rules_of, training
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import Outcome, run_stages

@@ -13,9 +13,9 @@ import pytest
 
 from icon_assets import resources
 from icon_assets.core.errors import IconError
-from icon_assets.core.language_model import load as load_model
-from icon_assets.core.recipes import made_by
-from icon_assets.core.store import Store
+from icon_assets.core.model.loading import load as load_model
+from icon_assets.core.planning.recipes import made_by
+from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets, build_defs
 from icon_assets.partitions import SHARDS
 from icon_assets.runner import Outcome, run_stages, scoring_stages, stages_before_training, stages_of

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from icon_assets.assets.training import encode_samples
-from icon_assets.core.escaping import printable
-from icon_assets.core.ingest import shard_key
-from icon_assets.core.language_model import prepare
-from icon_assets.core.store import Store
+from icon_assets.core.inputs.ingest import shard_key
+from icon_assets.core.model.loading import prepare
+from icon_assets.core.store.tables import Store
+from icon_assets.core.text import printable
 from icon_assets.definitions import build_assets
 from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace

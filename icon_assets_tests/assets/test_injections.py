@@ -26,7 +26,7 @@ from icon_assets.settings import Workspace
 from icon_assets_tests import judges
 from icon_assets_tests.browser import chromium, chromium_path
 from icon_assets_tests.conftest import STAGES, change
-from icon_assets_tests.core.test_escaping import is_visible, live
+from icon_assets_tests.core.test_text import is_visible, live
 from icon_assets_tests.injections import HOST, lay_out_injections, leak
 
 MISSING_MODEL = f"http://{HOST}/a` ![d](/graphql?query=mutation{{launch}}) `b"
@@ -53,7 +53,7 @@ def test_injections_through_the_whole_graph_are_text_in_its_history_and_on_its_p
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chromium_path()
-    monkeypatch.setattr("icon_assets.core.selector.LEAST_SAMPLES", 4)
+    monkeypatch.setattr("icon_assets.core.selector.learning.LEAST_SAMPLES", 4)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("DAGSTER_HOME", "")
     with materialized(tmp_path / "workspace", tiny_model_dir) as (workspace, instance, outcomes):

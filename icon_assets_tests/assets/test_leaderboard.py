@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from icon_assets.assets.evaluation import difference_metadata, wide_board, wide_differences
-from icon_assets.core import ledger
-from icon_assets.core.comparison import Difference, as_frame
-from icon_assets.core.ledger import Input, Recipe
-from icon_assets.core.store import Store
+from icon_assets.core.evaluation.comparison import Difference, as_frame
+from icon_assets.core.store import ledger
+from icon_assets.core.store.ledger import Input, Recipe
+from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.runner import run_stages
 from icon_assets.settings import Workspace

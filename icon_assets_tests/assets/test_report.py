@@ -7,8 +7,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from icon_assets.core import ledger
-from icon_assets.core.store import Store
+from icon_assets.core.store import ledger
+from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace

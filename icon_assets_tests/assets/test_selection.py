@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from icon_assets import cli
-from icon_assets.core import ledger
-from icon_assets.core.ledger import Recipe
-from icon_assets.core.store import Store
+from icon_assets.core.store import ledger
+from icon_assets.core.store.ledger import Recipe
+from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets, build_defs
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import Outcome, run_stages

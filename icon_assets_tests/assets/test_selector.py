@@ -9,7 +9,7 @@ import pytest
 
 from icon_assets import resources
 from icon_assets.core.digests import share_ceiling
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import Outcome, run_stages

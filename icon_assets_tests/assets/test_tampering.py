@@ -14,13 +14,13 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from icon_assets import cli
-from icon_assets.core import inventory, ledger
 from icon_assets.core.errors import IconError, StoreDamaged
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import checkpoint_loads
-from icon_assets.core.restoration import repair, repairs
-from icon_assets.core.store import Store, schemas
-from icon_assets.core.verification import verify
+from icon_assets.core.quality.verification import verify
+from icon_assets.core.store import inventory, ledger
+from icon_assets.core.store.restoration import repair, repairs
+from icon_assets.core.store.tables import Store, schemas
 from icon_assets.definitions import build_assets
 from icon_assets.runner import Outcome, run_stages
 from icon_assets.settings import Workspace
@@ -222,7 +222,7 @@ def test_every_damage_is_one_line_and_repair_takes_back_what_is_still_there(
     rows = {table: store.query(f"FROM delta.{table} ORDER BY ALL") for table, _ in DAMAGE.values()}
     for _, spoil in DAMAGE.values():
         spoil(store)
-    monkeypatch.setattr("icon_assets.core.store._live", {})  # as a process that has not read the logs before
+    monkeypatch.setattr("icon_assets.core.store.tables._live", {})  # as a process that has not read the logs before
     store.publish()
     for table in rows:
         if table != "predicted_scores":
@@ -254,8 +254,8 @@ def _forget_contents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
             for line in lines:
                 line.get("commitInfo", {}).pop("icon_contents", None)
             entry.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr("icon_assets.core.store._live", {})
-    monkeypatch.setattr("icon_assets.core.inventory._read", {})
+    monkeypatch.setattr("icon_assets.core.store.tables._live", {})
+    monkeypatch.setattr("icon_assets.core.store.inventory._read", {})
 
 
 def test_a_workspace_of_an_earlier_version_is_taken_as_it_is_and_known_from_there_on(
@@ -302,8 +302,8 @@ def test_a_clock_that_jumps_back_makes_no_old_entry_the_newest(store: Store, mon
             return datetime(2001, 1, 1, tzinfo=UTC)
 
     before = ledger.newest(store, "probe_set")
-    monkeypatch.setattr("icon_assets.core.ledger.datetime", Past)
-    monkeypatch.setattr("icon_assets.core.store.datetime", Past)
+    monkeypatch.setattr("icon_assets.core.store.ledger.datetime", Past)
+    monkeypatch.setattr("icon_assets.core.store.tables.datetime", Past)
     assert before
     ledger.record(store, ledger.Recipe("probe_set"), "later", "run", {})
     newest = ledger.newest(store, "probe_set")

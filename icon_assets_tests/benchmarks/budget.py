@@ -20,15 +20,15 @@ from typing import Any
 
 import polars as pl
 
-from icon_assets.core.budget import Budget, pilot_size
-from icon_assets.core.contribution import contributions, influences, matrix
-from icon_assets.core.costs import Spent
-from icon_assets.core.encoding import Encoder
-from icon_assets.core.engine import CPU_TOKENS
-from icon_assets.core.language_model import load_tokenizer
-from icon_assets.core.packing import plan_forwards
-from icon_assets.core.scoring import PAIR_KEY, Scorer
-from icon_assets.core.store import Store, sql_text
+from icon_assets.core.engine.engine import CPU_TOKENS
+from icon_assets.core.engine.packing import plan_forwards
+from icon_assets.core.model.loading import load_tokenizer
+from icon_assets.core.passes.costs import Spent
+from icon_assets.core.passes.encoder import Encoder
+from icon_assets.core.scoring.budget import Budget, pilot_size
+from icon_assets.core.scoring.contribution import contributions, influences, matrix
+from icon_assets.core.scoring.scorer import PAIR_KEY, Scorer
+from icon_assets.core.store.tables import Store, sql_text
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import ControlSettings
 from icon_assets_tests.benchmarks.common import draw_lines, parser, report, workspace

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 
 from icon_assets.core.digests import digest
-from icon_assets.core.inventory import differences
+from icon_assets.core.inputs.sample import Sample
 from icon_assets.core.quality.contents import is_of_its_text
-from icon_assets.core.samples import Sample
-from icon_assets.core.store import Store
+from icon_assets.core.store.inventory import differences
+from icon_assets.core.store.tables import Store
 
 _PROBES = 128
 _TEXT = "Explain in a few sentences what a reader has to know about this before it is used for the first time. "

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
 from icon_assets.home import create_workspace
 from icon_assets.settings import Workspace
 from icon_assets_tests.benchmarks.common import parser, report
@@ -29,7 +29,7 @@ from icon_assets_tests.e2e.processes import start
 from icon_assets_tests.e2e.test_kills import assert_equal, assert_tidy, assert_whole
 
 PATIENCE_SECONDS = 900
-STORE, RECORD = "icon_assets.core.store:Store", "icon_assets.core.ledger:record"
+STORE, RECORD = "icon_assets.core.store.tables:Store", "icon_assets.core.store.ledger:record"
 READING = (["status"], ["sql", "SELECT count(*) FROM samples"], ["trust"], ["plan"])
 Fault = Callable[[], None]
 

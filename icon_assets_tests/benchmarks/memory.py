@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from icon_assets.assets.training import encode_samples
-from icon_assets.core import memory
-from icon_assets.core.batch_plan import BatchPlan
-from icon_assets.core.finetuning import fine_tune
-from icon_assets.core.native import library
+from icon_assets.core.model import memory
+from icon_assets.core.model.native import library
+from icon_assets.core.training.fine_tune import fine_tune
+from icon_assets.core.training.step_plan import BatchPlan
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import TrainingSettings
 from icon_assets_tests.benchmarks.common import PeakMemory, draw_lines, in_a_process, parser, report, workspace

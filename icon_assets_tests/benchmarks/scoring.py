@@ -20,12 +20,12 @@ from typing import Any
 
 import polars as pl
 
-from icon_assets.core.contribution import contributions
-from icon_assets.core.costs import Spent
-from icon_assets.core.encoding import Encoder
-from icon_assets.core.flops import Work, matmul_peak, model_shape, pair_work
-from icon_assets.core.language_model import LanguageModel
-from icon_assets.core.store import Store
+from icon_assets.core.model.flops import Work, matmul_peak, model_shape, pair_work
+from icon_assets.core.model.loading import LanguageModel
+from icon_assets.core.passes.costs import Spent
+from icon_assets.core.passes.encoder import Encoder
+from icon_assets.core.scoring.contribution import contributions
+from icon_assets.core.store.tables import Store
 from icon_assets.resources import WorkspaceResource, _cached_model
 from icon_assets.settings import ControlSettings
 from icon_assets_tests.benchmarks.common import PeakMemory, draw_lines, parser, report, workspace

@@ -85,7 +85,7 @@ def _is_below(path: object, below: str) -> bool:
 
 
 def die_around(where: str, number: int, when: When, seconds: float = 0) -> None:
-    """Die around the `number`-th call (from 0) of `where`, such as `icon_assets.core.store:Store.publish`.
+    """Die around the `number`-th call (from 0) of `where`, such as `icon_assets.core.store.tables:Store.publish`.
 
     `within`: so many seconds after it has begun, or at its end.
     """

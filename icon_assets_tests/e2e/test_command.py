@@ -14,7 +14,7 @@ import duckdb
 import pytest
 import yaml
 
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import Workspace
 from icon_assets_tests.conftest import POOL_A, alpaca, write_jsonl
 from icon_assets_tests.selected import selected_workspace

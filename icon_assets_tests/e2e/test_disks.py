@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import Workspace
 from icon_assets_tests.e2e.disks import Disk, Refused
 from icon_assets_tests.e2e.processes import start

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from icon_assets.cli import main
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import Workspace
 from icon_assets_tests.e2e import faults
 from icon_assets_tests.e2e.processes import start
@@ -40,8 +40,8 @@ def test_a_run_killed_between_ledger_row_and_publish_or_before_the_row_is_gone_o
 ) -> None:
     workspace = make_busy()
     stages = ("run", "--select", "raw_pool", "base_model")
-    record = "icon_assets.core.ledger:record"
-    for where in ("icon_assets.core.store:Store.publish", record, record):
+    record = "icon_assets.core.store.ledger:record"
+    for where in ("icon_assets.core.store.tables:Store.publish", record, record):
         code, said = run(workspace, *stages, fault=partial(faults.die_around, where, 1, "before"))
         assert code == -9, said
         assert_whole(workspace)

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from icon_assets.core.encoding import sample_of
-from icon_assets.core.inventory import Difference, Where, differences
+from icon_assets.core.passes.encoder import sample_of
 from icon_assets.core.quality.rule import EXAMPLES, REMAKE, Finding, Subject, judge, rule
+from icon_assets.core.store.inventory import Difference, Where, differences
 
 _DEARER = 10  # times as long as comparing a row takes the id of its text
 Part = tuple[str, Where]  # a table, and which of its rows

@@ -1,6 +1,6 @@
 """Rules of results: metrics, answers, judgements and the leaderboard."""
 
-from icon_assets.core.evaluation import HELD_OUT, NLL, PERPLEXITY
+from icon_assets.core.evaluation.metric import HELD_OUT, NLL, PERPLEXITY
 from icon_assets.core.quality.rule import REMAKE, Finding, Subject, judge, rule
 
 

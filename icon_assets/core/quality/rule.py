@@ -13,9 +13,9 @@ import duckdb
 
 from icon_assets.core.digests import directory_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.escaping import printable
-from icon_assets.core.ledger import recorded_summary
-from icon_assets.core.store import Store
+from icon_assets.core.store.ledger import recorded_summary
+from icon_assets.core.store.tables import Store
+from icon_assets.core.text import printable
 from icon_assets.settings import Workspace
 
 EXAMPLES = 10

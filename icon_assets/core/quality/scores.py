@@ -6,10 +6,10 @@ from dataclasses import replace
 import polars as pl
 
 from icon_assets.core.digests import share_ceiling
-from icon_assets.core.leakage import probe_index
+from icon_assets.core.probes.leakage import probe_index
 from icon_assets.core.quality.pool import meetings
 from icon_assets.core.quality.rule import REMAKE, Finding, Subject, rule
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
 
 _COMPARABLE = 10  # samples from which a drift is told from chance
 _MIN_CORRELATION, _MAX_SHIFT = 0.9, 0.5

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from icon_assets.core.store import Store
+from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.home import open_instance
 from icon_assets.resources import WorkspaceResource

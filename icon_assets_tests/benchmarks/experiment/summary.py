@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from icon_assets.core.comparison import main_rows
-from icon_assets.core.store import Store
+from icon_assets.core.evaluation.comparison import main_rows
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import Workspace
 
 _QUERIES = {

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, rankdata, trim_mean
 
-from icon_assets.core.comparison import BETTER, OPEN, WORSE
-from icon_assets.core.contribution import influences, matrix
-from icon_assets.core.peers import typical
-from icon_assets.core.trust import auc, spearman
+from icon_assets.core.evaluation.comparison import BETTER, OPEN, WORSE
+from icon_assets.core.scoring.contribution import influences, matrix
+from icon_assets.core.scoring.peers import typical
+from icon_assets.core.trust.figures import auc, spearman
 from icon_assets.resources import WorkspaceResource
 
 SPLITS, DRAWS = 40, 400

@@ -1,0 +1,151 @@
+"""What every asset shell does the same way: errors a user can mend, the ledger row, publishing, the unchanged case."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, suppress
+from typing import Any, TypeVar
+
+import dagster as dg
+
+from icon_assets.core.errors import IconError, StoreDamaged
+from icon_assets.core.files import disk_errors
+from icon_assets.core.quality import refuse, rules_of
+from icon_assets.core.quality.contents import contents_are_as_recorded, ids_are_of_their_text, unlike_record
+from icon_assets.core.quality.rule import REMAKE, Subject
+from icon_assets.core.store import ledger
+from icon_assets.core.store.ledger import Event, Input, Recipe
+from icon_assets.core.store.restoration import take_out
+from icon_assets.core.store.tables import Store
+from icon_assets.core.text import unlinked
+from icon_assets.metadata import visible
+from icon_assets.resources import WorkspaceResource
+
+_RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
+_OF_THAT_RUN = {
+    "tokens", "seconds", "tokens_per_second", "engine", "flops", "peak_share",
+    "drift_samples", "drift_rank_correlation", "drift_mean_shift",
+}  # fmt: skip
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def mendable(function: F) -> F:
+    """An IconError, or a disk that refuses, fails the step with one line; neither step nor run is retried: only the user
+    can mend it.
+    """
+
+    @functools.wraps(function)
+    def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
+        guard(context.log)
+        try:
+            store: Store = [*args, *kwargs.values()][-1].store  # of the workspace, or of what a rule looks at
+            with disk_errors(function.__name__), store.damage_named():
+                return function(context, *args, **kwargs)
+        except IconError as error:
+            context.instance.add_run_tags(context.run.run_id, {_RETRY_TAG: "false"})
+            error.args = (unlinked(str(error)),)  # the UI shows the cause, too
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+
+    return wrapped  # pyright: ignore[reportReturnType]
+
+
+def guard(log: logging.Logger) -> None:
+    """Log lines of a step hold nothing that is invisible or becomes a link; what Dagster says itself stays as it is."""
+    log.addFilter(_make_visible)
+
+
+def _make_visible(record: logging.LogRecord) -> bool:
+    if getattr(record, "dagster_event", None) is None:
+        record.msg, record.args = unlinked(record.getMessage()), None
+    return True
+
+
+def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Recipe) -> Event | None:
+    """The newest event of the recipe's partition, if it was made by this very recipe and what is stored of it is sound.
+
+    Broken rows are made anew: without a look at them they would stay for ever, since nothing they are made from changes.
+    """
+    event = ledger.made(icon.store, recipe)
+    if event is None:
+        return None
+    with closing(Subject(icon.workspace, recipe.asset, recipe.partition)) as subject:
+        for rule in rules_of(recipe.asset):
+            if rule.mend == REMAKE and (finding := rule.look(subject)).wrong:
+                context.log.warning(f"made again: {rule.name}: {rule.line(finding)}")
+                if rule.look is contents_are_as_recorded:
+                    unlike = list(unlike_record(subject))
+                    ledger.withdraw(icon.store, recipe, event, context.run.run_id, [str(each) for each in unlike])
+                    take_out(icon.store, unlike)
+                return None
+    return event
+
+
+def refuse_changed(icon: WorkspaceResource, inputs: Iterable[Input]) -> None:
+    """Spend nothing on what is made from rows that are not those that were written.
+
+    Raises:
+        IconError: names the product and what was changed.
+    """
+    for each in inputs:
+        refuse(icon.workspace, each.asset, each.partition, contents_are_as_recorded, ids_are_of_their_text)
+
+
+def is_sound(icon: WorkspaceResource, asset: str, partition: str) -> bool:
+    """Whether a look at what is stored breaks no rule of its asset, and all of it can be read."""
+    with suppress(StoreDamaged), closing(Subject(icon.workspace, asset, partition)) as subject:
+        return not any(rule.look(subject).wrong for rule in rules_of(asset))
+    return False
+
+
+def unchanged(event: Event) -> dg.MaterializeResult:
+    """Nothing the product is made from has changed: say so, and keep its data version."""
+    return dg.MaterializeResult(data_version=dg.DataVersion(event.digest), metadata=unchanged_figures(event))
+
+
+def unchanged_and_newest(
+    context: dg.AssetExecutionContext, store: Store, recipe: Recipe, event: Event, *, counts: bool
+) -> dg.MaterializeResult:
+    """The same of a product that views count by when it was made last: where others were made in another way meanwhile, so that
+    it does not count any more, it is recorded again. These are the settings of now.
+    """
+    if not counts:
+        ledger.record(store, recipe, event.digest, context.run.run_id, event.summary)
+        store.publish()
+    return unchanged(event)
+
+
+def unchanged_figures(event: Event) -> dict[str, Any]:
+    """What a product that is kept reports: the figures of when it was made, without what that had cost."""
+    figures = {name: _shown(value) for name, value in event.summary.items() if isinstance(value, int | float | str)}
+    if "new_samples" in figures:
+        figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {"new_samples": 0}
+    if "new_pairs" in figures:  # what scoring cost and moved then, it does not now
+        figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {
+            "new_pairs": 0,
+            "control_pairs": 0,
+            "forwards": 0,
+        }
+    return visible({"changed": False, "digest": event.digest, **figures})
+
+
+def finish(
+    context: dg.AssetExecutionContext,
+    store: Store,
+    recipe: Recipe,
+    digest: str,
+    summary: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+) -> dg.MaterializeResult:
+    """The product is stored: write its ledger row, publish the views, report. `summary` also becomes metadata."""
+    ledger.record(store, recipe, digest, context.run.run_id, summary)
+    store.publish()
+    figures = {name: _shown(value) for name, value in summary.items() if isinstance(value, int | float | str)}
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(digest),
+        metadata=visible({"changed": True, "digest": digest, **figures, **(metadata or {})}),
+    )
+
+
+def _shown(value: float | str) -> float | str:
+    """As many digits as a person reads; the ledger has them all."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,485 @@
+"""The scoring engine: NLL of probes behind contexts, many pairs per forward, through the unchanged Hugging Face model.
+
+A context is computed once and all its probes follow in the same forward: `[context][probe 1][probe 2]...`, the
+positions of each probe continuing after the context, each probe attending to the context and itself only (see
+`attention`). No padding; vocabulary logits only at response positions, in chunks; log-softmax in float32.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Literal
+
+from icon_assets.core.encoding.tokens import Encoded
+from icon_assets.core.engine.attention import ATTENTION, Kernel, NotPackable, block_mask, can_fuse, register
+from icon_assets.core.engine.forward import Batch, Packed
+from icon_assets.core.engine.packing import Row, halve, plan_forwards, similar_lengths
+from icon_assets.core.engine.trial import PACKED, PAIRS, Trial, rotary_limit, window
+from icon_assets.core.errors import IconError
+from icon_assets.core.model.flops import Work
+from icon_assets.core.model.loading import LanguageModel
+from icon_assets.core.model.memory import freed_memory_kept, on_device
+from icon_assets.core.model.native import compiler
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+SCORING_VERSION = 1
+Mode = Literal["packed", "batched", "one by one"]
+_HEAD_ROWS = 512  # scored positions whose vocabulary logits exist at a time
+_LOGIT_ROWS = 32  # of them in float32 at a time: few enough to stay in a CPU's cache
+CPU_TOKENS = 4096  # per forward on a CPU, where more are not faster
+CUDA_TOKENS = 65536  # at most, where memory suffices
+_LEAST_TOKENS = 1024
+_MEMORY_SHARE = 0.6
+# Tokens to compute from which compiling pays for itself: measured on a CPU with 135M parameters, where it costs 17 s and
+# saves 0.15 ms per token; on CUDA a guess.
+_COMPILED_FROM = {"cpu": 150_000, "cuda": 2_000_000}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One result: summed NLL in nats of the probe's `n_tokens` response tokens behind the context."""
+
+    context: int
+    probe: int
+    nll_sum: float
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A forward that is under way: what it computes, and the NLL of its scored tokens as its device will give them.
+
+    Attributes:
+        parts: what was computed; their pairs one after the other are the order of `nll`.
+        nll: [scored tokens], nats, float64.
+    """
+
+    parts: list[Packed]
+    nll: "torch.Tensor"
+
+    @property
+    def by_pair(self) -> "list[tuple[tuple[int, int], torch.Tensor]]":
+        """(context, probe) and the NLL of the probe's response tokens; waits for the device."""
+        pairs = [pair for packed in self.parts for pair in packed.pairs]
+        nll = self.nll.cpu().split([n_tokens for _, _, n_tokens in pairs])
+        return [((context, probe), of) for (context, probe, _), of in zip(pairs, nll, strict=True)]
+
+
+@dataclass
+class Meter:
+    """What the engine has spent: forwards, pairs scored, and the work they were."""
+
+    forwards: int = 0
+    pairs: int = 0
+    work: Work = field(default_factory=Work)
+
+
+class ScoringEngine:
+    """NLL of probes behind contexts on one model.
+
+    How pairs share forwards is tried out on the model itself, against its own plain forward: `packed` where its
+    attention allows that, else `batched` (padded, the context computed again for every pair), else `one by one`.
+    The figures are the same.
+
+    Attributes:
+        language_model: what it computes with.
+        mode: how it computes.
+        partly_unpacked: whether texts longer than an attention window had to be computed unpacked after all.
+        tokens_per_forward: the budget; smaller than asked for after a forward that did not fit into memory.
+        compiled: whether the model's layers are compiled.
+        meter: what was spent.
+    """
+
+    def __init__(
+        self, language_model: LanguageModel, tokens_per_forward: int | None = None, kernel: Kernel | None = None
+    ) -> None:
+        """`tokens_per_forward`: None for what fits. `kernel`: None for those that suit the device, a faster one once it pays."""
+        self.language_model = language_model
+        self._model = language_model.model
+        self._device = language_model.device
+        self._leading = language_model.leading
+        self._kernel: Kernel = kernel or _kernel(self._device)
+        self._may_fuse = kernel is None
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiling_tried = False
+        # Forwards that may be under way on a device of its own while the host lays out the next one.
+        self.ahead = 1 if self._device.type == "cuda" else 0
+        self.meter = Meter()
+        self._chunked_head, self.partly_unpacked = False, False
+        config: Any = self._model.config.get_text_config()
+        self._shared_up_to = rotary_limit(config)
+        self._packed_up_to = min(window(config), self._shared_up_to)
+        self.tokens_per_forward = tokens_per_forward or _LEAST_TOKENS
+        register()
+        self._chunked_head = self._inner is not None and self._agrees(self._one_by_one, PAIRS)
+        self.mode: Mode = "packed" if self._packs() else self._unpacked_mode
+        if tokens_per_forward is None:
+            self.tokens_per_forward = self._fitting_tokens()
+
+    def score(
+        self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
+    ) -> Iterator[list[Pair]]:
+        """Score `wanted[i]` (probe indices) behind `contexts[i]`, many pairs at a time.
+
+        Args:
+            contexts: token ids before the probe's prompt, the separator included; empty for no context.
+            probes: prompt and response ids; every response token is scored, the first one too.
+            wanted: per context, the indices of the probes to score.
+
+        Yields:
+            The pairs of one forward each, all that were planned for it unless memory or the model's attention made it
+            several: what a later run finds missing is then planned, and comes out, as it would have here. NLL in nats,
+            summed over the response tokens, accumulated in float32 or wider.
+
+        Raises:
+            IconError: a single pair does not fit into the device's memory.
+        """
+        yield from map(self._pairs, self.forwards(contexts, probes, wanted))
+
+    def forwards(
+        self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
+    ) -> Iterator[Computed]:
+        """The forwards of `score`, with the NLL of every scored token; those ahead may still be under way."""
+        batch = Batch([[*self._leading, *context] for context in contexts], probes)
+        prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [probe.n_input for probe in probes]
+        with freed_memory_kept(self._device.type):
+            planned = plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward)
+            yield from _ahead(self._computed(batch, planned), self.ahead)
+
+    def _computed(self, batch: Batch, forwards: Iterable[list[Row]]) -> Iterator[Computed]:
+        for rows in forwards:
+            for part in [rows] if self.mode == "packed" else self._apart(batch, rows):
+                yield from self._fitting(batch, part, packed=self.mode == "packed")
+
+    def _fitting(self, batch: Batch, rows: list[Row], *, packed: bool) -> Iterator[Computed]:
+        """The rows in one forward, or in halves of it when memory does not suffice: no pair is lost."""
+        import torch
+
+        tokens = batch.tokens(rows) if packed else len(rows) * max(batch.tokens([row]) for row in rows)
+        parts = halve(rows)
+        if not parts or tokens <= self.tokens_per_forward:
+            try:
+                yield self._forward(batch, rows, packed=packed)
+            except NotPackable:  # a text longer than a window, or than what rotary frequencies are for
+                self.partly_unpacked, packed, parts = True, False, self._apart(batch, rows)
+            except torch.OutOfMemoryError:
+                if not parts:
+                    raise IconError(
+                        f"out of memory on one pair of {tokens} tokens; lower scoring.max_context_tokens, use a smaller "
+                        "model, or a device with more memory"
+                    ) from None
+                self.tokens_per_forward = max(tokens // 2, 1)  # for what comes after, too
+            else:
+                return
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        for part in parts:
+            yield from self._fitting(batch, part, packed=packed)
+
+    def _forward(self, batch: Batch, rows: list[Row], *, packed: bool) -> Computed:
+        if packed:
+            return self._forward_packed(batch, rows)
+        return self._forward_batched(batch, rows) if len(rows) > 1 else self._forward_one(batch, rows)
+
+    def _apart(self, batch: Batch, rows: list[Row]) -> list[list[Row]]:
+        """The pairs of packed rows as rows of their own: batches of similar length, or one by one."""
+        pairs = [Row(row.context, (probe,)) for row in rows for probe in row.probes]
+        lengths = [(pair.context, pair.probes[0], batch.tokens([pair])) for pair in pairs]
+        return [[Row(context, (probe,)) for context, probe in group] for group in self.grouped(lengths)]
+
+    def grouped(self, lengths: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int]]]:
+        """Which texts, (two keys, tokens) each, may share a padded forward: of similar length, within the budget."""
+        if self._unpacked_mode == "one by one":
+            return similar_lengths(lengths, 1)
+        alone = [each for each in lengths if each[2] > self._shared_up_to]
+        shared = [each for each in lengths if each[2] <= self._shared_up_to]
+        return similar_lengths(shared, self.tokens_per_forward) + similar_lengths(alone, 1)
+
+    def _forward_packed(self, batch: Batch, rows: list[Row]) -> Computed:
+        """Several rows in one forward. What can't be compiled, now or for a shape that comes up later, gives way."""
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        while True:
+            try:
+                return self._packed(batch.pack(rows, self._kernel))
+            except (TorchDynamoException, InductorError):
+                if self._compiled:
+                    self._compiled = {}
+                elif self._kernel == "flex":
+                    self._kernel = "segments"
+                else:
+                    raise
+
+    def _packed(self, packed: Packed) -> Computed:
+        if packed.layout.longest > self._packed_up_to:
+            raise NotPackable
+        if self._kernel == "flex":
+            packed.layout.block_mask = block_mask(packed.layout, len(packed.ids), self._device)
+        with self._attention(ATTENTION):
+            nll = self._token_nll([packed.ids], [packed.positions], None, packed, packed_layout=packed.layout)
+        return Computed([packed], nll)
+
+    def _forward_batched(self, batch: Batch, rows: list[Row]) -> Computed:
+        """One pair per row, padded on the right; the model runs with its own attention."""
+        alone = [batch.pack([row], "segments") for row in rows]
+        width = max(len(packed.ids) for packed in alone)
+        ids = [packed.ids + [0] * (width - len(packed.ids)) for packed in alone]
+        mask = [[1] * len(packed.ids) + [0] * (width - len(packed.ids)) for packed in alone]
+        flat = Packed(
+            scored=[i * width + position for i, packed in enumerate(alone) for position in packed.scored],
+            targets=[target for packed in alone for target in packed.targets],
+        )
+        return Computed(alone, self._token_nll(ids, None, on_device(mask, self._device), flat))
+
+    def _one_by_one(self, batch: Batch, rows: list[Row]) -> Computed:
+        import torch
+
+        each = [self._forward_one(batch, [row], chunked=True) for row in rows]
+        return Computed([packed for one in each for packed in one.parts], torch.cat([one.nll for one in each]))
+
+    def _forward_one(self, batch: Batch, rows: list[Row], *, chunked: bool | None = None) -> Computed:
+        """One pair, exactly as the model came: the reference for everything else."""
+        packed = batch.pack(rows, "segments")
+        return Computed([packed], self._token_nll([packed.ids], None, None, packed, chunked=chunked))
+
+    def _token_nll(
+        self, ids: list[list[int]], positions: list[list[int]] | None, mask: Any, packed: Packed,
+        *, chunked: bool | None = None, **more: Any,
+    ) -> "torch.Tensor":  # fmt: skip
+        """NLL in nats at the scored positions (of the flattened batch), float64; nothing here waits for the device."""
+        import torch
+
+        device, chunked = self._device, self._chunked_head if chunked is None else chunked
+        inputs: dict[str, Any] = {
+            "input_ids": on_device(ids, device),
+            "position_ids": on_device(positions, device) if positions else None,
+            "attention_mask": mask,
+            "use_cache": False,
+            **more,
+        }
+        scored, targets = on_device(packed.scored, device), on_device(packed.targets, device)
+        with torch.inference_mode():
+            if not chunked:  # a model that does more after its layers than a product with the head
+                row, column = scored // len(ids[0]), scored % len(ids[0])
+                columns = column.unique()  # sorted
+                logits = self._model(**inputs, logits_to_keep=columns).logits
+                return _nll(logits[row, torch.searchsorted(columns, column)], targets).double()
+            hidden = self._inner(**inputs).last_hidden_state.flatten(0, 1)[scored]
+            head = self._head
+            parts = zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
+            return torch.cat([_nll(head(rows), wanted) for rows, wanted in parts]).double()
+
+    def read(
+        self, texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]
+    ) -> tuple[list["torch.Tensor"], list["torch.Tensor"]]:
+        """Read whole texts in one forward, padded on the right, by the model's own attention.
+
+        Args:
+            texts: token ids, BOS included; scored: per text, the places of the tokens to score, from 1.
+
+        Returns:
+            Per text the last hidden states [tokens, hidden], and the NLL in nats at the scored places, float64 on the CPU.
+        """
+        import torch
+
+        width, device = max(map(len, texts)), self._device
+        rows = torch.tensor([row for row, places in enumerate(scored) for _ in places], device=device, dtype=torch.long)
+        before = torch.tensor([place - 1 for places in scored for place in places], device=device, dtype=torch.long)
+        targets = torch.tensor([text[place] for text, places in zip(texts, scored, strict=True) for place in places],
+                               device=device, dtype=torch.long)  # fmt: skip
+        padded = any(len(text) < width for text in texts)
+        mask = [[1] * len(text) + [0] * (width - len(text)) for text in texts]
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device),
+            "attention_mask": torch.tensor(mask, device=device) if padded else None,
+            "use_cache": False,
+        }
+        with torch.inference_mode():
+            if not self._chunked_head:
+                columns = before.unique() if before.numel() else torch.zeros(1, device=device, dtype=torch.long)
+                output = self._model(**inputs, output_hidden_states=True, logits_to_keep=columns)
+                hidden, places = output.hidden_states[-1], torch.searchsorted(columns, before)
+                nll = _nll(output.logits[rows, places], targets)
+            else:
+                hidden, head = self._inner(**inputs).last_hidden_state, self._head
+                parts = zip(hidden[rows, before].split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
+                nll = torch.cat([_nll(head(states), wanted) for states, wanted in parts])
+        lengths = [len(text) for text in texts]
+        self.meter.forwards += 1
+        self.meter.work += Work(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), len(targets))
+        states = [hidden[row, :length] for row, length in enumerate(lengths)]
+        return states, list(nll.double().cpu().split([len(places) for places in scored]))
+
+    @property
+    def _head(self) -> Any:
+        return self._model.get_output_embeddings()
+
+    def _pairs(self, computed: Computed) -> list[Pair]:
+        """The pairs of a forward, waiting for it where it is still under way; what it was counts from here on."""
+        found = [Pair(context, probe, nll.sum().item(), len(nll)) for (context, probe), nll in computed.by_pair]
+        if not all(isfinite(pair.nll_sum) for pair in found):
+            raise IconError(
+                "the model gives an infinite or undefined NLL; set model.dtype to float32, or use another model"
+            )
+        self.meter.forwards += 1
+        self.meter.pairs += len(found)
+        for packed in computed.parts:
+            self.meter.work += packed.work
+        return found
+
+    @cached_property
+    def _inner(self) -> Any:
+        """The model without its head, or None where the model does not tell them apart."""
+        inner, head = self._model.base_model, self._model.get_output_embeddings()
+        return inner if inner is not self._model and head is not None else None
+
+    @cached_property
+    def _unpacked_mode(self) -> Mode:
+        return "batched" if self._agrees(self._forward_batched, PAIRS) else "one by one"
+
+    def _packs(self) -> bool:
+        return self._model._can_set_attn_implementation() and self._agrees(self._forward_packed, PACKED)
+
+    def _fuse(self) -> None:
+        """Take the fused kernel for the plain one, where it can be had and gives the same."""
+        if (
+            self._may_fuse
+            and self._kernel == "segments"
+            and can_fuse(next(self._model.parameters()).dtype, self._device)
+        ):
+            self._kernel = "fused"
+            if not self._agrees(self._forward_packed, PACKED):
+                self._kernel = "segments"
+
+    def _agrees(self, forward: Callable[[Batch, list[Row]], Computed], rows: list[Row]) -> bool:
+        """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
+        config: Any = self._model.config.get_text_config()
+        experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+        trial = Trial(self._leading, next(self._model.parameters()).dtype.itemsize >= 4, experts)
+        spent, self.meter = self.meter, Meter()  # the trial is not the user's work
+        try:
+            return trial.passed(
+                lambda batch, rows: [pair.nll_sum for pair in self._pairs(forward(batch, rows))],
+                rows,
+                lambda batch, row: self._pairs(self._forward_one(batch, [row], chunked=False))[0].nll_sum,
+                # Other kernels work in blocks of tokens: their trial must be longer than a few of them.
+                times=1 if self._kernel == "segments" else 16,
+            )
+        finally:
+            self.meter = spent
+
+    def _fitting_tokens(self) -> int:
+        """Tokens per forward that fill a good part of the free memory, measured with one small forward."""
+        import torch
+
+        if self._device.type != "cuda":
+            return CPU_TOKENS
+        tokens = _LEAST_TOKENS
+        batch = Batch([[3] * (tokens // 2)], [Encoded((3,), (3,) * (tokens // 2))])
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        list(self._fitting(batch, [Row(0, (0,))], packed=self.mode == "packed"))
+        self.meter = Meter()
+        per_token = max(1, torch.cuda.max_memory_allocated(self._device) - before) / tokens
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return min(CUDA_TOKENS, max(_LEAST_TOKENS, int(free * _MEMORY_SHARE / per_token)))
+
+    def compile_for(self, tokens: int) -> bool:
+        """Compile the model's layers if `tokens` are enough to pay for it and this machine can; returns `compiled`.
+
+        Compiling fuses everything elementwise; on a CPU the fused attention is built, too, where it can compute. Where the
+        compiler fails, or what it made does not give the same, the engine goes on without.
+        """
+        tokens += self.meter.work.tokens  # small passes add up
+        if self._compiling_tried or self.mode != "packed" or tokens < _COMPILED_FROM[self._device.type]:
+            return self.compiled
+        self._compiling_tried = True
+        if _has_compiler(self._device):
+            self._fuse()
+            self._compiled = _compiled_layers(self._model)
+            if not self._agrees(self._forward_packed, PACKED):
+                self._compiled = {}
+        return self.compiled
+
+    @property
+    def compiled(self) -> bool:
+        return bool(self._compiled)
+
+    @property
+    def description(self) -> str:
+        """How it computes, for people: `packed, fused, compiled`."""
+        notes = [self._kernel] * (self._kernel != "segments") + ["compiled"] * self.compiled
+        return ", ".join([self.mode, *notes, *[f"partly {self._unpacked_mode}"] * self.partly_unpacked])
+
+    @contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        """Run the model with the packed attention and compiled layers; afterwards it is again as it came."""
+        config: Any = self._model.config
+        own = config._attn_implementation
+        self._model.set_attn_implementation(name)
+        for layer, forward in self._compiled.items():
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for layer in self._compiled:
+                del layer.forward
+            self._model.set_attn_implementation(own)
+
+
+def _ahead(forwards: Iterator[Computed], n: int) -> Iterator[Computed]:
+    """Hand each forward on when `n` more are under way: a device of its own never waits for the host. None is lost when
+    a later one fails.
+    """
+    waiting = deque[Computed]()
+    try:
+        for computed in forwards:
+            waiting.append(computed)
+            if len(waiting) > n:
+                yield waiting.popleft()
+    except Exception:
+        yield from waiting
+        raise
+    yield from waiting
+
+
+def _nll(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+    """NLL in nats per row of `logits` [n, vocabulary], in float32, a few rows at a time."""
+    import torch
+
+    parts = []
+    step = _LOGIT_ROWS if logits.device.type == "cpu" else _HEAD_ROWS
+    for rows, wanted in zip(logits.split(step), targets.split(step), strict=True):
+        parts.append(torch.nn.functional.cross_entropy(rows.float(), wanted, reduction="none"))
+    return torch.cat(parts)
+
+
+def _kernel(device: "torch.device") -> Kernel:
+    """FlexAttention where Triton compiles it into one kernel; it would be slower than plain attention elsewhere."""
+    from torch.utils._triton import has_triton
+
+    return "flex" if device.type == "cuda" and has_triton() else "segments"
+
+
+def _has_compiler(device: "torch.device") -> bool:
+    """Whether torch.compile can work here: Triton on CUDA, a C++ compiler on a CPU."""
+    from torch.utils._triton import has_triton
+
+    return has_triton() if device.type == "cuda" else compiler() is not None
+
+
+def _compiled_layers(model: "PreTrainedModel") -> dict[Any, Callable[..., Any]]:
+    """Compiled forwards of the model's repeated layers: they share one compilation, whatever the depth."""
+    import torch
+
+    names = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    return {layer: torch.compile(layer.forward, dynamic=True) for layer in layers}

@@ -1,0 +1,96 @@
+"""What a model answers to prompts: greedy, batch by batch, so that the same model always says the same."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from icon_assets.core.encoding.prompts import Rendered, Template, render_for_training
+from icon_assets.core.encoding.tokens import closing_ids, encode, leading_ids
+from icon_assets.core.evaluation.metric import placed
+from icon_assets.core.inputs.sample import Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`n_tokens` without the end mark; `finished`: the model set that mark itself."""
+
+    text: str
+    n_tokens: int
+    finished: bool
+
+
+def greedy_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sample],
+    *,
+    template: Template,
+    max_new_tokens: int,
+    batch_size: int,
+    device: str,
+) -> Iterator[list[tuple[int, Answer]]]:
+    """Answers to prompts under the fine-tuning template, yielded per batch with the prompts' indices, longest prompts first.
+
+    Special tokens written in a prompt are plain text. A prompt that leaves less than `max_new_tokens` of the model's positions
+    loses its start.
+    """
+    placed(model, device)
+    room = max(1, model.config.max_position_embeddings - max_new_tokens)
+    rendered = [render_for_training(prompt, template, tokenizer) for prompt in prompts]
+    ids = [_prompt_ids(tokenizer, each, room) for each in rendered]
+    ends = {*_end_ids(model, tokenizer), *(closing_ids(tokenizer, rendered[0]) if rendered else [])}
+    order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        said = _generate(model, tokenizer, [ids[index] for index in batch], max_new_tokens, ends)
+        yield list(zip(batch, said, strict=True))
+
+
+def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: Rendered, room: int) -> list[int]:
+    """As in fine-tuning; cut, it keeps its end, after which the answer begins."""
+    leading = [*leading_ids(tokenizer)]
+    ids = encode(tokenizer, prompt, "prompt")
+    return [*leading, *ids[-max(1, room - len(leading)) :]]
+
+
+def _generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: set[int],
+) -> list[Answer]:
+    import torch
+    from transformers import GenerationConfig
+
+    any_model: Any = model
+    width = max(len(ids) for ids in prompts)
+    # Padded left, so that every answer begins in the same column. What the padding is does not matter: it is masked.
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])
+    real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    config = GenerationConfig(
+        do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens, pad_token_id=min(ends, default=0),
+        eos_token_id=sorted(ends) or None,
+    )  # fmt: skip
+    # Whatever the model's makers recommend, such as sampling or a penalty on repetition, is no part of the comparison.
+    any_model.generation_config = config
+    with torch.no_grad():
+        whole = any_model.generate(ids.to(model.device), attention_mask=real.to(model.device), generation_config=config)
+    return [_answer(tokenizer, row, ends) for row in whole[:, width:].tolist()]
+
+
+def _end_ids(model: Any, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """What ends an answer: the mark that fine-tuning set, and those the model came with."""
+    own = model.generation_config.eos_token_id
+    ends: Any = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return {end for end in ends if end is not None}
+
+
+def _answer(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], ends: set[int]) -> Answer:
+    stop = next((place for place, token in enumerate(ids) if token in ends), None)
+    own = list(ids[:stop])
+    text: Any = tokenizer.decode(own, skip_special_tokens=True)
+    return Answer(text.strip(), len(own), stop is not None)

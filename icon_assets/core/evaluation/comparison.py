@@ -1,0 +1,332 @@
+"""Is one arm better than another? Paired bootstrap of the difference over evaluation items and over training seeds.
+
+Both arms are looked at on the same resampled items and on the same seeds, so that what is hard for both cancels out. How far the
+difference would move with other items, and with other seeds, adds up to one standard error; the interval is Student's, with
+the degrees of freedom that so few seeds leave (Satterthwaite). With one seed there is nothing to tell its share from: the interval
+is of the items alone, and whoever reports it says so.
+
+Many comparisons find a winner by chance. A verdict therefore holds after Holm's correction; intervals are those of each comparison
+alone. What verdicts on arms are about, accuracy in the mean over tasks and perplexity on the whole of the held-out data, is corrected
+together, over arms and both metrics; single tasks and strata, where one finds more to look at than to believe, over arms and tasks of
+each metric. Different arms to compare with are not corrected for each other: a gain must be one over each of them.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from icon_assets.core.digests import digest
+from icon_assets.core.evaluation.metric import HELD_OUT, NLL, PERPLEXITY
+from icon_assets.core.store.tables import Store
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+BASE, MEAN, ACCURACY = "base", "mean", "acc"
+BETTER, WORSE, OPEN = "better", "worse", "not distinguishable"
+AGAINST = ("random", "length_matched", "longest", "full", BASE)
+# A gain is claimed over all of these together: what a selection costs nothing to beat.
+RIVALS = AGAINST[:3]
+LESS_IS_BETTER = frozenset({NLL, PERPLEXITY})
+_CELLS = 4_000_000  # counts of resampled items at a time: bounds memory
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`arm` minus `against` in one metric of one task; the fields are those of the table `leaderboard_differences`."""
+
+    arm: str
+    against: str
+    task: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    n_seeds: int
+    verdict: str
+    n_items: int
+    p_value: float
+    n_comparisons: int
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A difference per seed, and how far its mean over them moves with each draw of other items."""
+
+    by_seed: "Array"
+    moved: "Array"
+    n_items: int
+    n_tasks: int = 1
+
+
+_Run = tuple[str, int]
+_Pair = tuple[str, str]
+
+
+def current_items(store: Store) -> pl.DataFrame:
+    """Items of everything that counts on the leaderboard, with arm and seed."""
+    return store.query(
+        """
+        SELECT r.arm, r.seed, i.task, i.metric, i.item, i.value, i.weight FROM eval_items i
+        JOIN (SELECT DISTINCT checkpoint_id, arm, seed FROM current_results) r USING (checkpoint_id)
+        ORDER BY ALL
+        """
+    )
+
+
+def compare(items: pl.DataFrame, *, draws: int, confidence: float, seed: int = 0) -> list[Difference]:
+    """Every arm against each of `AGAINST`, in every metric of every task and, over tasks, in their mean.
+
+    Two runs are compared only where they were measured on the same items. `base`, which has no seeds, stands against each.
+
+    Args:
+        items: columns arm, seed, task, metric, item, value, weight; a run's figure is sum(value) / sum(weight).
+
+    Returns:
+        By metric, `against`, task and arm.
+    """
+    judged: list[Difference] = []
+    measured = items.partition_by("metric", "task", as_dict=True, maintain_order=False)
+    by_item = {str(metric) for metric, _ in measured}
+    for metric in sorted(by_item | ({PERPLEXITY} if NLL in by_item else set())):
+        source = NLL if metric == PERPLEXITY else metric
+        tasks = {str(task): rows for (name, task), rows in measured.items() if name == source}
+        drawn = {task: _drawn_pairs(rows, metric, draws, seed) for task, rows in sorted(tasks.items())}
+        if source != NLL and len(drawn) > 1:
+            drawn[MEAN] = _means(drawn.values())
+        judged += [
+            _judged(pair, task, metric, each, draws, confidence, seed)
+            for task, pairs in drawn.items() for pair, each in pairs.items()
+        ]  # fmt: skip
+    return sorted(_corrected(judged, 1 - confidence), key=lambda d: (d.metric, AGAINST.index(d.against), d.task, d.arm))
+
+
+def _drawn_pairs(rows: pl.DataFrame, metric: str, draws: int, seed: int) -> dict[_Pair, _Drawn]:
+    """Of one metric of one task, for every two arms that are to be compared."""
+    pairs: dict[_Pair, _Drawn] = {}
+    stream = [seed, int(digest(rows["task"][0])[:15], 16)]
+    for runs, values, weights in _same_items(rows):
+        if len(weights) < 2:
+            continue
+        figures, moved = _resampled(values, weights, metric == PERPLEXITY, draws, stream)
+        column = {run: index for index, run in enumerate(runs)}
+        for pair, own, other in _paired_columns(column):
+            by_seed = figures[own] - figures[other]
+            # The mean of squares of n resampled items is (n - 1) / n of what it should be.
+            stretch = np.sqrt(len(weights) / (len(weights) - 1))
+            away = (moved[:, own] - moved[:, other]).mean(1) - by_seed.mean()
+            pairs.setdefault(pair, _Drawn(by_seed, away * stretch, len(weights)))
+    return pairs
+
+
+def _same_items(rows: pl.DataFrame) -> Iterator[tuple[list[_Run], "Array", "Array"]]:
+    """Runs that were measured on the same items, largest group first, with their values [items, runs] and the weights."""
+    groups: defaultdict[bytes, list[tuple[_Run, Array, Array]]] = defaultdict(list)
+    for (arm, seed), run in sorted(rows.partition_by("arm", "seed", as_dict=True).items()):
+        run = run.sort("item")
+        weights = run["weight"].to_numpy()
+        groups[run["item"].to_numpy().tobytes() + weights.tobytes()].append(
+            ((str(arm), int(seed)), run["value"].to_numpy(), weights)
+        )
+    for group in sorted(groups.values(), key=len, reverse=True):
+        yield [run for run, _, _ in group], np.stack([values for _, values, _ in group], axis=1), group[0][2]
+
+
+def _resampled(
+    values: "Array", weights: "Array", exponential: bool, draws: int, stream: Sequence[int]
+) -> tuple["Array", "Array"]:
+    """The figure of each run, and the same over resampled items [draws, runs]."""
+    n, rng, parts = len(weights), np.random.default_rng(stream), []
+    for start in range(0, draws, step := max(1, _CELLS // n)):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - start)).astype(np.float64)
+        parts.append((counts @ values) / (counts @ weights)[:, None])
+    figures, moved = values.sum(0) / weights.sum(), np.concatenate(parts)
+    return (np.exp(figures), np.exp(moved)) if exponential else (figures, moved)
+
+
+def _paired_columns(column: Mapping[_Run, int]) -> Iterator[tuple[_Pair, list[int], list[int]]]:
+    """For every two arms that are to be compared: the columns of their runs, seed by seed."""
+    seeds: defaultdict[str, list[int]] = defaultdict(list)
+    for arm, seed in sorted(column):
+        seeds[arm].append(seed)
+    for arm in sorted(seeds.keys() - {BASE}):
+        for against in (other for other in AGAINST if other in seeds and other != arm):
+            shared = [seed for seed in seeds[arm] if against == BASE or seed in seeds[against]]
+            others = [column[against, seeds[BASE][0] if against == BASE else seed] for seed in shared]
+            if shared:
+                yield (arm, against), [column[arm, seed] for seed in shared], others
+
+
+def _means(tasks: Iterable[Mapping[_Pair, _Drawn]]) -> dict[_Pair, _Drawn]:
+    """The mean over tasks, for pairs that all of them have with as many seeds. Items are drawn anew per task, seeds are not."""
+    every = list(tasks)
+    means = {}
+    for pair in every[0]:
+        parts = [task[pair] for task in every if pair in task]
+        if len(parts) == len(every) and len({len(part.by_seed) for part in parts}) == 1:
+            by_seed = np.mean([part.by_seed for part in parts], axis=0)
+            moved = np.mean([part.moved for part in parts], axis=0)
+            means[pair] = _Drawn(by_seed, moved, sum(part.n_items for part in parts), len(parts))
+    return means
+
+
+def _judged(pair: _Pair, task: str, metric: str, drawn: _Drawn, draws: int, confidence: float, seed: int) -> Difference:
+    """Difference, interval and p-value of one comparison alone; the verdict is not corrected yet."""
+    from scipy import stats
+
+    difference, n_seeds = float(drawn.by_seed.mean()), len(drawn.by_seed)
+    of_seeds = _other_seeds(drawn.by_seed, draws, seed)
+    variances = [float(drawn.moved.var()), float(of_seeds.var())]
+    error, freedom = _error_and_freedom(variances, [drawn.n_items - drawn.n_tasks, max(n_seeds - 1, 1)])
+    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    p_value = float(2 * stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
+    # Where every single item agrees there is no spread to see; even so, n items can't say more than n coins.
+    p_value = min(1.0, max(p_value, 2.0 ** (1 - drawn.n_items)))
+    good = difference < 0 if metric in LESS_IS_BETTER else difference > 0
+    return Difference(
+        *pair, task, metric, difference, difference - reach, difference + reach, n_seeds, BETTER if good else WORSE,
+        drawn.n_items, p_value, 1,
+    )  # fmt: skip
+
+
+def _other_seeds(by_seed: "Array", draws: int, seed: int) -> "Array":
+    """How far the mean over seeds moves with each draw of them; n - 1 of n, which makes its variance that of a mean of n."""
+    n = len(by_seed)
+    if n < 2:
+        return np.zeros(draws)
+    picked = np.random.default_rng(seed).integers(n, size=(draws, n - 1))
+    return by_seed[picked].mean(1) - by_seed.mean()
+
+
+def _error_and_freedom(variances: Sequence[float], freedoms: Sequence[int]) -> tuple[float, float]:
+    """Standard error of a sum of independent parts, and its degrees of freedom by Satterthwaite."""
+    total = sum(variances)
+    if not total:
+        return 0.0, float(freedoms[0])
+    return total**0.5, total**2 / sum(v**2 / freedom for v, freedom in zip(variances, freedoms, strict=True))
+
+
+def _corrected(found: Sequence[Difference], level: float) -> list[Difference]:
+    """Verdicts after Holm's step-down over each family; what it does not reach is not distinguishable."""
+    is_main = _headline({each.task for each in found if each.metric == ACCURACY})
+    families: defaultdict[tuple[str, str], list[Difference]] = defaultdict(list)
+    for each in found:
+        whole = each.task in {MEAN, HELD_OUT}
+        families[each.against, "" if is_main(each.metric, each.task) else f"{each.metric} {whole}"].append(each)
+    corrected = []
+    for family in families.values():
+        told = True
+        for left, each in zip(range(len(family), 0, -1), sorted(family, key=lambda d: d.p_value), strict=True):
+            told = told and each.p_value <= level / left
+            corrected.append(replace(each, n_comparisons=len(family), verdict=each.verdict if told else OPEN))
+    return corrected
+
+
+def _headline(tasks: Collection[str]) -> Callable[[str, str], bool]:
+    """Whether a metric of a task is what verdicts are about: accuracy in the mean over these tasks (or in the only one, or the
+    first), and held-out perplexity.
+    """
+    main = MEAN if MEAN in tasks else min(tasks, default="")
+    return lambda metric, task: (metric, task) in {(ACCURACY, main), (PERPLEXITY, HELD_OUT)}
+
+
+def main_rows(board: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the leaderboard that the headline is made of: accuracy of each task as a whole, and held-out perplexity; where
+    none of them was measured, every metric of tasks as a whole. Parts of a task have names such as `held_out/facts`.
+    """
+    task, metric = pl.col("task"), pl.col("metric")
+    whole = board.filter(~task.str.contains("/", literal=True))
+    main = whole.filter((metric == ACCURACY) | ((task == HELD_OUT) & (metric == PERPLEXITY)))
+    return main if main.height else whole
+
+
+def as_frame(differences: Sequence[Difference]) -> pl.DataFrame:
+    """Rows of the table `leaderboard_differences`."""
+    kinds = {"str": pl.String, "float": pl.Float64, "int": pl.Int64}
+    schema = {name: kinds[each.type.__name__] for name, each in Difference.__dataclass_fields__.items()}
+    return pl.DataFrame([asdict(each) for each in differences], schema=schema)
+
+
+def differences_of(store: Store) -> pl.DataFrame:
+    """The table `leaderboard_differences` as it was last made."""
+    return store.query("FROM leaderboard_differences ORDER BY metric, against, task, arm")
+
+
+def headline(differences: pl.DataFrame) -> pl.DataFrame:
+    """The rows a verdict is about: accuracy in the mean over tasks (or of the only one), and held-out perplexity."""
+    is_main = _headline(set(differences.filter(pl.col("metric") == ACCURACY)["task"]))
+    return differences.filter([is_main(*each) for each in differences.select("metric", "task").iter_rows()])
+
+
+def verdicts(differences: pl.DataFrame, reference: str = "") -> dict[str, str]:
+    """One sentence per arm: does it beat what costs nothing (`RIVALS`), what was seen, and how it stands to `full` and `base`.
+
+    Args:
+        reference: the arm whose lengths `length_matched` has; told where it is not the arm spoken of.
+    """
+    by_arm: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(headline(differences).to_dicts(), key=lambda row: AGAINST.index(row["against"])):
+        by_arm[row["arm"]].append(row)
+    return {arm: _sentence(arm, seen, reference) for arm, seen in sorted(by_arm.items())}
+
+
+def _sentence(arm: str, seen: Sequence[Mapping[str, Any]], reference: str) -> str:
+    names = {"length_matched": f"length_matched (lengths of {reference})"} if reference not in {"", arm} else {}
+    rivals = [row for row in seen if row["against"] in RIVALS]
+    told = [_claim(arm, rivals), *([f": {_compared(rivals, names)}"] if rivals else [])]
+    others = [row for row in seen if row["against"] not in RIVALS]
+    beside = f"; {_compared(others, {'full': 'the full pool', BASE: 'the base model'})}" if others else ""
+    seeds = min(row["n_seeds"] for row in seen)
+    alone = "; one seed: another one could change this" if seeds == 1 else f"; {seeds} seeds"
+    return f"{''.join(told)}{beside}{alone}"
+
+
+def _compared(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Like `better than random in accuracy; not distinguishable from longest in accuracy and held-out perplexity`."""
+    parts = []
+    for verdict, words in ((BETTER, "better than"), (WORSE, "worse than"), (OPEN, "not distinguishable from")):
+        things: defaultdict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            if row["verdict"] == verdict:
+                name = names.get(row["against"], row["against"])
+                things[name].append("accuracy" if row["metric"] == ACCURACY else "held-out perplexity")
+        others: defaultdict[str, list[str]] = defaultdict(list)
+        for name, told in things.items():
+            others[" and ".join(sorted(told))].append(name)
+        parts += [f"{words} {_listed(named)} in {told}" for told, named in others.items()]
+    return "; ".join(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
+
+
+def _claim(arm: str, seen: Sequence[Mapping[str, Any]]) -> str:
+    """A gain must be one over every rival in one metric at least, with more than one seed; and a loss one against any in any."""
+    said: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for row in seen:
+        said[row["metric"]][row["against"]] = row["verdict"]
+    missing = [rival for rival in RIVALS if rival != arm and rival not in {row["against"] for row in seen}]
+    ahead = any(set(each.values()) == {BETTER} for each in said.values())
+    if any(WORSE in each.values() for each in said.values()):
+        return "a gain in one thing, a loss in another" if ahead and not missing else "a loss"
+    if not ahead:
+        return "no gain is shown"
+    if missing:
+        return f"ahead, but not compared with {_listed(missing)}"
+    return "a gain" if min(row["n_seeds"] for row in seen) > 1 else "ahead with one seed"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Like `+0.012, -0.003 to +0.027`: two digits of what the interval leaves open, no more."""
+    reach = (row["high"] - row["low"]) / 2
+    places = max(0, 1 - math.floor(math.log10(reach))) if reach > 0 else 3
+    difference, low, high = (f"{row[name]:+z.{places}f}" for name in ("difference", "low", "high"))
+    return f"{difference}, {low} to {high}"

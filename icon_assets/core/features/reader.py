@@ -1,0 +1,239 @@
+"""What one pass of the model says of a sample by itself, stored once per sample: the NLL of its response with and without
+its prompt, and its embedding. Of probes: the embedding.
+
+The embedding is the mean of the last hidden states over prompt and response, weighted by position 1, 2, ..., n, as in RDS+
+(arXiv 2503.01807); not normalised. Nothing is computed twice, and a run that is killed loses `commit_seconds` at most.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from icon_assets.core.encoding.tokens import Encoded
+from icon_assets.core.engine.engine import ScoringEngine
+from icon_assets.core.errors import IconError
+from icon_assets.core.model.flops import ModelShape
+from icon_assets.core.model.memory import freed_memory_kept
+from icon_assets.core.passes.costs import Bill, Spent, engine_bill
+from icon_assets.core.passes.encoder import Encoder
+from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.scoring.scorer import Progress
+from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.settings import ScoringSettings
+
+if TYPE_CHECKING:
+    import torch
+
+WORK = "features"  # in the table scoring_costs
+SAMPLE_KEY = ("score_key", "sample_id")
+PROBE_KEY = ("score_key", "probe_id")
+_CHUNK_ROWS = 16_384  # of a source file whose texts are in memory at a time
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a pass says of one text; NLL in nats, summed over the `n_tokens` response tokens."""
+
+    n_tokens: int
+    nll_sum: float
+    nll_alone: float
+    embedding: list[float]
+
+
+class Reader:
+    """Reads samples and probes of one store with one engine, which is loaded when the first of them asks for it."""
+
+    def __init__(
+        self, store: Store, key: ScoreKey, load: Callable[[], ScoringEngine], shape: Callable[[], ModelShape],
+        settings: ScoringSettings, on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._store, self._key, self._load, self._shape, self._settings = store, key, load, shape, settings
+        self._on_progress = on_progress or (lambda _: None)
+
+    @cached_property
+    def _engine(self) -> ScoringEngine:
+        return self._load()
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self._engine.language_model.tokenizer, self._key)
+
+    def complete_shard(self, shard: str) -> Spent:
+        """Read the samples of one shard that are not stored under the key."""
+        missing = self._store.query(sql_text("missing_features.sql"), {"score_key": self._key.value, "shard": shard})
+        # By rows of the file, so that a resumed run has the same chunks.
+        chunks = missing.with_columns(chunk=pl.col("row") // _CHUNK_ROWS).partition_by("chunk", maintain_order=True)
+
+        def commit(rows: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], found: Mapping[int, Reading]) -> None:
+            frame = [
+                {
+                    "score_key": self._key.value, "origin": shard, "sample_id": rows[i]["sample_id"],
+                    "truncated": encoded[i].truncated, **vars(reading),
+                }
+                for i, reading in found.items()
+            ]  # fmt: skip
+            self._store.append_new("sample_features", _frame(frame), SAMPLE_KEY)
+
+        return self._complete((self._rows(shard, chunk) for chunk in chunks), missing.height, commit)
+
+    def complete_probes(self) -> Spent:
+        """Read the probes that are not stored under the key."""
+        stored = "SELECT probe_id FROM probe_features WHERE score_key = $key"
+        rows = self._store.query(
+            f"FROM probes WHERE probe_id NOT IN ({stored}) ORDER BY probe_id",
+            {"key": self._key.value},
+        ).to_dicts()
+
+        def commit(rows: Sequence[Mapping[str, Any]], _: Sequence[Encoded], found: Mapping[int, Reading]) -> None:
+            frame = [
+                {"score_key": self._key.value, "probe_id": rows[i]["probe_id"], "embedding": reading.embedding}
+                for i, reading in found.items()
+            ]
+            self._store.append_new("probe_features", _frame(frame), PROBE_KEY)
+
+        return self._complete(iter([rows] if rows else []), len(rows), commit)
+
+    def _rows(self, shard: str, chunk: pl.DataFrame) -> list[dict[str, Any]]:
+        """The texts of some samples. The range of rows lets the others unread."""
+        rows = self._store.query(
+            """
+            SELECT "row", sample_id, instruction, "input", response, turns FROM delta.pool
+            WHERE shard = $shard AND "row" BETWEEN $first AND $last ORDER BY "row"
+            """,
+            {"shard": shard, "first": chunk["row"].min(), "last": chunk["row"].max()},
+        )
+        return rows.join(chunk.select("row"), on="row", how="semi").to_dicts()
+
+    def _complete(self, chunks: Iterator[list[dict[str, Any]]], total: int, commit: Callable[..., None]) -> Spent:
+        """Read chunk by chunk; commit at least every `commit_seconds`, and what is finished even on the way out."""
+        spent, done, start = Spent(), 0, time.monotonic()
+        bill: Bill | None = None
+        for rows in chunks:
+            bill = bill or engine_bill(self._store, self._key, self._shape(), self._engine, WORK)
+            encoded, waiting = [self._encoder.probe(row) for row in rows], dict[int, Reading]()
+            try:
+                for found in read(self._engine, encoded):
+                    waiting |= found
+                    done += len(found)
+                    so_far = bill.since()
+                    seconds = time.monotonic() - start
+                    self._on_progress(Progress(done, total, spent.tokens + so_far.tokens, seconds, "samples"))
+                    if so_far.seconds >= self._settings.commit_seconds:
+                        ready, waiting = waiting, dict[int, Reading]()
+                        commit(rows, encoded, ready)
+                        spent.add(bill.settle())
+            finally:
+                if waiting:
+                    commit(rows, encoded, waiting)
+                    spent.add(bill.settle())
+        return spent
+
+
+def read(engine: ScoringEngine, encoded: Sequence[Encoded]) -> Iterator[dict[int, Reading]]:
+    """Read texts, shortest first, as many per forward as the engine's budget of tokens allows.
+
+    Yields:
+        What was read together, by index. A later run that lacks the rest groups the rest as it would have been here.
+
+    Raises:
+        IconError: a single text does not fit into the device's memory, or the model gives no finite figures.
+    """
+    lengths = [(0, index, len(_whole(engine, text))) for index, text in enumerate(encoded)]
+    with freed_memory_kept(engine.language_model.device.type):
+        for group in engine.grouped(lengths):
+            indices = [index for _, index in group]
+            found = _fitting(engine, [encoded[index] for index in indices])
+            engine.meter.pairs += len(indices)
+            yield dict(zip(indices, found, strict=True))
+
+
+def _whole(engine: ScoringEngine, text: Encoded) -> list[int]:
+    return [*engine.language_model.leading, *text.prompt_ids, *text.response_ids]
+
+
+def _fitting(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
+    """The texts in one forward, or in halves of it when memory does not suffice."""
+    import torch
+
+    try:
+        return _read(engine, texts)
+    except torch.OutOfMemoryError:
+        if len(texts) == 1:
+            raise IconError(
+                f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower scoring.max_prompt_tokens and "
+                "scoring.max_response_tokens, use a smaller model, or a device with more memory"
+            ) from None
+    if engine.language_model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    middle = len(texts) // 2
+    return [*_fitting(engine, texts[:middle]), *_fitting(engine, texts[middle:])]
+
+
+def _read(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
+    import torch
+
+    whole = [_whole(engine, text) for text in texts]
+    n_leading, responses = len(engine.language_model.leading), [len(text.response_ids) for text in texts]
+    scored = [range(len(ids) - n, len(ids)) for ids, n in zip(whole, responses, strict=True)]
+    states, behind_prompt = engine.read(whole, scored)
+    embeddings = [_pooled(each[n_leading:]) for each in states]
+    del states  # before the next forward needs the memory
+    readings = []
+    for n, given, alone, embedding in zip(responses, behind_prompt, _alone(engine, texts), embeddings, strict=True):
+        # Without a BOS nothing predicts the first token: the same figure on both sides.
+        unpredicted = given[: n - len(alone)].sum().item()
+        readings.append(Reading(n, given.sum().item(), alone.sum().item() + unpredicted, embedding.tolist()))
+    figures = torch.tensor([[r.nll_sum, r.nll_alone, *r.embedding] for r in readings])
+    if not torch.isfinite(figures).all():
+        raise IconError(
+            "the model gives infinite or undefined figures for a sample; set model.dtype to float32, or use another model"
+        )
+    return readings
+
+
+def _alone(engine: ScoringEngine, texts: Sequence[Encoded]) -> list["torch.Tensor"]:
+    """NLL of the response tokens that something stands before, without the prompt."""
+    ids = [[*engine.language_model.leading, *text.response_ids] for text in texts]
+    first = max(1, len(engine.language_model.leading))
+    _, nll = engine.read(ids, [range(first, len(each)) for each in ids])
+    return nll
+
+
+def _pooled(states: "torch.Tensor") -> "torch.Tensor":
+    """Mean over positions, weighted by 1, 2, ..., n, in float32."""
+    import torch
+
+    weights = torch.arange(1, len(states) + 1, device=states.device, dtype=torch.float32)
+    return (weights @ states.float() / weights.sum()).cpu()
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema_overrides={"embedding": pl.List(pl.Float32)})
+
+
+def features_of(store: Store, key: ScoreKey, sample_ids: Sequence[str]) -> pl.DataFrame:
+    """Rows of sample_id, n_tokens, nll_sum, nll_alone, embedding, n_chars, for those that are stored; by id."""
+    asked = _asked(store, key, None, sample_ids)
+    return store.query(sql_text("features.sql"), asked).sort("sample_id")
+
+
+def shard_features(store: Store, key: ScoreKey, shard: str) -> Iterator[pl.DataFrame]:
+    """The same of a shard's samples, some at a time: their embeddings may be more than fit into memory."""
+    return store.batches(sql_text("features.sql"), _asked(store, key, shard, []), _CHUNK_ROWS)
+
+
+def _asked(store: Store, key: ScoreKey, shard: str | None, sample_ids: Sequence[str]) -> dict[str, Any]:
+    asked = {"score_key": key.value, "shard": shard, "samples": list(sample_ids)}
+    origins = store.query(
+        """
+        SELECT DISTINCT origin FROM delta.sample_features SEMI JOIN (
+            SELECT sample_id FROM delta.pool WHERE shard = $shard UNION SELECT unnest($samples::VARCHAR[])
+        ) USING (sample_id) WHERE score_key = $score_key
+        """,
+        asked,
+    )["origin"]
+    return {**asked, "origins": origins.to_list()}

@@ -1,0 +1,329 @@
+"""From a folder to samples: which files a pool consists of, and what each of them holds, row by row.
+
+Nothing is lost silently: a row that can't be used is quarantined with its reason, and so is a file that can't be read.
+"""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+import polars as pl
+
+from icon_assets.core.digests import digest, lines_digest, stream_digest
+from icon_assets.core.errors import IconError
+from icon_assets.core.inputs.formats import FORMATS, Row, read_rows, row_limit
+from icon_assets.core.inputs.sample import Rejected, Sample, parse_row
+from icon_assets.core.text import printable
+
+NO_KEYS: Mapping[str, str] = MappingProxyType({})
+_FORMER_DIGITS = 8
+# Where a row names its kind of task, the first that it has. Probes are drawn evenly over these: a new name goes to the end, or
+# probes that are drawn already would be drawn otherwise.
+STRATUM_FIELDS = ("stratum", "dataset", "task", "category", "source")
+_EXCERPT_CHARS = 200
+_DETAIL_CHARS = 400
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the pool: its partition key, its path below the folder as one line of text, and where it really lies.
+
+    `refused` says why it must not be opened; then it is a shard with this one reason in quarantine.
+    """
+
+    shard: str
+    file: str
+    path: Path
+    refused: Rejected | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A usable sample and where it stands; `row` counts from 1. `metadata`: the row's other fields as JSON text."""
+
+    row: int
+    sample: Sample
+    metadata: str | None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return json.loads(self.metadata) if self.metadata else {}
+
+    def stratum(self, otherwise: str) -> str:
+        """The row's kind of task, where it names one."""
+        fields = self.fields
+        return next((str(fields[name]) for name in STRATUM_FIELDS if fields.get(name)), otherwise)
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """An unusable row, or the whole file when `row` is 0. `reason` is one fixed word."""
+
+    row: int
+    reason: str
+    detail: str
+    excerpt: str = ""
+
+
+@dataclass
+class Ingested:
+    """What one file gave."""
+
+    digest: str
+    n_bytes: int = 0
+    mtime_ns: int = 0
+    samples: list[Located] = field(default_factory=list)
+    quarantine: list[Quarantined] = field(default_factory=list)
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of the usable rows and of what was quarantined: equal when nothing that matters changed."""
+        rows = (f"{s.row} {s.sample.sample_id} {s.metadata or ''}" for s in self.samples)
+        return digest([lines_digest(rows), [[q.row, q.reason] for q in self.quarantine]])
+
+
+def shard_key(file: str, on_record: Mapping[str, str] = NO_KEYS) -> str:
+    """Partition key of a relative path: a readable slug plus its digest, safe in URLs and directory names.
+
+    `on_record`: the file of each key that is in use. Keys used to end in 8 digits, which is too few to tell files apart
+    that were named to collide; a file that was ingested under such a key keeps it.
+    """
+    slug = re.sub(r"[^A-Za-z0-9_.]+", "-", file).strip("-._")[:60] or "file"
+    key = f"{slug}-{digest(file)}"
+    former = key[: len(slug) + 1 + _FORMER_DIGITS]
+    return former if on_record.get(former) == printable(file) else key
+
+
+def discover(folder: Path, setting: str = "pool.path", on_record: Mapping[str, str] = NO_KEYS) -> list[SourceFile]:
+    """The source files below `folder` (or the one file it is), sorted by path; hidden files are left out.
+
+    What is called like a source file and is none, or leads out of the folder, is found too: `refused` says why. No two have
+    one key; `on_record` as in `shard_key`.
+
+    Raises:
+        IconError: the folder is missing or holds nothing of the kind.
+    """
+    if folder.is_file():
+        return [SourceFile(shard_key(folder.name, on_record), printable(folder.name), folder.resolve())]
+    if not folder.is_dir():
+        raise IconError(f"{folder}: no such folder; create it or change {setting}")
+    root = folder.resolve()
+    found = [_source(root, path, on_record) for path in sorted(_candidates(root))]
+    if not found:
+        raise IconError(f"{folder}: holds no {', '.join(FORMATS)} file; put data there or change {setting}")
+    return list(_told_apart(found))
+
+
+def _told_apart(sources: Iterable[SourceFile]) -> Iterator[SourceFile]:
+    """Of files with one key the first is taken. The others are refused, each under a key of its own that says so."""
+    taken: dict[str, list[str]] = {}
+    for source in sources:
+        files = taken.setdefault(source.shard, [])
+        files.append(source.file)
+        if len(files) > 1:
+            why = Rejected("same_key", f"its name has the same digest as that of {files[0]}; rename one of them")
+            source = replace(source, shard=f"{source.shard}-{len(files)}", refused=why)
+        yield source
+
+
+def _candidates(root: Path) -> Iterator[Path]:
+    """Paths called like a source file; and folders nobody looks into: links, and those that can't be listed."""
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(root, onerror=closed.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in folders if Path(place, name).is_symlink())
+        yield from (
+            Path(place, name) for name in files if Path(name).suffix.lower() in FORMATS and not name.startswith(".")
+        )
+    yield from (Path(error.filename) for error in closed)
+
+
+def _source(root: Path, path: Path, on_record: Mapping[str, str]) -> SourceFile:
+    name = path.relative_to(root).as_posix()
+    try:
+        real = Path(os.path.realpath(path, strict=True)) if path.is_symlink() else path
+        refused = _refusal(root, path, real)
+    except OSError as error:
+        real, refused = path, _fault(error)
+    return SourceFile(shard_key(name, on_record), printable(name), real, refused)
+
+
+def _refusal(root: Path, path: Path, real: Path) -> Rejected | None:
+    """Why a path must not be opened, found out without opening it."""
+    if not real.is_relative_to(root):
+        return Rejected("outside_folder", "a link that leads out of the folder; put the file itself there")
+    mode = real.stat().st_mode
+    if stat.S_ISDIR(mode):
+        return _closed_folder(path)
+    if not stat.S_ISREG(mode):
+        return _not_regular()
+    return None if os.access(real, os.R_OK) else Rejected("unreadable", "it may not be read; mend its permissions")
+
+
+def _fault(error: OSError) -> Rejected:
+    if isinstance(error, FileNotFoundError):
+        return Rejected("missing", "the file is gone, or a link leads nowhere")
+    return Rejected("unreadable", f"{error.strerror or type(error).__name__}; mend its permissions or take it out")
+
+
+def _closed_folder(path: Path) -> Rejected:
+    if path.is_symlink():
+        return Rejected("not_a_file", "a link to a folder, which is not followed; put the files themselves there")
+    return Rejected("unreadable", "the folder can't be listed; mend its permissions or take it out")
+
+
+def _not_regular() -> Rejected:
+    return Rejected("not_a_file", "a pipe, a device or a folder, not a file; it is not read")
+
+
+@contextmanager
+def _opened(source: SourceFile) -> Iterator[BinaryIO]:
+    """The file, open. What became a pipe or a device since it was found neither blocks nor is read.
+
+    Raises:
+        Rejected: `outside_folder`, `not_a_file`, `missing`, `unreadable`.
+    """
+    if source.refused:
+        raise source.refused
+    try:
+        with _open_regular(source.path) as handle:
+            yield handle
+    except OSError as error:
+        raise _fault(error) from error
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular()
+    return os.fdopen(descriptor, "rb")
+
+
+def source_digest(source: SourceFile) -> str:
+    """Digest of a source file's bytes; of one that can't be read, the digest of the reason."""
+    try:
+        with _opened(source) as handle:
+            return stream_digest(handle)
+    except Rejected as error:
+        return digest([error.reason])
+
+
+def ingest(source: SourceFile, max_chars: int, *, unanswered: bool = False) -> Ingested:
+    """Read one source file. A bad row never stops the rest; an unreadable file becomes one quarantined row 0.
+
+    `unanswered`: rows need no response, see `parse_row`.
+    """
+    try:
+        with _opened(source) as handle:
+            status, content = os.fstat(handle.fileno()), stream_digest(handle)
+            handle.seek(0)
+            result = Ingested(content, status.st_size, status.st_mtime_ns)
+            return _ingested(result, source, handle, max_chars, unanswered)
+    except Rejected as error:
+        return Ingested(digest([error.reason]), quarantine=[_quarantined(Row(0, error), error)])
+
+
+def _ingested(result: Ingested, source: SourceFile, handle: BinaryIO, max_chars: int, unanswered: bool) -> Ingested:
+    limit = row_limit(max_chars)
+    try:
+        for row in read_rows(handle, PurePath(source.file).suffix.lower(), limit):
+            _take(result, row, max_chars, limit, unanswered)
+    except Rejected as error:
+        result.quarantine.append(_quarantined(Row(0, error), error))
+    if not result.samples and not result.quarantine:
+        result.quarantine.append(Quarantined(0, "empty_file", "the file holds no rows"))
+    return result
+
+
+def _take(result: Ingested, row: Row, max_chars: int, limit: int, unanswered: bool) -> None:
+    try:
+        if isinstance(row.value, Rejected):
+            raise row.value
+        sample, fields = parse_row(row.value, max_chars, unanswered=unanswered)
+        result.samples.append(Located(row.number, sample, _metadata(fields, limit) if fields else None))
+    except Rejected as error:
+        result.quarantine.append(_quarantined(row, error))
+
+
+def _metadata(fields: dict[str, Any], limit: int) -> str:
+    """The other fields of a row as JSON text that every reader takes, DuckDB above all: one bad text would fail queries
+    over all rows.
+    """
+    text = as_json(fields)
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise Rejected("not_utf8", "a field holds half of a surrogate pair") from error
+    if size > limit:
+        raise Rejected("over_limit", f"{size:,} bytes of other fields; {limit:,} are allowed")
+    return text
+
+
+def as_json(value: Any) -> str:
+    """JSON text of a decoded row. What JSON has no form for becomes text: dates, decimals, NaN, bytes (in hex)."""
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_as_text, allow_nan=False)
+    except ValueError:  # NaN or Infinity, from Parquet
+        return json.dumps(_finite(value), ensure_ascii=False, sort_keys=True, default=_as_text)
+
+
+def _as_text(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _quarantined(row: Row, error: Rejected) -> Quarantined:
+    if row.raw or isinstance(row.value, Rejected):
+        raw = row.raw[: 4 * _EXCERPT_CHARS].decode("utf-8", "replace")
+    else:
+        raw = as_json(row.value)
+    excerpt = printable(raw.strip()[:_EXCERPT_CHARS])
+    return Quarantined(row.number, error.reason, printable(str(error)[:_DETAIL_CHARS]), excerpt)
+
+
+def sample_frame(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
+    """Rows of the table `samples`."""
+    samples = [located.sample for located in ingested.samples]
+    columns = {
+        "shard": source.shard, "file": source.file, "row": [located.row for located in ingested.samples],
+        "sample_id": [s.sample_id for s in samples], "instruction": [s.instruction for s in samples],
+        "input": [s.input for s in samples], "response": [s.response for s in samples],
+        "turns": [s.turns_json() for s in samples], "n_chars": [s.n_chars for s in samples],
+        "metadata": [located.metadata for located in ingested.samples],
+    }  # fmt: skip
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String) | {"row": pl.Int64, "n_chars": pl.Int64})
+
+
+def shard_row(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
+    """The row of the table `shards`."""
+    row = {
+        "shard": source.shard, "file": source.file, "digest": ingested.digest, "n_bytes": ingested.n_bytes,
+        "mtime_ns": ingested.mtime_ns, "n_samples": len(ingested.samples), "n_quarantined": len(ingested.quarantine),
+        "ingested_at": datetime.now(UTC), "removed_at": None,
+    }  # fmt: skip
+    return pl.DataFrame([row], schema_overrides={"removed_at": pl.Datetime("us", "UTC")})
+
+
+def quarantine_frame(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
+    """Rows of the table `quarantine`."""
+    names = ("row", "reason", "detail", "excerpt")
+    columns = {name: [getattr(q, name) for q in ingested.quarantine] for name in names}
+    columns = {"shard": source.shard, "file": source.file, **columns}
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String) | {"row": pl.Int64})

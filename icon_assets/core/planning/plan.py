@@ -1,0 +1,216 @@
+"""What the next scoring run will find new, stale, unchanged and removed, why, and what it will cost.
+
+A shard is stale when its recipe differs from the one its scores were made by; a sample when pairs of it are missing
+though it has had scores. A stale shard may need no pair at all: its scores are then only derived anew.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from icon_assets.core.digests import share_ceiling
+from icon_assets.core.encoding.tokens import Context
+from icon_assets.core.inputs.changes import Found
+from icon_assets.core.passes.costs import Speed
+from icon_assets.core.passes.encoder import pool_rows
+from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.planning.estimate import Price, Pricer, Todo
+from icon_assets.core.planning.recipes import Recipes, Unready
+from icon_assets.core.scoring.budget import Budget, rungs
+from icon_assets.core.scoring.scorer import NO_CONTEXT, controls_for, missing_controls, pool_size
+from icon_assets.core.store.ledger import Event, Recipe, differences
+from icon_assets.core.store.tables import Store, sql_text
+
+_DRAWN = 200  # samples whose lengths stand for all
+# Which part of a sample's key a difference between recipes is; what is not named here is `settings`.
+_PARTS = {
+    "raw_pool": "text", "probe_set": "probes", "base_model": "model", "code": "code", "score_key.model_digest": "model",
+    "score_key.dtype": "model", "score_key.template": "template", "score_key.scoring_version": "code",
+}  # fmt: skip
+_DERIVED = {"probe_baseline"}  # changes with the parts above
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to do, in shards, samples and pairs, and its price.
+
+    Attributes:
+        shards: one row per shard: shard, file, status (`new`, `stale`, `unchanged`, `removed`), because (parts of the key
+            that changed, or ''), samples, new_samples, stale_samples, unchanged_samples, not_drawn_samples (left
+            to a selector, see `scoring.direct_share`), removed_samples, unscored_samples, new_pairs.
+        settling: files that are being written to, left for the next time.
+        outdated: assets before the scores that will be made again first, with what changed; the probes and the model of
+            this plan are those of before.
+        pairs: candidate pairs to compute; with a budget, at most.
+        exact_pairs: candidate pairs that are not stored.
+        control_pairs: probes without context and behind random contexts, to compute.
+        budget_share: of all pairs, or None where every pair is computed.
+        price: of both; naive: the same scores by one forward per pair, the paper's protocol, at the same speed.
+        unread_samples: to read for their features, where an arm of the settings asks for them; reading: their price.
+    """
+
+    shards: pl.DataFrame
+    settling: list[str]
+    outdated: dict[str, str]
+    n_probes: int
+    pairs: int
+    exact_pairs: int
+    control_pairs: int
+    budget_share: float | None
+    price: Price
+    naive: Price
+    speed: Speed | None
+    unread_samples: int
+    reading: Price
+
+    def count(self, status: str) -> int:
+        """Shards of this status."""
+        return self.shards.filter(pl.col("status") == status).height
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        records = {
+            name: asdict(fields[name]) for name in ("price", "naive", "speed", "reading") if fields[name] is not None
+        }
+        return {**fields, **records, "shards": self.shards.to_dicts()}
+
+
+def make_plan(
+    recipes: Recipes, found: Sequence[Found], gone: Sequence[str], pricer: Pricer, needed: Collection[str] = ()
+) -> Plan:
+    """Compare the pool with what is stored under the current score_key.
+
+    Args:
+        recipes: over a store with the changed files in it (see `preview`).
+        found: the files of the pool folder; gone: shards on record whose file is not there any more.
+        needed: assets that the arms of the settings rank by besides scores.
+    """
+    store, settings, key, budget = recipes.store, recipes.settings, recipes.key, recipes.budget
+    size, ceiling = pool_size(store, settings.scoring.direct_share), share_ceiling(settings.scoring.direct_share)
+    enough, share = _enough(size, budget)
+    shards = store.query(
+        sql_text("plan.sql"), {"score_key": key.value, "n": _DRAWN, "enough": enough, "ceiling": ceiling}
+    )
+    drawn = shards["drawn"].explode().drop_nulls().sort().head(_DRAWN).to_list()
+    samples, exact = int(shards["unscored_samples"].sum() or 0), int(shards["new_pairs"].sum() or 0)
+    pairs, probe_ids = (
+        round(share * exact),
+        store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"].to_list(),
+    )
+    contexts = [pricer.context(row) for row in pool_rows(store, drawn)]
+    wanted = [NO_CONTEXT, *controls_for(key, settings.controls, *_lengths(store, key, contexts, ceiling))]
+    controls = missing_controls(store, key, wanted, probe_ids)
+    price, naive, speed = Price(), Price(), None
+    if pairs or controls:
+        price, naive, speed = pricer.prices(Todo(contexts, samples, pairs, controls))
+    unread, n_unread = _unread(store, key) if "sample_features" in needed else ([], 0)
+    current = _with_status(shards.drop("drawn"), recipes, found)
+    return Plan(
+        pl.concat([current, _removed(store, gone)], how="diagonal").with_columns(
+            pl.col(pl.Int64).fill_null(0), pl.col(pl.String).fill_null("")
+        ),
+        [file.source.file for file in found if file.kind == "settling"], _outdated(recipes), len(probe_ids),
+        pairs, exact, sum(map(len, controls.values())), share if enough else None, price, naive, speed,
+        n_unread, pricer.reading(pool_rows(store, unread), n_unread) if unread else Price(),
+    )  # fmt: skip
+
+
+def _unread(store: Store, key: ScoreKey) -> tuple[list[str], int]:
+    """Samples without features: some of them, drawn by their ids, and how many they are."""
+    missing = """
+        SELECT DISTINCT sample_id FROM delta.pool
+        ANTI JOIN (FROM delta.sample_features WHERE score_key = $key) USING (sample_id)
+    """
+    drawn, n = store.query(
+        f"SELECT min(sample_id, $n), count(*) FROM ({missing})",  # noqa: S608  (our own text)
+        {"key": key.value, "n": _DRAWN},
+    ).row(0)
+    return drawn or [], n
+
+
+def because(event: Event | None, recipe: Recipe) -> str:
+    """Which parts of the key changed since these scores were made, such as `model, probes`; '' if there are none yet."""
+    changed = differences(event, recipe) - _DERIVED if event is not None else set[str]()
+    return ", ".join(sorted({_PARTS.get(name, "settings") for name in changed}))
+
+
+def _with_status(shards: pl.DataFrame, recipes: Recipes, found: Sequence[Found]) -> pl.DataFrame:
+    states = shard_states(recipes, shards["shard"])
+    kinds = {file.source.shard: file.kind for file in found}
+    rows = []
+    for shard in shards["shard"]:
+        status, why = states[shard]
+        if kinds.get(shard) == "changed" and status != "new":  # its new text is not on record yet
+            status, why = "stale", ", ".join(sorted({*filter(None, why.split(", ")), "text"}))
+        rows.append((shard, status, why))
+    states_frame = pl.DataFrame(rows, schema=dict.fromkeys(("shard", "status", "because"), pl.String), orient="row")
+    return shards.join(states_frame, on="shard").select(
+        "shard", "file", "status", "because", pl.exclude("shard", "file", "status", "because")
+    )
+
+
+def shard_states(recipes: Recipes, shards: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Status and reason of each shard: `new`, `stale` or `unchanged`, by the recipe of its scores."""
+    scored, current, states = recipes.made("sample_scores"), recipes.current("sample_scores"), {}
+    for shard in shards:
+        if shard in current:
+            states[shard] = ("unchanged", "")
+        elif shard in scored:
+            states[shard] = ("stale", _why(recipes, shard))
+        else:
+            states[shard] = ("new", "")
+    return states
+
+
+def _why(recipes: Recipes, shard: str) -> str:
+    """Which parts of the key changed; '' where something is missing that scores are made from."""
+    try:
+        return because(recipes.made("sample_scores")[shard], recipes.of("sample_scores", shard))
+    except Unready:
+        return ""
+
+
+def _removed(store: Store, gone: Sequence[str]) -> pl.DataFrame:
+    """Rows of shards whose file was deleted; `removed_samples` stand in no other file."""
+    return store.query(
+        """
+        SELECT shard, h.file, 'removed' AS status, count(DISTINCT sample_id) AS removed_samples
+        FROM removed_shards h LEFT JOIN (FROM removed_samples ANTI JOIN delta.pool USING (sample_id)) USING (shard)
+        WHERE shard IN (SELECT unnest($gone::VARCHAR[])) GROUP BY ALL ORDER BY shard
+        """,
+        {"gone": list(gone)},
+    )
+
+
+def _outdated(recipes: Recipes) -> dict[str, str]:
+    """What stands before the scores and will be made again first, with what changed."""
+    outdated = {}
+    for asset in ("probe_set", "base_model"):
+        event = recipes.made(asset).get("")
+        if event is not None and (changed := differences(event, recipes.of(asset))):
+            outdated[asset] = ", ".join(sorted(changed))
+    return outdated
+
+
+def _enough(size: tuple[int, int], budget: Budget | None) -> tuple[int | None, float]:
+    """Probes from which a sample counts as scored (None: all), and the share of the missing pairs that will be computed."""
+    samples, probes = size
+    if budget is None or samples <= budget.pilot:
+        return None, 1.0
+    pilot, first = budget.pilot / samples, rungs(probes, budget.share)[0]
+    return first, max(budget.share, pilot + (1 - pilot) * first / probes)
+
+
+def _lengths(store: Store, key: ScoreKey, drawn: Sequence[Context], ceiling: str | None) -> tuple[set[int], set[int]]:
+    """Tokens and characters of the contexts that are known or were drawn."""
+    known = store.query(
+        """
+        SELECT DISTINCT n_context_tokens, n_context_chars FROM contexts SEMI JOIN delta.pool USING (sample_id)
+        WHERE score_key = $key AND ($ceiling IS NULL OR sample_id < $ceiling)
+        """,
+        {"key": key.value, "ceiling": ceiling},
+    )
+    tokens = {*known["n_context_tokens"], *(len(context.ids) for context in drawn)}
+    return tokens, {*known["n_context_chars"], *(context.n_chars for context in drawn)}

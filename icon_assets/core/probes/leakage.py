@@ -1,0 +1,68 @@
+"""What must not meet: the texts of the pool, of the probes and of the evaluation data, ready to be compared.
+
+The rule for when two texts meet stands with the probes; who must not meet whom, with those who ask.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from icon_assets.core.digests import file_digest
+from icon_assets.core.evaluation.harness import read_choice_items
+from icon_assets.core.evaluation.metric import HELD_OUT
+from icon_assets.core.inputs.ingest import SourceFile, ingest
+from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.passes.encoder import sample_of
+from icon_assets.core.planning.recipes import evaluation_files
+from icon_assets.core.probes.draw import Candidate, Index, Reference
+from icon_assets.settings import Workspace
+
+
+def pool_references(rows: Iterable[Mapping[str, Any]]) -> Iterator[Reference]:
+    """Rows of the table `samples` as texts to look through; of a chat, the last question also on its own."""
+    for row in rows:
+        sample, name = sample_of(row), f"{row['file']}:{row['row']}"
+        yield Reference(name, sample.question, f"{sample.prompt_text} {sample.response}")
+        if (alone := f"{sample.instruction}\n{sample.input}".strip()) != sample.question:
+            yield Reference(name, alone, "")
+
+
+def probe_index(rows: Iterable[Mapping[str, Any]]) -> Index:
+    """Rows of the view `probes`, to be found in other texts."""
+    return Index(Candidate(sample_of(row), row["stratum"], row["file"], row["row"]) for row in rows)
+
+
+def evaluation_references(workspace: Workspace) -> Iterator[Reference]:
+    """The evaluation data as texts to look through; of a multiple-choice item, every choice."""
+    for item, text in _evaluation_items(workspace):
+        yield Reference(f"{item.file}:{item.row}", item.sample.question, text)
+
+
+def evaluation_index(workspace: Workspace) -> Index:
+    """The evaluation data, to be found in other texts. Made once per process while the files are the same."""
+    return _evaluation_index(workspace, tuple(file_digest(path) for _, _, path in evaluation_files(workspace)))
+
+
+@lru_cache(maxsize=1)
+def _evaluation_index(workspace: Workspace, digests: tuple[str, ...]) -> Index:
+    return Index(item for item, _ in _evaluation_items(workspace))
+
+
+def _evaluation_items(workspace: Workspace) -> Iterator[tuple[Candidate, str]]:
+    """Every item, of a multiple-choice one with the right choice as its response, and all of its text.
+
+    Right choices are a few words: what gives a multiple-choice item away is its question.
+    """
+    settings = workspace.settings.evaluation
+    for task in settings.multiple_choice:
+        for number, item in enumerate(read_choice_items(workspace.input_path(task.path)), 1):
+            sample = Sample(item.question, "", item.choices[item.gold])
+            passage = f"{item.question} {sample.response}"
+            yield Candidate(sample, task.name, task.path, number, passage), " ".join([item.query, *item.choices])
+    files = [(HELD_OUT, settings.held_out, False)] if settings.held_out else []
+    files += [(each.name, each.path, True) for each in (settings.pairwise.prompts if settings.pairwise else ())]
+    for name, path, unanswered in files:
+        source = SourceFile(path, path, workspace.input_path(path))
+        for located in ingest(source, workspace.settings.pool.max_chars, unanswered=unanswered).samples:
+            text = f"{located.sample.prompt_text} {located.sample.response}"
+            yield Candidate(located.sample, name, path, located.row), text

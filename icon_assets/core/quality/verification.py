@@ -1,0 +1,73 @@
+"""Everything in the workspace compared with the ledger: what `icon-assets verify` says."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from icon_assets.core.errors import IconError, StoreDamaged
+from icon_assets.core.quality import rules_of
+from icon_assets.core.quality.contents import ids_are_of_their_text
+from icon_assets.core.quality.features import selector_is_as_recorded
+from icon_assets.core.quality.probes import model_files_are_as_recorded
+from icon_assets.core.quality.rule import Subject
+from icon_assets.core.quality.training import files_are_as_recorded
+from icon_assets.core.store import ledger
+from icon_assets.core.store.inventory import differences, on_record
+from icon_assets.core.store.tables import Store, schemas
+from icon_assets.settings import ChecksSettings, Workspace
+
+# Rules that compare with the ledger what is not a row of a table.
+_LOOKS = (ids_are_of_their_text, model_files_are_as_recorded, selector_is_as_recorded, files_are_as_recorded)
+
+
+@dataclass
+class Verified:
+    """What was compared and what was found: a line for each mismatch.
+
+    Attributes:
+        known_from_here: tables that an earlier version wrote, which recorded nothing: they count as they were found just now.
+    """
+
+    mismatches: list[str]
+    tables: int = 0
+    rows: int = 0
+    known_from_here: list[str] = field(default_factory=list)
+
+
+def verify(workspace: Workspace) -> Verified:
+    """Read all rows and all files that the ledger names. It changes nothing but that it puts on record what nobody has recorded."""
+    store = Store(workspace.store_dir)
+    damages = {table: list(store.damages(table)) for table in schemas()}
+    found = Verified([f"{damage.table}: {damage.part} {damage.why}" for each in damages.values() for damage in each])
+    if damages["ledger"]:  # nothing to compare with
+        return found
+    found.known_from_here += ledger.take_in(store, "verify")
+    for table in (table for table, each in damages.items() if not each):
+        found.tables += 1
+        found.rows += sum(each.rows for each in known.groups.values()) if (known := on_record(store).get(table)) else 0
+        found.mismatches += map(str, differences(store, table, again=True))
+    found.mismatches += _of_products(workspace, store)
+    return found
+
+
+def _of_products(workspace: Workspace, store: Store) -> Iterator[str]:
+    """What of the newest products breaks one of those rules, however many rows it has."""
+    everything = workspace.settings.model_copy(update={"checks": ChecksSettings(content_rows=2**62)})
+    for asset in sorted({"raw_pool", "probe_set", "base_model", "selector", "checkpoint"}):
+        for partition in ledger.latest(store, asset):
+            with closing(Subject(Workspace(workspace.root, everything), asset, partition)) as subject:
+                yield from _broken(subject)
+
+
+def _broken(subject: Subject) -> Iterator[str]:
+    for rule in rules_of(subject.asset):
+        if rule.look in _LOOKS:
+            try:
+                finding = rule.look(subject)
+            except StoreDamaged:
+                continue  # said already
+            except (IconError, OSError, ValueError) as error:
+                yield f"{subject.name}: {rule.name}: {error}"
+                continue
+            if finding.wrong:
+                yield f"{subject.name}: {rule.name}: {rule.line(finding)}"

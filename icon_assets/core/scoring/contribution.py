@@ -1,0 +1,122 @@
+"""From stored pairs to scores, without a forward pass: SQL over the pair table (sql/influence.sql, sql/contribution.sql),
+and estimates for samples that were scored on some of the probes only (budgeted mode).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.scoring.probe_model import Calibration, ProbeModel
+from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.settings import ControlSettings
+
+
+def control_seeds(settings: ControlSettings) -> list[int]:
+    """The seeds whose random contexts are averaged."""
+    return [settings.seed + draw for draw in range(settings.draws)]
+
+
+def control_lengths(key: ScoreKey, settings: ControlSettings) -> list[int]:
+    """Where `random_tokens` is measured: the asked lengths, cut to the longest context there can be."""
+    return sorted({min(length, key.max_context_tokens) for length in settings.lengths})
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """Randomly drawn samples, of any shard, that were scored on every probe.
+
+    Attributes:
+        sample_ids: which ones.
+        influences: rows of sample_id, probe_id, control, x.
+        calibrations: what they teach of the errors of estimates, by control.
+    """
+
+    sample_ids: Sequence[str]
+    influences: pl.DataFrame
+    calibrations: Mapping[str, Calibration]
+
+    @classmethod
+    def learn(cls, sample_ids: Sequence[str], influences: pl.DataFrame, probe_tokens: Mapping[str, int]) -> "Pilot":
+        """`influences`: of these samples, under every control; `probe_tokens`: what the order of the probes goes by, too."""
+        calibrations = {}
+        for (control,), table in influences.group_by("control"):
+            _, probe_ids, x = matrix(table)
+            calibrations[control] = Calibration(x, np.array([probe_tokens[each] for each in probe_ids], float))
+        return cls(sample_ids, influences, calibrations)
+
+
+def contributions(
+    store: Store, key: ScoreKey, shard: str, settings: ControlSettings, pilot: "Pilot | None" = None,
+    ceiling: str | None = None,
+) -> pl.DataFrame:  # fmt: skip
+    """Rows of the table `sample_scores` for one shard.
+
+    Args:
+        pilot: where some samples lack probes. From the pilot (and the complete samples of the shard) it is learned what a
+            sample's known influences say about the others.
+        ceiling: only samples whose ids are below it are scored directly; None: all (see `digests.share_ceiling`).
+    """
+    scores = store.query(
+        sql_text("influence.sql") + sql_text("contribution.sql"), _parameters(key, shard, settings, (), ceiling)
+    )
+    n_probes = store.query("SELECT count(*) FROM probes").item()
+    if pilot and (scores["n_probes"] < n_probes).any():
+        table = influences(store, key, shard, settings, pilot.sample_ids, ceiling)
+        parts = [
+            _estimated(rows, table.filter(pl.col("control") == control), pilot, str(control))
+            for (control,), rows in scores.group_by("control", maintain_order=True)
+        ]
+        scores = pl.concat(parts).sort("control", "contribution", "sample_id", descending=[False, True, False])
+    return scores.with_columns(significance=significance(pl.col("contribution")))
+
+
+def influences(
+    store: Store, key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str],
+    ceiling: str | None = None,
+) -> pl.DataFrame:  # fmt: skip
+    """Influence x of the shard's and of these samples: rows of sample_id, probe_id, control, x."""
+    query = sql_text("influence.sql") + "SELECT * FROM influence"  # noqa: S608  (our own text)
+    return store.query(query, _parameters(key, shard, settings, samples, ceiling))
+
+
+def _parameters(
+    key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str], ceiling: str | None
+) -> dict[str, Any]:
+    return {
+        "score_key": key.value, "shard": shard, "samples": list(samples), "controls": list(settings.kinds),
+        "seeds": control_seeds(settings), "lengths": control_lengths(key, settings), "ceiling": ceiling,
+    }  # fmt: skip
+
+
+def matrix(table: pl.DataFrame) -> tuple[list[str], list[str], np.ndarray]:
+    """Influences of one control as sample ids, probe ids, and [samples, probes]; NaN where a pair was not scored."""
+    wide = table.pivot(on="probe_id", index="sample_id", values="x").sort("sample_id")
+    probe_ids = sorted(column for column in wide.columns if column != "sample_id")
+    return wide["sample_id"].to_list(), probe_ids, wide.select(probe_ids).to_numpy()
+
+
+def _estimated(scores: pl.DataFrame, table: pl.DataFrame, pilot: Pilot, control: str) -> pl.DataFrame:
+    """The scores of one control, those of incomplete samples replaced by what the model of the probes makes of them."""
+    sample_ids, _, x = matrix(table)
+    seen, drawn = ~np.isnan(x), set(pilot.sample_ids)
+    complete = seen.all(axis=1)
+    random = complete & np.array([sample_id in drawn for sample_id in sample_ids])
+    model = ProbeModel.fit(x[complete], x[random])
+    patterns, of = np.unique(seen, axis=0, return_inverse=True)
+    value, error = np.zeros(len(sample_ids)), np.zeros(len(sample_ids))
+    for index, pattern in enumerate(patterns):
+        rows = of == index
+        value[rows], promised = model.estimate(pattern, x[np.ix_(rows, pattern)])
+        error[rows] = promised and promised * pilot.calibrations[control].inflation(int(pattern.sum()))
+    estimates = pl.DataFrame({"sample_id": sample_ids, "contribution": value, "standard_error": error})
+    replaced = scores.drop("contribution", "standard_error").join(estimates, on="sample_id", how="left")
+    return replaced.select(scores.columns)
+
+
+def significance(x: pl.Expr) -> pl.Expr:
+    """2 / (1 + exp(-50 x)) - 1 of a contribution, clamped beyond +-0.5 (method): monotone, with ties at the top."""
+    return pl.when(x > 0.5).then(1.0).when(x < -0.5).then(-1.0).otherwise(2 / (1 + (-50 * x).exp()) - 1)

@@ -1,0 +1,63 @@
+"""What arms choose from: the unique samples of the pool with their lengths and everything that is known of them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+import polars as pl
+
+from icon_assets.core.errors import IconError
+from icon_assets.core.features.similarity import Embeddings
+from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.scoring.peers import PEERS, peer_contributions
+from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.settings import SelectionSettings
+
+TOKENS = "n_training_tokens"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The pool as arms see it.
+
+    Attributes:
+        samples: by sample_id: n_response_chars, n_tokens, what arms rank by (one column each), and n_training_tokens where
+            `selection.budget` counts those.
+        embeddings: where arms find vectors, if any are stored.
+        draw: which of several draws a drawn arm makes.
+        rankings: what arms made of it, kept because other arms and figures ask again.
+    """
+
+    samples: pl.DataFrame
+    settings: SelectionSettings
+    embeddings: Embeddings | None = None
+    draw: int = 0
+    rankings: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+    def at(self, fraction: float) -> "Candidates":
+        """The same for another fraction, ranked anew: that an arm does not look at the fraction is not taken for granted."""
+        return replace(self, settings=self.settings.model_copy(update={"fraction": fraction}), rankings={})
+
+    def vectors(self) -> Embeddings:
+        """
+        Raises:
+            IconError: no embeddings are at hand.
+        """
+        if self.embeddings is None:
+            raise IconError("sample_features: no embeddings are at hand; materialize sample_features first")
+        return self.embeddings
+
+
+def read_candidates(
+    store: Store, key: ScoreKey, settings: SelectionSettings, controls: Collection[str] = (), seed: int = 0
+) -> Candidates:
+    """The candidates of a store.
+
+    Args:
+        controls: that arms rank by; `peers` is computed here, and only when it is named.
+        seed: of the draw that peers are learned from, `probes.seed`.
+    """
+    samples = store.query(sql_text("pool_scores.sql"), {"score_key": key.value})
+    if PEERS in controls:
+        peers = peer_contributions(store, key, seed)
+        samples = samples.join(peers, on="sample_id", how="left", maintain_order="left")
+    return Candidates(samples, settings, Embeddings(store, key.value))

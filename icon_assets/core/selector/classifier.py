@@ -1,0 +1,230 @@
+"""The paper's selector (arXiv 2505.05327): the base model with LoRA and a head that tells the best samples from the rest.
+
+Token ids and labels in, P(label 1) out. The head is trained with the adapter, and both classes weigh the same, however few
+samples are labelled 1. Which samples are, and how well it does, is decided elsewhere.
+"""
+
+import json
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from icon_assets.core.engine.packing import similar_lengths
+from icon_assets.core.errors import IconError
+from icon_assets.core.model.flops import Work, context_work
+from icon_assets.core.model.loading import load_tokenizer, quiet_libraries
+from icon_assets.core.model.memory import freed_memory_kept
+from icon_assets.settings import ClassifierSettings
+
+if TYPE_CHECKING:
+    import torch
+
+OnEpoch = Callable[[int, float], None]
+_LONGEST_STEP = 1.0  # norm that gradients are clipped to
+_TOKENS = 8192  # per forward, padded, when nothing is learned
+
+
+@dataclass
+class Passes:
+    """What a classifier has computed: texts in forwards, those that it learned from with a backward."""
+
+    texts: int = 0
+    forwards: int = 0
+    learned: Work = field(default_factory=Work)
+    read: Work = field(default_factory=Work)
+
+
+class Classifier:
+    """A base model with an adapter and a head, in memory. `passes`: what it has computed."""
+
+    def __init__(self, model: Any, dtype: str, device: str) -> None:
+        self.model, self._dtype, self._device = model, dtype, device
+        self.passes = Passes()
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Weights of the adapter."""
+        return sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
+
+    @classmethod
+    def new(cls, base_dir: Path, settings: ClassifierSettings, seed: int, dtype: str, device: str) -> "Classifier":
+        """The base model with a fresh adapter and head.
+
+        Raises:
+            IconError: `selector.lora.targets` names no module of the model.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        base, targets = _base(base_dir, seed, dtype), settings.targets
+        config = LoraConfig(
+            task_type="SEQ_CLS", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets), modules_to_save=_head(base),
+        )  # fmt: skip
+        try:
+            with _quiet_peft():
+                model: Any = get_peft_model(base, config)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise IconError(
+                f"selector.lora.targets: {targets!r} ({reason}); name modules of it, or all-linear"
+            ) from error
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # steps at usual rates are too small for bfloat16
+                parameter.data = parameter.data.float()
+        return cls(model.to(device), dtype, device)
+
+    @classmethod
+    def load(cls, base_dir: Path, directory: Path, dtype: str, device: str) -> "Classifier":
+        """What `save` wrote."""
+        from peft import PeftModel
+
+        with _quiet_peft():
+            model: Any = PeftModel.from_pretrained(_base(base_dir, 0, dtype), str(directory))
+        return cls(model.to(device).eval(), dtype, device)
+
+    def save(self, directory: Path, base_name: str) -> None:
+        """Adapter and head as safetensors, with no path of this machine."""
+        self.model.save_pretrained(str(directory), save_embedding_layers=False)
+        (directory / "README.md").unlink(missing_ok=True)
+        path = directory / "adapter_config.json"
+        config = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": base_name}
+        if isinstance(config["target_modules"], list):
+            config["target_modules"].sort()
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+    def train(
+        self, texts: Sequence[Sequence[int]], labels: np.ndarray, others: Sequence[Sequence[int]],
+        other_labels: np.ndarray, settings: ClassifierSettings, seed: int, on_epoch: OnEpoch,
+    ) -> list[float]:  # fmt: skip
+        """Train, and keep the epoch with the highest average precision on the other texts; returns that of each epoch. The best
+        of several, it says more than the model knows: measure that on further texts.
+        """
+        from sklearn.metrics import average_precision_score
+
+        weights = np.where(labels, len(labels) / (2 * labels.sum()), len(labels) / (2 * (~labels).sum()))
+        step = self._stepper(settings, -(-len(texts) // settings.batch_size))
+        precision, best = list[float](), dict[str, Any]()
+        for epoch in range(settings.epochs):
+            self.model.train()
+            with freed_memory_kept(self._device):
+                for batch in _batches(len(texts), settings.batch_size, f"{seed}:{epoch}"):
+                    step([texts[i] for i in batch], labels[batch], weights[batch])
+            precision.append(float(average_precision_score(other_labels, self.predict(others))))
+            on_epoch(epoch + 1, precision[-1])
+            if precision[-1] >= max(precision):
+                best = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+        self.model.load_state_dict(best, strict=False)
+        return precision
+
+    def predict(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """P(label 1) of each text."""
+        import torch
+
+        self.model.eval()
+        found = np.zeros(len(texts))
+        with torch.inference_mode(), freed_memory_kept(self._device):
+            for group in similar_lengths([(0, i, len(text)) for i, text in enumerate(texts)], _TOKENS):
+                indices = [index for _, index in group]
+                logits = self._logits([texts[index] for index in indices]).double()
+                self.passes.read += _work([texts[index] for index in indices])
+                found[indices] = logits.softmax(-1)[:, 1].cpu().numpy()
+        if not np.isfinite(found).all():
+            raise IconError("selector: the classifier diverged; lower selector.lora.learning_rate")
+        return found
+
+    def _stepper(self, settings: ClassifierSettings, steps_per_epoch: int) -> Callable[..., None]:
+        """What takes one optimizer step on a batch, at the rate that is due."""
+        import torch
+        from transformers import get_cosine_schedule_with_warmup
+
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer, total = (
+            torch.optim.AdamW(trained, settings.learning_rate, weight_decay=0.0),
+            settings.epochs * steps_per_epoch,
+        )
+        rate = get_cosine_schedule_with_warmup(optimizer, round(settings.warmup_fraction * total), total)
+        if self._device == "cuda":  # memory is short there, time on a CPU
+            self.model.enable_input_require_grads()
+            self.model.gradient_checkpointing_enable()
+
+        def step(texts: Sequence[Sequence[int]], labels: np.ndarray, weights: np.ndarray) -> None:
+            order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))  # little padding
+            for start in range(0, len(order), settings.micro_batch_size):
+                part = order[start : start + settings.micro_batch_size]
+                wanted = torch.tensor(labels[part], device=self._device).long()
+                loss = torch.nn.functional.cross_entropy(
+                    self._logits([texts[i] for i in part]), wanted, reduction="none"
+                )
+                (loss @ torch.tensor(weights[part], device=self._device).float() / float(weights.sum())).backward()
+                self.passes.learned += _work([texts[i] for i in part])
+            torch.nn.utils.clip_grad_norm_(trained, _LONGEST_STEP)
+            optimizer.step()
+            rate.step()
+            optimizer.zero_grad()
+
+        return step
+
+    def _logits(self, texts: Sequence[Sequence[int]]) -> "torch.Tensor":
+        """Of both labels, in float32. The texts hold no special tokens, so that padding is told from them."""
+        import torch
+
+        width, padding = max(map(len, texts)), self.model.config.pad_token_id
+        ids = torch.tensor([[*text, *[padding] * (width - len(text))] for text in texts], device=self._device)
+        mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=self._device)
+        self.passes.texts += len(texts)
+        self.passes.forwards += 1
+        with self._mixed():
+            return self.model(input_ids=ids, attention_mask=mask).logits.float()
+
+    def _mixed(self) -> AbstractContextManager[Any]:
+        import torch
+
+        return torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bfloat16")
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without the warning that peft asks by a name that transformers gives up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _base(base_dir: Path, seed: int, dtype: str) -> Any:
+    """The base model with a head of two labels, seeded, and a token for padding."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    set_seed(seed % 2**32)  # numpy takes no more
+    with quiet_libraries():
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            base_dir, num_labels=2, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False,
+            use_safetensors=True,
+        )  # fmt: skip
+    tokenizer = load_tokenizer(base_dir)
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    model.config.pad_token_id = next(token for token in known if token is not None)
+    return model
+
+
+def _work(texts: Sequence[Sequence[int]]) -> Work:
+    """Of one forward of each; the head of two labels counts nothing."""
+    return sum((context_work(len(text)) for text in texts), Work())
+
+
+def _head(model: Any) -> list[str]:
+    """The modules that the base model does not have."""
+    return [name for name, _ in model.named_children() if name != model.base_model_prefix]
+
+
+def _batches(n: int, size: int, seed: str) -> Iterator[list[int]]:
+    order = list(range(n))
+    random.Random(seed).shuffle(order)  # noqa: S311  (no secret)
+    for start in range(0, n, size):
+        yield order[start : start + size]

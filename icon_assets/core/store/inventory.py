@@ -1,0 +1,289 @@
+"""What every table must hold, by the ledger and by the commits since its newest entry, and whether it does.
+
+Each entry of the ledger names the contents of whatever was written since the entry before it, and the commit up to which that is so.
+A commit says itself what it wrote: where a process is killed between the commit and the entry, the next entry takes it in.
+Tables that were written before contents were recorded are taken as they are found, once.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from icon_assets.core.errors import StoreDamaged
+from icon_assets.core.files import new_file
+from icon_assets.core.store.contents import (
+    NOTHING,
+    Contents,
+    Group,
+    added,
+    as_json,
+    contents_of_file,
+    folders_of,
+    from_json,
+)
+from icon_assets.core.store.tables import RECORDED_BY, Commit, Snapshot, Store, schemas
+
+Where = Mapping[str, Collection[str]]  # of some columns, the values that are looked at
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the ledger says of a table: its contents, up to this commit of the table with this id."""
+
+    table_id: str
+    version: int
+    groups: Mapping[Group, Contents]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Rows that are not as recorded."""
+
+    table: str
+    group: Group
+    recorded: Contents
+    found: Contents
+
+    @property
+    def where(self) -> dict[str, str]:
+        return dict(zip(RECORDED_BY.get(self.table, ()), self.group, strict=True))
+
+    def __str__(self) -> str:
+        place = " ".join([self.table, *(f"{name}={value}" for name, value in self.where.items())])
+        if self.recorded.rows == self.found.rows:
+            return f"{place}: {self.found.rows:,} rows, whose values were changed"
+        return f"{place}: {self.found.rows:,} rows, {self.recorded.rows:,} recorded"
+
+
+@dataclass
+class _Read:
+    """Entries of the ledger that this process has read already."""
+
+    files: tuple[str, ...] = ()
+    entries: int = 0
+    newest: str = ""
+    tables: dict[str, Known] = field(default_factory=dict)
+
+
+_read: dict[Path, _Read] = {}
+_looked_at: dict[tuple[Any, ...], dict[Group, Contents]] = {}  # by file and state of it: files are never changed
+
+
+def on_record(store: Store) -> Mapping[str, Known]:
+    """What the ledger says of each table it has told of.
+
+    Raises:
+        StoreDamaged: the ledger can't be read.
+    """
+    before, files = _read.get(store.root, _Read()), store.files("ledger")
+    if files and files == before.files:
+        return before.tables
+    query = """
+        SELECT seq, event_id, summary->>'contents' AS contents FROM delta.events
+        WHERE seq >= $from AND (seq = $from OR summary LIKE '%"contents":{%') ORDER BY seq
+    """
+    rows = store.query(query, {"from": before.entries}).rows()
+    if before.entries and (not rows or rows[0][1] != before.newest):  # another ledger than we have read
+        before, rows = _Read(), store.query(query, {"from": 0}).rows()
+    news = [row for row in rows if row[0] > before.entries]
+    if not news:
+        return before.tables
+    tables = dict(before.tables)
+    for _, _, contents in news:
+        tables |= {table: _after(tables.get(table), told) for table, told in json.loads(contents or "{}").items()}
+    _read[store.root] = _Read(files, news[-1][0], news[-1][1], tables)
+    return tables
+
+
+def _after(known: Known | None, told: Mapping[str, Any]) -> Known:
+    groups = {**(known.groups if known else {}), **from_json(told["groups"])}
+    return Known(told["id"], told["version"], groups)
+
+
+def expected(store: Store, table: str, at: Snapshot) -> dict[Group, Contents] | None:
+    """What the table must hold as of this snapshot; None where nobody has recorded it yet. A group that is not named: nothing."""
+    known = on_record(store).get(table)
+    groups, first = dict(known.groups) if known else {}, 0
+    if known and known.table_id == at.table_id:
+        first = known.version + 1
+    for commit in store.commits(table, first, at.version):
+        if commit is None or (commit.written is None and not commit.keeps_rows):
+            if known is None:
+                return None
+            continue  # not ours: it changes nothing of what is recorded
+        _apply(commit, groups, table)
+    return groups
+
+
+def _apply(commit: Commit, groups: dict[Group, Contents], table: str) -> None:
+    if commit.written is None:
+        return
+    if commit.replaced is not None:
+        where = {name: (value,) for name, value in commit.replaced.items()}
+        groups.update({group: NOTHING for group in groups if _is_in(group, table, where)})
+    groups.update(added(groups, commit.written))
+
+
+def _is_in(group: Group, table: str, where: Where) -> bool:
+    columns = RECORDED_BY.get(table, ())
+    return all(value in where[name] for name, value in zip(columns, group, strict=True) if name in where)
+
+
+def news(store: Store, accepted: Collection[str] = ()) -> dict[str, Any]:
+    """For the next entry of the ledger: the contents of what was written since the newest one, by table. A table that nobody has
+    recorded, or that is to be accepted as it is, is looked at.
+    """
+    known = on_record(store)
+    told = {table: _told(store, table, known.get(table), table in accepted) for table in schemas()}
+    return {table: each for table, each in told.items() if each is not None}
+
+
+def _told(store: Store, table: str, known: Known | None, accepted: bool) -> dict[str, Any] | None:
+    before = known.groups if known else {}
+    try:
+        at = store.snapshot(table)
+        if not accepted and ((known.table_id, known.version) == (at.table_id, at.version) if known else at.version < 0):
+            return None
+        groups = None if accepted else expected(store, table, at)
+        if groups is None:
+            groups = {**dict.fromkeys(before, NOTHING), **found(store, table, at)}
+    except StoreDamaged:
+        return None  # nothing can be said of it now
+    changed = {group: each for group, each in groups.items() if before.get(group, NOTHING) != each}
+    return {"id": at.table_id, "version": at.version, "groups": as_json(changed)}
+
+
+def unrecorded(store: Store) -> list[str]:
+    """Tables with rows of which nothing is recorded: another version wrote them."""
+    tables = list[str]()
+    for table in schemas().keys() - on_record(store).keys():
+        try:
+            if expected(store, table, store.snapshot(table)) is None:
+                tables.append(table)
+        except StoreDamaged:
+            continue
+    return sorted(tables)
+
+
+def found(
+    store: Store, table: str, at: Snapshot, where: Where | None = None, trusted: "_Verified | None" = None,
+    *, again: bool = False,
+) -> dict[Group, Contents]:  # fmt: skip
+    """What the files of a table hold, where rows have these values.
+
+    Args:
+        trusted: files that were looked at by an earlier process, which are not read again while size and times are the same.
+        again: read all of them, also what this process has looked at.
+
+    Raises:
+        StoreDamaged: a file is gone, or can't be read.
+    """
+    where = where or {}
+    parts = [
+        _of_file(store, table, Path(file), trusted, again) for file in at.files if _may_hold(store, table, file, where)
+    ]
+    return {group: each for group, each in added(*parts).items() if _is_in(group, table, where)}
+
+
+def _may_hold(store: Store, table: str, file: str, where: Where) -> bool:
+    folders = folders_of(store.within(table, file))
+    return all(folders[name] in values for name, values in where.items() if name in folders)
+
+
+def _of_file(store: Store, table: str, file: Path, trusted: "_Verified | None", again: bool) -> dict[Group, Contents]:
+    import pyarrow as pa
+
+    name = store.within(table, str(file))
+    try:
+        stat = file.stat()
+        state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if trusted is not None and (contents := trusted.get(name, state)) is not None:
+            return contents
+        key = (str(file), *state)
+        if again or key not in _looked_at:
+            _looked_at[key] = contents_of_file(file, RECORDED_BY.get(table, ()), folders_of(name))
+    except FileNotFoundError:
+        raise StoreDamaged(table, name.as_posix(), "is gone") from None
+    except (OSError, pa.ArrowException) as error:
+        raise StoreDamaged(table, name.as_posix(), f"can't be read ({_one_line(error)})") from error
+    if trusted is not None:
+        trusted.put(name, state, _looked_at[key])
+    return _looked_at[key]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160].replace(";", ",") or type(error).__name__
+
+
+class _Verified:
+    """Files of a table that were looked at, kept between processes: `store/verified/<table>.json`."""
+
+    def __init__(self, store: Store, table: str) -> None:
+        self._path, self._new = store.root / "verified" / f"{table}.json", False
+        try:
+            self._files: dict[str, Any] = json.loads(self._path.read_text("utf-8"))
+        except (OSError, ValueError):
+            self._files = {}
+
+    def get(self, name: Path, state: tuple[int, ...]) -> dict[Group, Contents] | None:
+        had = self._files.get(name.as_posix())
+        return from_json(had[1]) if had and tuple(had[0]) == state else None
+
+    def put(self, name: Path, state: tuple[int, ...], contents: Mapping[Group, Contents]) -> None:
+        self._files[name.as_posix()], self._new = [list(state), as_json(contents)], True
+
+    def save(self, live: Collection[str]) -> None:
+        """Keep what is new of these files."""
+        if self._new:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new_file(self._path, json.dumps({name: each for name, each in self._files.items() if name in live}))
+
+
+def differences(
+    store: Store, table: str, where: Where | None = None, *, most_rows: int | None = None, again: bool = False
+) -> list[Difference]:
+    """Where the table does not hold what is recorded of it; nothing where nothing is recorded yet.
+
+    Args:
+        where: only rows with these values.
+        most_rows: of more rows than these, only files are read that changed since they were read last.
+        again: read everything, whatever was read before.
+
+    Raises:
+        StoreDamaged: the table, or the ledger, can't be read.
+    """
+    for _ in range(_ATTEMPTS):
+        at = store.snapshot(table)
+        groups = expected(store, table, at)
+        if groups is None:
+            return []
+        wanted = {group: each for group, each in groups.items() if _is_in(group, table, where or {})}
+        many = most_rows is not None and sum(each.rows for each in wanted.values()) > most_rows
+        trusted = _Verified(store, table) if many else None
+        unlike = list(_compared(table, wanted, found(store, table, at, where, trusted, again=again)))
+        if not unlike and trusted is not None:
+            trusted.save({store.within(table, file).as_posix() for file in at.files})
+        if not unlike or store.snapshot(table) == at:  # else somebody was writing
+            return unlike
+    return []
+
+
+def _compared(table: str, wanted: Mapping[Group, Contents], there: Mapping[Group, Contents]) -> Iterator[Difference]:
+    for group in sorted(wanted.keys() | there.keys()):
+        recorded, contents = wanted.get(group, NOTHING), there.get(group, NOTHING)
+        if recorded != contents:
+            yield Difference(table, group, recorded, contents)
+
+
+def without_contexts(store: Store, score_key: str) -> list[str]:
+    """Origins that have pairs under this key by the record, but no lengths of their samples."""
+    pairs, contexts = (_current(store, table) for table in ("pair_scores", "contexts"))
+    of_key = (group for group, each in pairs.items() if group[0] == score_key and each.rows)
+    return sorted(group[1] for group in of_key if not contexts.get(group, NOTHING).rows)
+
+
+def _current(store: Store, table: str) -> dict[Group, Contents]:
+    return expected(store, table, store.snapshot(table)) or {}
