@@ -19,14 +19,14 @@ from functools import lru_cache
 import dagster as dg
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.inputs.ingest import SourceFile, source_digest
+from icon_assets.core.inputs.source_files import SourceFile, source_digest
 from icon_assets.core.planning.recipes import Recipes, Unready, settings_digest
-from icon_assets.core.selection.choose import ON_DEMAND, needed_assets
+from icon_assets.core.selection.arm import ON_DEMAND, needed_assets
 from icon_assets.core.store.tables import Store
 from icon_assets.jobs import NIGHTLY
 from icon_assets.launched import UNFINISHED
 from icon_assets.runner import TRAINING_GROUPS
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 # Made from files whose versions sensors report; everything else is compared with its recipe alone.
 _OF_REPORTED_FILES = {"raw_pool"}

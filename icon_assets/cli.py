@@ -16,7 +16,8 @@ from rich.console import Console
 from icon_assets.core.errors import IconError, is_out_of_memory
 from icon_assets.core.strict_json import strict_json
 from icon_assets.interrupts import end_like_ctrl_c
-from icon_assets.settings import WORKSPACE_VARIABLE, Settings, Workspace
+from icon_assets.settings import Settings
+from icon_assets.workspace import WORKSPACE_VARIABLE, Workspace
 
 _INTERRUPTED = 130  # as of a shell's command that Ctrl-C ended
 # Control characters, line and paragraph separators, and what turns the direction of writing.
@@ -195,7 +196,7 @@ def _outcome_json(outcome: Any) -> dict[str, Any]:
 
 
 def _print_results(workspace: Workspace) -> None:
-    from icon_assets.assets.evaluation import wide_board
+    from icon_assets.core.evaluation.leaderboard import wide_board
     from icon_assets.core.store.tables import Store
 
     store = Store(workspace.store_dir)
@@ -215,8 +216,9 @@ Where to look next
 
 def _print_differences(store: Any, settings: Settings) -> None:
     """Differences to the first arm that everything must beat, and what is to be said of each arm."""
-    from icon_assets.assets.evaluation import wide_differences
-    from icon_assets.core.evaluation.comparison import AGAINST, differences_of, headline, verdicts
+    from icon_assets.core.evaluation.comparison import AGAINST, differences_of, headline
+    from icon_assets.core.evaluation.leaderboard import wide_differences
+    from icon_assets.core.evaluation.verdicts import verdicts_of
 
     differences = differences_of(store)
     for against in [each for each in AGAINST if each in differences["against"].to_list()][:1]:
@@ -225,7 +227,7 @@ def _print_differences(store: Any, settings: Settings) -> None:
             f"\nDifferences to {against}, {settings.evaluation.confidence:.0%} intervals over items and seeds (verdicts: after Holm over {n} comparisons)"
         )
         _print_frame(wide_differences(differences, against))
-    for arm, sentence in verdicts(differences, settings.selection.reference).items():
+    for arm, sentence in verdicts_of(differences, settings.selection.reference).items():
         print(f"{arm}: {sentence}")
 
 
@@ -249,7 +251,7 @@ def _sql(arguments: argparse.Namespace) -> int:
 
 def _trust(arguments: argparse.Namespace) -> int:
     from icon_assets.core.store.tables import Store
-    from icon_assets.core.trust.figures import summary, warnings
+    from icon_assets.core.trust.warnings import summary, warnings
 
     workspace = _opened()
     figures = Store(workspace.store_dir).query("FROM trust_figures ORDER BY arm, figure, against")
@@ -269,7 +271,8 @@ def _trust(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from icon_assets.core.store.tables import Store, sql_text
+    from icon_assets.core.store.schema import sql_text
+    from icon_assets.core.store.tables import Store
 
     workspace = _opened()
     row = Store(workspace.store_dir).query(sql_text("status.sql")).row(0, named=True)

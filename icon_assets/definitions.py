@@ -15,11 +15,11 @@ from icon_assets.assets.training import training_assets
 from icon_assets.automation import automated, build_automation
 from icon_assets.checks import build_checks, build_freshness_check
 from icon_assets.core.evaluation.pairwise import check_pairwise
-from icon_assets.core.selection.choose import check_arms
+from icon_assets.core.selection.arm import check_arms
 from icon_assets.jobs import build_jobs
 from icon_assets.resources import WorkspaceResource
 from icon_assets.sensors import build_sensors
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 
 def build_defs(workspace: Workspace | None = None) -> dg.Definitions:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DatabaseError
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors, new_directory, new_file
 from icon_assets.history import history_error, load_instance
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 _SHIPPED = ("settings.yaml", "pool", "probes", "eval")
 _READY = ".init.ready"  # what a new workspace will hold, whole

@@ -5,7 +5,7 @@ import dagster as dg
 from icon_assets.assets.lifecycle import guard
 from icon_assets.core.text import unlinked
 from icon_assets.runner import PARENT_TAG, run_stages, scoring_stages, stages_before_training, stages_of
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 NIGHTLY = "nightly"
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import dagster as dg
 import polars as pl
 
-from icon_assets.core.store.tables import column_comments, schemas
+from icon_assets.core.store.schema import column_comments, schemas
 from icon_assets.core.text import markdown, printable, unlinked
 
 Draw = TypeVar("Draw", bound=Callable[..., dg.MarkdownMetadataValue])

@@ -1,17 +1,16 @@
 """Partition definitions, and keeping the shard partitions in step with the pool folder."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
-import polars as pl
 from sqlalchemy.exc import IntegrityError
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.inputs.changes import keys_on_record, on_record
-from icon_assets.core.inputs.ingest import SourceFile, discover
+from icon_assets.core.inputs.changes import on_record
+from icon_assets.core.inputs.shards import retire_shard, source_files
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 SHARDS = dg.DynamicPartitionsDefinition(name="shard")
 
@@ -37,12 +36,6 @@ def pairwise_partitions(workspace: Workspace) -> dg.MultiPartitionsDefinition:
     return dg.MultiPartitionsDefinition(
         {"arm": dg.StaticPartitionsDefinition(arms), "seed": dg.StaticPartitionsDefinition(seeds)}
     )
-
-
-def source_files(workspace: Workspace) -> list[SourceFile]:
-    """The pool's source files as they are on disk now."""
-    folder = workspace.input_path(workspace.settings.pool.path)
-    return discover(folder, on_record=keys_on_record(Store(workspace.store_dir)))
 
 
 def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store) -> list[str]:
@@ -80,15 +73,7 @@ def named_shards(workspace: Workspace, names: Sequence[str], shards: Sequence[st
     return [shard for shard in shards if shard in wanted or not names]
 
 
-def revive_shard(store: Store, shard: str, mtime_ns: int) -> None:
-    """Put a file of the same content on record as it lies there now: touched, or back after it was deleted."""
-    rows = store.query("FROM delta.shards WHERE shard = $shard", {"shard": shard})
-    back = rows.with_columns(mtime_ns=pl.lit(mtime_ns, pl.Int64), removed_at=pl.lit(None, rows.schema["removed_at"]))
-    store.replace("shards", back, shard=shard)
-
-
-def retire_shard(store: Store, shard: str) -> None:
-    """Take a shard out of the current views. Its rows stay for audits, and so does everything that was made from it."""
-    rows = store.query("FROM delta.shards WHERE shard = $shard AND removed_at IS NULL", {"shard": shard})
-    if rows.height:
-        store.replace("shards", rows.with_columns(removed_at=datetime.now(UTC)), shard=shard)
+def arm_and_seed(context: dg.AssetExecutionContext) -> tuple[str, int]:
+    """The two dimensions of a training run's partition."""
+    key: Any = context.partition_key
+    return key.keys_by_dimension["arm"], int(key.keys_by_dimension["seed"])

@@ -10,8 +10,8 @@ import polars as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from icon_assets.core.passes import progress
 from icon_assets.core.planning.plan import Plan, Price
-from icon_assets.core.scoring import scorer
 from icon_assets.resources import LogProgress
 from icon_assets.runner import Outcome
 
@@ -76,7 +76,7 @@ class RunDisplay:
                 )
         self._kept.clear()
 
-    def _scored(self, progress: scorer.Progress) -> None:
+    def _scored(self, progress: progress.Progress) -> None:
         seconds = max(progress.seconds, 1e-9)
         figures = f"{progress.done / seconds:,.0f} {progress.unit}/s  {progress.tokens / seconds:,.0f} tokens/s"
         self._live.update(self._task, total=progress.total, completed=progress.done, figures=figures)

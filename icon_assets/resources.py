@@ -10,27 +10,23 @@ from icon_assets.core.engine.engine import ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.features.reader import Reader
 from icon_assets.core.inputs.changes import compare, on_record
+from icon_assets.core.inputs.shards import source_files
 from icon_assets.core.model.flops import device_name, model_shape
-from icon_assets.core.model.loading import (
-    LanguageModel,
-    ModelRecord,
-    choose_device,
-    files_unchanged,
-    load,
-    load_tokenizer,
-    read_record,
-)
+from icon_assets.core.model.loading import LanguageModel, choose_device, load, load_tokenizer
+from icon_assets.core.model.prepare import ModelRecord, files_unchanged, read_record
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.passes.progress import Progress
 from icon_assets.core.planning.estimate import Pricer
-from icon_assets.core.planning.plan import Plan, make_plan, shard_states
+from icon_assets.core.planning.freshness import shard_states
+from icon_assets.core.planning.plan import Plan, make_plan
 from icon_assets.core.planning.preview import preview
 from icon_assets.core.planning.recipes import Recipes
-from icon_assets.core.scoring.scorer import Progress, Scorer
-from icon_assets.core.selection.choose import needed_assets
+from icon_assets.core.scoring.scorer import Scorer
+from icon_assets.core.selection.arm import needed_assets
 from icon_assets.core.store.tables import Store
-from icon_assets.partitions import source_files
-from icon_assets.settings import Settings, Workspace
+from icon_assets.settings import Settings
+from icon_assets.workspace import Workspace
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,6 @@
 A partition that fails does not stop its neighbours; what needs all of them says what is missing.
 """
 
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,18 +17,17 @@ from filelock import FileLock
 from icon_assets.assets.lifecycle import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import DiskRefused, IconError, StoreDamaged
-from icon_assets.core.selection.choose import ON_DEMAND, needed_assets
+from icon_assets.core.selection.arm import ON_DEMAND, needed_assets
 from icon_assets.core.store.ledger import Event, take_in
 from icon_assets.core.store.restoration import forget_missing
 from icon_assets.core.text import linked, plain, printable
+from icon_assets.dead_runs import PROCESS_TAG, process_name, release_dead_runs
 from icon_assets.interrupts import heard_interrupts
-from icon_assets.launched import UNFINISHED, is_orphan
 from icon_assets.partitions import SHARDS, named_shards, sync_shards
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 PARENT_TAG = "icon/parent_run"
-PROCESS_TAG = "icon/process"
 TRAINING_GROUPS = frozenset({"training", "evaluation"})
 
 
@@ -130,7 +128,7 @@ def run_stages(
                         partition_key=partition or None,
                         instance=instance,
                         raise_on_error=False,
-                        tags={PROCESS_TAG: _process_name(process.pid, process.create_time()), **(tags or {})},
+                        tags={PROCESS_TAG: process_name(process.pid, process.create_time()), **(tags or {})},
                         run_config={"loggers": {"console": {"config": {"log_level": console}}}},
                     )
                 stop_if_interrupted()
@@ -169,32 +167,6 @@ def _turn(instance: dg.DagsterInstance, pool: str | None) -> Iterator[None]:
 def _is_full(instance: dg.DagsterInstance, pool: str) -> bool:
     slots = instance.event_log_storage.get_concurrency_info(pool)
     return slots.limit is not None and slots.active_slot_count >= slots.limit
-
-
-def release_dead_runs(instance: dg.DagsterInstance) -> None:
-    """End runs whose process on this machine is gone, and give back the pool slots they held.
-
-    A killed process can't do that itself, and without it every later run would wait for its slot for ever. While its code
-    server lives, a run that was launched there is watched by it.
-    """
-    here, alive = f"{socket.gethostname()}:", _living_processes()
-    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        owner = run.tags.get(PROCESS_TAG, "")
-        if (owner.startswith(here) and owner not in alive) or is_orphan(run):
-            # Slots first: a kill between the two steps must leave the run to be found again.
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            instance.report_run_failed(run, "Its process is gone; finished work is kept.")
-
-
-def _living_processes() -> set[str]:
-    """A zombie is dead: nobody has asked for its exit code yet, which in a container may stay so for ever."""
-    processes = psutil.process_iter(["create_time", "status"])
-    return {_process_name(p.pid, p.info["create_time"]) for p in processes if p.info["status"] != psutil.STATUS_ZOMBIE}
-
-
-def _process_name(pid: int, created: float) -> str:
-    """Names a process for good: its id alone is given again to another one later."""
-    return f"{socket.gethostname()}:{pid}:{created:.2f}"
 
 
 def _partitions(asset: dg.AssetsDefinition, shards: Sequence[str]) -> Sequence[str]:

@@ -14,11 +14,12 @@ from icon_assets.checks import FRESHNESS, freshness
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.inputs.changes import Found, Known, compare, on_record
-from icon_assets.core.planning.recipes import probe_inputs
+from icon_assets.core.inputs.evaluation_files import probe_inputs
+from icon_assets.core.inputs.shards import retire_shard, source_files
 from icon_assets.core.store.tables import Store
-from icon_assets.partitions import SHARDS, retire_shard, source_files
+from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 VERSION_TAG = "dagster/data_version"
 # Versions are reported as materializations: conditions do not see observations of assets that Dagster can't observe itself.

@@ -9,8 +9,9 @@ from icon_assets.core.encoding.prompts import render_for_scoring
 from icon_assets.core.encoding.tokens import Encoded, encode_context, encode_probe
 from icon_assets.core.engine.attention import Kernel, can_fuse
 from icon_assets.core.engine.engine import ScoringEngine
-from icon_assets.core.inputs.ingest import discover, ingest
+from icon_assets.core.inputs.ingest import ingest
 from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.inputs.source_files import discover
 from icon_assets.core.model.loading import LanguageModel, load_tokenizer
 from icon_assets.core.model.native import compiler
 

@@ -14,10 +14,11 @@ import pytest
 import yaml
 from hypothesis import settings as hypothesis_settings
 
-from icon_assets.core.features.similarity import Embeddings
-from icon_assets.core.inputs.ingest import Ingested, SourceFile, shard_row
+from icon_assets.core.features.embeddings import Embeddings
+from icon_assets.core.inputs.ingest import Ingested, shard_row
+from icon_assets.core.inputs.source_files import SourceFile
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.browser import browser as browser
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")

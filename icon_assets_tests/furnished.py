@@ -14,10 +14,13 @@ import polars as pl
 import yaml
 
 from icon_assets.core.digests import digest
-from icon_assets.core.inputs.ingest import SourceFile, discover, ingest, sample_frame, shard_key, shard_row
-from icon_assets.core.selection.choose import draws
-from icon_assets.core.store.tables import Store, schemas
-from icon_assets.settings import Section, Settings, Workspace
+from icon_assets.core.inputs.ingest import ingest, sample_frame, shard_row
+from icon_assets.core.inputs.source_files import SourceFile, discover, shard_key
+from icon_assets.core.selection.arm import draws
+from icon_assets.core.store.schema import schemas
+from icon_assets.core.store.tables import Store
+from icon_assets.settings import Section, Settings
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import CHOICES, HELD_OUT, POOL_A, POOL_B, PROBES, alpaca, write_jsonl
 
 ARMS = (

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, TRAINING, alpaca, lay_out, write_jsonl
 
 HOST = "evil.example"

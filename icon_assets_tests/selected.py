@@ -10,13 +10,16 @@ import polars as pl
 import yaml
 
 from icon_assets.core.digests import canonical_json, digest
-from icon_assets.core.inputs.ingest import discover, ingest, quarantine_frame, sample_frame, shard_row
+from icon_assets.core.inputs.ingest import ingest, quarantine_frame, sample_frame, shard_row
+from icon_assets.core.inputs.source_files import discover
 from icon_assets.core.selection.candidates import Candidates
 from icon_assets.core.selection.choose import select
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Input, Recipe
-from icon_assets.core.store.tables import Store, sql_text
-from icon_assets.settings import SelectionSettings, Workspace
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
+from icon_assets.settings import SelectionSettings
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import write_jsonl
 
 KEY = {"model_digest": "m" * 32, "template": "alpaca", "separator": "\n\n\n", "max_context_tokens": 128}

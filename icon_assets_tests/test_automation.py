@@ -15,7 +15,7 @@ from icon_assets.jobs import NIGHTLY
 from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource
 from icon_assets.sensors import VERSION_TAG
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, PROBES, alpaca, change, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]

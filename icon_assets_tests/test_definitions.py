@@ -12,7 +12,7 @@ from syrupy.assertion import SnapshotAssertion
 from icon_assets.core.errors import IconError
 from icon_assets.definitions import build_defs
 from icon_assets.metadata import column_schema
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 MakeWorkspace = Callable[..., Workspace]
 

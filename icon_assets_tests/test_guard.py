@@ -14,9 +14,10 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from icon_assets.core.errors import IconError
-from icon_assets.settings import UiSettings, Workspace
+from icon_assets.settings import UiSettings
 from icon_assets.ui.guard import Guard, Policy, access_token, host_names
 from icon_assets.ui.webserver import graphiql_scripts
+from icon_assets.workspace import Workspace
 
 OWN = "127.0.0.1:3000"
 TOKEN = "t0ken-of-this-test"

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from icon_assets.core.errors import IconError
 from icon_assets.history import history_error, load_instance
 from icon_assets.home import dagster_home
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.e2e.processes import SERVER
 
 Change = Callable[[Path], object]

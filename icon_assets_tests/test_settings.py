@@ -9,7 +9,8 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from icon_assets.core.errors import IconError
-from icon_assets.settings import Settings, TrainingSettings, Workspace
+from icon_assets.settings import Settings, TrainingSettings
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import change
 from icon_assets_tests.furnished import sections_in
 

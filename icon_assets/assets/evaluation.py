@@ -8,13 +8,17 @@ import polars as pl
 
 from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged, unchanged_and_newest
 from icon_assets.assets.model import base_model
-from icon_assets.assets.training import arm_and_seed, encode_samples
 from icon_assets.core.digests import digest, file_digest, frame_digest
 from icon_assets.core.evaluation import comparison
-from icon_assets.core.evaluation.harness import choice_metrics, read_choice_items
+from icon_assets.core.evaluation.harness import choice_metrics
 from icon_assets.core.evaluation.held_out import HeldOutSample, held_out_metrics
+from icon_assets.core.evaluation.leaderboard import COSTS, wide_board, wide_differences
 from icon_assets.core.evaluation.metric import Metric
-from icon_assets.core.inputs.ingest import SourceFile, ingest, sample_frame
+from icon_assets.core.evaluation.verdicts import verdicts_of
+from icon_assets.core.inputs.choice_items import read_choice_items
+from icon_assets.core.inputs.ingest import ingest, sample_frame
+from icon_assets.core.inputs.source_files import SourceFile
+from icon_assets.core.model.fine_tuned import load_fine_tuned
 from icon_assets.core.model.loading import load
 from icon_assets.core.model.memory import freed_memory_kept
 from icon_assets.core.planning.recipes import CODE_VERSIONS
@@ -25,11 +29,11 @@ from icon_assets.core.quality.training import files_are_as_recorded
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Event, Recipe
 from icon_assets.core.store.tables import Store
-from icon_assets.core.training.fine_tune import load_fine_tuned
+from icon_assets.core.training.encode import encode_samples
 from icon_assets.metadata import OWNERS, bars, column_schema, intervals, markdown_table, named_list
-from icon_assets.partitions import run_partitions
+from icon_assets.partitions import arm_and_seed, run_partitions
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 _RESULT_COLUMNS = {
     "checkpoint_id": pl.String, "arm": pl.String, "seed": pl.Int64, "task": pl.String, "metric": pl.String, "value": pl.Float64,
@@ -50,7 +54,7 @@ def base_eval(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     record, dtype = icon.base_model()
     loaded = load(record.directory, dtype, icon.device())
     metrics = _evaluate(context, icon, loaded.model, loaded.tokenizer)
-    return _report(context, store, recipe, metrics, f"base-{record.digest}", comparison.BASE, 0)
+    return _store_results(context, store, recipe, metrics, f"base-{record.digest}", comparison.BASE, 0)
 
 
 def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> list[dg.AssetsDefinition]:
@@ -74,7 +78,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         directory = icon.workspace.root / str(upstream.summary["path"])
         model, tokenizer = load_fine_tuned(record.directory, directory, dtype, icon.device())
         metrics = _evaluate(context, icon, model, tokenizer)
-        return _report(context, store, recipe, metrics, str(upstream.summary["checkpoint_id"]), arm, seed)
+        return _store_results(context, store, recipe, metrics, str(upstream.summary["checkpoint_id"]), arm, seed)
 
     @dg.asset(
         deps=[eval_results, base_eval], group_name="evaluation", kinds={"duckdb", "polars"}, owners=OWNERS,
@@ -96,7 +100,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         store.replace("leaderboard_differences", differences)
         board, verdicts = (
             store.query("FROM leaderboard ORDER BY task, metric, arm"),
-            comparison.verdicts(differences, icon.settings.selection.reference),
+            verdicts_of(differences, icon.settings.selection.reference),
         )
         summary = {
             "arms": board["arm"].n_unique(), "metrics": board.select("task", "metric").n_unique(),
@@ -157,42 +161,6 @@ def difference_metadata(differences: pl.DataFrame, confidence: float) -> dict[st
     return pictures
 
 
-def wide_board(board: pl.DataFrame) -> pl.DataFrame:
-    """One row per arm: `mean ± spread` of the metrics that the headline is made of, then samples, training and scoring cost (in 10^12 operations)."""
-    mean, spread = (pl.col(name).round_sig_figs(4).cast(pl.String) for name in ("mean", "sd_over_seeds"))
-    cell = pl.when(pl.col("sd_over_seeds").is_null()).then(mean).otherwise(pl.format("{} ± {}", mean, spread))
-    table = (
-        comparison.main_rows(board)
-        .with_columns(name=pl.format("{} {}", "task", "metric"), cell=cell)
-        .pivot("name", index=["arm", "n_seeds", *_SHOWN_COSTS], values="cell", sort_columns=True)
-    )
-    counts = [column for column in _SHOWN_COSTS if not column.endswith("_flops")]
-    teraflop = [
-        (pl.col(column) / 1e12).round_sig_figs(4).alias(column.replace("_flops", "_tflop"))
-        for column in _SHOWN_COSTS if column.endswith("_flops")
-    ]  # fmt: skip
-    return table.select("arm", "n_seeds", pl.exclude("arm", "n_seeds", *_SHOWN_COSTS), *counts, *teraflop).sort("arm")
-
-
-def wide_differences(differences: pl.DataFrame, against: str) -> pl.DataFrame:
-    """One row per arm: each headline metric's difference to `against` with its interval, and the verdict where there is one."""
-    told = pl.when(pl.col("verdict") == comparison.OPEN).then(pl.lit("")).otherwise(pl.format(" ({})", "verdict"))
-    rows = comparison.headline(differences).filter(pl.col("against") == against)
-    cells = pl.Series([comparison.interval(row) for row in rows.to_dicts()], dtype=pl.String)
-    return (
-        rows.with_columns(name=pl.format("{} {}", "task", "metric"), cell=cells + rows.select(told).to_series())
-        .pivot("name", index="arm", values="cell", sort_columns=True)
-        .sort("arm")
-    )
-
-
-COSTS = (
-    "n_samples", "training_tokens", "training_steps", "training_seconds", "scoring_tokens", "scoring_seconds", "scoring_flops", "training_flops",
-    "total_flops",
-)  # fmt: skip
-_SHOWN_COSTS = ("n_samples", "training_tokens", "scoring_flops", "training_flops", "total_flops")
-
-
 def _counted(context: dg.AssetExecutionContext, store: Store, recipe: Recipe, event: Event) -> dg.MaterializeResult:
     """Results that are kept."""
     counting = "SELECT count(*) > 0 FROM current_results WHERE checkpoint_id = $id"
@@ -231,7 +199,7 @@ def _held_out(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: 
     ]
 
 
-def _report(
+def _store_results(
     context: dg.AssetExecutionContext, store: Store, recipe: Recipe, metrics: Sequence[Metric], checkpoint_id: str,
     arm: str, seed: int,
 ) -> dg.MaterializeResult:  # fmt: skip

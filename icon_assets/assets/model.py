@@ -5,7 +5,8 @@ import polars as pl
 
 from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.core.digests import digest
-from icon_assets.core.model.loading import choose_device, choose_dtype, prepare
+from icon_assets.core.model.loading import choose_device, choose_dtype
+from icon_assets.core.model.prepare import prepare
 from icon_assets.core.planning.recipes import CODE_VERSIONS, Recipes, asked_of_hardware
 from icon_assets.metadata import OWNERS, column_schema
 from icon_assets.resources import WorkspaceResource

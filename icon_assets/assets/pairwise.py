@@ -7,7 +7,6 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
-from icon_assets.assets.training import arm_and_seed
 from icon_assets.core.digests import frame_digest
 from icon_assets.core.evaluation.answers import greedy_answers
 from icon_assets.core.evaluation.judge import Judge
@@ -22,15 +21,15 @@ from icon_assets.core.evaluation.pairwise import (
     wilson,
 )
 from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.model.fine_tuned import load_fine_tuned
 from icon_assets.core.planning.recipes import CODE_VERSIONS, pairwise_settings
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import files_are_as_recorded
 from icon_assets.core.store.tables import Store
-from icon_assets.core.training.fine_tune import load_fine_tuned
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
-from icon_assets.partitions import pairwise_partitions, run_partitions
+from icon_assets.partitions import arm_and_seed, pairwise_partitions, run_partitions
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 
 def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> list[dg.AssetsDefinition]:

@@ -5,11 +5,13 @@ import dagster as dg
 from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.core.errors import IconError
 from icon_assets.core.inputs.changes import Found, compare, on_record, wait_until_settled
-from icon_assets.core.inputs.ingest import Ingested, SourceFile, ingest, quarantine_frame, sample_frame, shard_row
+from icon_assets.core.inputs.ingest import Ingested, ingest, quarantine_frame, sample_frame, shard_row
+from icon_assets.core.inputs.shards import revive_shard, source_files
+from icon_assets.core.inputs.source_files import SourceFile
 from icon_assets.core.planning.recipes import CODE_VERSIONS, raw_pool_recipe
 from icon_assets.core.store.tables import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
-from icon_assets.partitions import SHARDS, revive_shard, source_files
+from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource
 
 _LOGGED = 20  # quarantined rows

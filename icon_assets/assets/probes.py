@@ -10,14 +10,17 @@ from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.assets.pool import raw_pool
 from icon_assets.core.digests import lines_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.inputs.ingest import Quarantined, discover, ingest
+from icon_assets.core.inputs.ingest import Quarantined, ingest
+from icon_assets.core.inputs.source_files import discover
 from icon_assets.core.planning.recipes import CODE_VERSIONS
-from icon_assets.core.probes.draw import Candidate, Verdict, overlaps, select_probes
+from icon_assets.core.probes.draw import Verdict, select_probes
 from icon_assets.core.probes.leakage import evaluation_references, pool_references
-from icon_assets.core.store.tables import Store, schemas
+from icon_assets.core.probes.overlap import Candidate, overlaps
+from icon_assets.core.store.schema import schemas
+from icon_assets.core.store.tables import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 probe_files = dg.AssetSpec(
     "probe_files", group_name="probes", kinds={"file"}, owners=OWNERS,

@@ -10,10 +10,11 @@ from icon_assets.assets.probes import probe_set
 from icon_assets.core.digests import canonical_json, frame_digest
 from icon_assets.core.passes.costs import Spent
 from icon_assets.core.passes.key import ScoreKey
-from icon_assets.core.planning.plan import because
+from icon_assets.core.planning.freshness import because
 from icon_assets.core.planning.recipes import CODE_VERSIONS
 from icon_assets.core.quality import refuse
-from icon_assets.core.quality.scores import drift, no_sample_is_a_probe
+from icon_assets.core.quality.scores import no_sample_is_a_probe
+from icon_assets.core.scoring.drift import drift
 from icon_assets.core.store import ledger
 from icon_assets.core.store.tables import Store
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table

@@ -10,28 +10,23 @@ from icon_assets.assets.features import probe_features, sample_features
 from icon_assets.assets.lifecycle import finish, kept, mendable, refuse_changed, unchanged, unchanged_and_newest
 from icon_assets.assets.scoring import sample_scores
 from icon_assets.assets.selector import predicted_scores
-from icon_assets.assets.training import encode_samples
 from icon_assets.core.digests import digest, frame_digest
-from icon_assets.core.model.loading import ModelRecord
+from icon_assets.core.model.prepare import ModelRecord
 from icon_assets.core.passes.costs import total_cost
 from icon_assets.core.planning.recipes import CODE_VERSIONS
+from icon_assets.core.selection.arm import controls_needed, draws, tables_of_arms, work_owed
 from icon_assets.core.selection.candidates import TOKENS, Candidates, read_candidates
-from icon_assets.core.selection.choose import (
-    Subset,
-    controls_needed,
-    draws,
-    select,
-    tables_of_arms,
-    token_budget,
-    work_owed,
-)
+from icon_assets.core.selection.choose import Subset, select, token_budget
 from icon_assets.core.store import ledger
 from icon_assets.core.store.tables import Store
-from icon_assets.core.trust.figures import Selected, trust_figures, warnings
+from icon_assets.core.training.encode import encode_samples
+from icon_assets.core.trust.figures import Choice, trust_figures
+from icon_assets.core.trust.warnings import warnings
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_list, markdown_table
 from icon_assets.partitions import arm_partitions
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import Settings, TrainingSettings, Workspace
+from icon_assets.settings import Settings, TrainingSettings
+from icon_assets.workspace import Workspace
 
 
 def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
@@ -73,7 +68,7 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
         chosen = {
             name: _chosen(store, name, subsets[name].digest) for name in subsets if name in settings.selection.arms
         }
-        selected = Selected(arm, chosen.pop(arm), {name: set(ids) for name, ids in chosen.items()})
+        selected = Choice(arm, chosen.pop(arm), {name: set(ids) for name, ids in chosen.items()})
         figures = trust_figures(store, icon.score_key(), settings, _candidates(icon, arm), selected)
         store.replace("trust_figures", figures.with_columns(subset_id=pl.lit(subset.digest)), arm=arm)
         said = warnings(figures, settings.selection.length_warning)

@@ -20,15 +20,12 @@ from icon_assets.core.quality import refuse
 from icon_assets.core.selector.learning import (
     SELECTOR,
     Trained,
-    crowding,
-    predict_by_classifier,
-    predict_by_features,
-    report,
     scored_samples,
-    train_classifier,
-    train_light,
-    write_card,
-)  # fmt: skip
+    write_card,  # fmt: skip
+)
+from icon_assets.core.selector.light import predict_by_features, train_light
+from icon_assets.core.selector.lora import predict_by_classifier, train_classifier
+from icon_assets.core.selector.skill import crowding, skill
 from icon_assets.core.store.ledger import Recipe
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table, scatter
 from icon_assets.partitions import SHARDS
@@ -66,7 +63,7 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
             "settings": dict(recipe.settings), **trained.figures,
         })  # fmt: skip
         product = directory_digest(partial)
-    metrics = report(scored, trained.held_out, settings.selector)
+    metrics = skill(scored, trained.held_out, settings.selector)
     if trained.in_sample is not None:
         metrics = pl.concat([metrics, crowding(trained.in_sample, trained.held_out, settings.selector)])
     made = _Made(recipe, control, target.relative_to(workspace.root).as_posix(), product, trained, metrics)

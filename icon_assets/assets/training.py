@@ -1,10 +1,7 @@
 """Group `training`: one fine-tuned checkpoint per arm and seed."""
 
-import json
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -12,39 +9,20 @@ import polars as pl
 from icon_assets.assets.lifecycle import finish, mendable, refuse_changed, unchanged
 from icon_assets.assets.model import base_model
 from icon_assets.core.digests import canonical_json, directory_digest
-from icon_assets.core.encoding.prompts import render_for_training
-from icon_assets.core.encoding.tokens import Encoded, encode_training
 from icon_assets.core.files import new_directory, sole_writer
-from icon_assets.core.model.loading import ModelRecord, load_tokenizer
-from icon_assets.core.passes.encoder import sample_of
 from icon_assets.core.planning.recipes import CODE_VERSIONS
 from icon_assets.core.quality import refuse
-from icon_assets.core.selection.choose import drawn_for
+from icon_assets.core.selection.arm import drawn_for
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Event, Recipe
 from icon_assets.core.store.tables import Store
+from icon_assets.core.training.checkpoint import MANIFEST, manifest_of, remove_abandoned, write_card
+from icon_assets.core.training.encode import encode_samples
 from icon_assets.core.training.fine_tune import TrainingResult, fine_tune
 from icon_assets.metadata import OWNERS, column_schema, curve
-from icon_assets.partitions import run_partitions
+from icon_assets.partitions import arm_and_seed, run_partitions
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import TrainingSettings, Workspace
-
-MANIFEST = "manifest.jsonl"
-
-
-def arm_and_seed(context: dg.AssetExecutionContext) -> tuple[str, int]:
-    """The two dimensions of a training run's partition."""
-    key: Any = context.partition_key
-    return key.keys_by_dimension["arm"], int(key.keys_by_dimension["seed"])
-
-
-def encode_samples(record: ModelRecord, rows: pl.DataFrame, settings: TrainingSettings) -> list[Encoded]:
-    """Table rows as token ids under the fine-tuning template, in the rows' order, none longer than the model's positions."""
-    tokenizer, limit = load_tokenizer(record.directory), min(settings.max_tokens, record.max_positions)
-    return [
-        encode_training(tokenizer, render_for_training(sample_of(row), settings.template, tokenizer), limit)
-        for row in rows.iter_rows(named=True)
-    ]
+from icon_assets.workspace import Workspace
 
 
 def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) -> list[dg.AssetsDefinition]:
@@ -121,7 +99,7 @@ def _train(
     checkpoint_id = recipe.fingerprint
     name = f"{arm}-seed{seed}-{checkpoint_id[:8]}"
     target, work = workspace.checkpoints_dir / name, workspace.checkpoints_dir / f".{name}.work"
-    manifest = _manifest(store, subset)
+    manifest = manifest_of(store, subset)
     # One row per sample to train on; the manifest names every source line that holds it.
     chosen = manifest.unique("sample_id", keep="first", maintain_order=True)
     encoded = encode_samples(record, chosen, settings)
@@ -131,44 +109,17 @@ def _train(
             context.log.info(f"{arm} seed {seed}: step {step} of {total}, loss {loss:.3f}")
 
     with sole_writer(target), new_directory(target) as partial:
-        _remove_abandoned(target, f"{arm}-seed{seed}")
+        remove_abandoned(target, f"{arm}-seed{seed}")
         result = fine_tune(
             record.directory, encoded, settings, seed,
             out_dir=partial, work_dir=work, dtype=dtype, device=icon.device(), on_step=on_step,
         )  # fmt: skip
         manifest.select("sample_id", "file", "row", "rank", "score").write_ndjson(partial / MANIFEST)
-        _write_card(partial, recipe, record.name, record.revision, record.digest, checkpoint_id)
+        write_card(partial, recipe, record.name, record.revision, record.digest, checkpoint_id)
         product = directory_digest(partial)
     shutil.rmtree(work, ignore_errors=True)
     path = target.relative_to(workspace.root).as_posix()
     return _Run(checkpoint_id, arm, seed, subset.digest, record.digest, path, product, result, manifest)
-
-
-def _remove_abandoned(target: Path, run: str) -> None:
-    """States of trainings that were killed and, their settings or samples being others now, will never go on."""
-    for left in target.parent.glob(f".{run}-*"):
-        if left.is_dir() and not left.name.startswith(f".{target.name}."):
-            shutil.rmtree(left)
-
-
-def _manifest(store: Store, subset: Event) -> pl.DataFrame:
-    return store.query(
-        """
-        SELECT s.*, c."rank", c.score FROM selections c JOIN samples s USING (sample_id)
-        WHERE c.arm = $arm AND c.subset_id = $subset_id ORDER BY c."rank", s.file, s."row"
-        """,
-        {"arm": subset.partition, "subset_id": subset.digest},
-    )
-
-
-def _write_card(partial: Path, recipe: Recipe, name: str, revision: str, model_digest: str, checkpoint_id: str) -> None:
-    """What the checkpoint is, for whoever finds the directory without the store."""
-    card = {
-        "checkpoint_id": checkpoint_id, "base_model": {"name": name, "revision": revision, "digest": model_digest},
-        "partition": recipe.partition, "seed": recipe.seed, "settings": dict(recipe.settings),
-        "inputs": [vars(i) for i in recipe.inputs], "manifest": MANIFEST,
-    }  # fmt: skip
-    (partial / "icon_checkpoint.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _count(store: Store, checkpoint_id: str) -> None:

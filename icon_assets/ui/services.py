@@ -25,11 +25,11 @@ from dagster._grpc.client import DagsterGrpcClient
 from dagster._serdes import serialize_value
 
 from icon_assets.core.errors import IconError
+from icon_assets.dead_runs import release_dead_runs
 from icon_assets.home import open_instance
 from icon_assets.launched import cancel, new_socket, record_end, runs_at, title
-from icon_assets.runner import release_dead_runs
-from icon_assets.settings import WORKSPACE_VARIABLE, Workspace
 from icon_assets.ui.guard import access_token, is_loopback
+from icon_assets.workspace import WORKSPACE_VARIABLE, Workspace
 
 LOCATION = "icon_assets.definitions"
 _TOKEN_VARIABLE = "ICON_UI__TOKEN"  # noqa: S105  (its name)

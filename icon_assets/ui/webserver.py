@@ -16,8 +16,8 @@ from dagster_webserver.app import create_app_from_workspace_process_context
 from dagster_webserver.templates.graphiql import TEMPLATE
 from dagster_webserver.version import __version__
 
-from icon_assets.settings import Workspace
 from icon_assets.ui.guard import GRAPHQL, Guard, Policy, access_token, host_names
+from icon_assets.workspace import Workspace
 
 _POLL_MILLISECONDS = 2000
 # As `dagster-webserver` has them: milliseconds, seconds, connections.

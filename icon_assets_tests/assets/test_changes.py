@@ -9,12 +9,12 @@ import dagster as dg
 import pytest
 
 from icon_assets.core.digests import digest
-from icon_assets.core.inputs.ingest import NO_KEYS, shard_key
+from icon_assets.core.inputs.source_files import NO_KEYS, shard_key
 from icon_assets.definitions import build_assets
 from icon_assets.progress import plan_lines
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, SCORING_STAGES, alpaca, write_jsonl
 from icon_assets_tests.core.inputs.test_ingest import TWINS
 
@@ -185,7 +185,7 @@ def test_a_pool_ingested_under_former_keys_keeps_them_and_takes_a_file_named_to_
     with dg.DagsterInstance.ephemeral() as instance:
         with monkeypatch.context() as earlier:
             shortened = lambda file, on_record=NO_KEYS: shard_key(file)[: 8 - len(digest(file))]  # noqa: E731
-            earlier.setattr("icon_assets.core.inputs.ingest.shard_key", shortened)
+            earlier.setattr("icon_assets.core.inputs.source_files.shard_key", shortened)
             team = Team(workspace, instance)
         former = set(instance.get_dynamic_partitions("shard"))
         assert {len(shard.split("-")[-1]) for shard in former} == {8}

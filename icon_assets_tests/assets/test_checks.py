@@ -16,7 +16,7 @@ from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import Outcome, run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, alpaca, write_jsonl
 
 A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"

@@ -19,7 +19,7 @@ from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets, build_defs
 from icon_assets.partitions import SHARDS
 from icon_assets.runner import Outcome, run_stages, scoring_stages, stages_before_training, stages_of
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, SCORING_STAGES, STAGES, TRAINING, alpaca, change, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]

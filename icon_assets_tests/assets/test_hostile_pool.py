@@ -7,14 +7,14 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from icon_assets.assets.training import encode_samples
-from icon_assets.core.inputs.ingest import shard_key
-from icon_assets.core.model.loading import prepare
+from icon_assets.core.inputs.source_files import shard_key
+from icon_assets.core.model.prepare import prepare
 from icon_assets.core.store.tables import Store
 from icon_assets.core.text import printable
+from icon_assets.core.training.encode import encode_samples
 from icon_assets.definitions import build_assets
 from icon_assets.runner import Outcome, run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, STAGES, alpaca, write_jsonl
 from icon_assets_tests.hostile import SPECIAL_TOKENS, lay_out, small_corpus
 

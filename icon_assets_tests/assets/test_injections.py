@@ -22,7 +22,7 @@ from icon_assets.core.quality import rules_of
 from icon_assets.definitions import build_assets, build_defs
 from icon_assets.home import open_instance
 from icon_assets.runner import Outcome, run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests import judges
 from icon_assets_tests.browser import chromium, chromium_path
 from icon_assets_tests.conftest import STAGES, change

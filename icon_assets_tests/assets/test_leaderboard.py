@@ -8,14 +8,15 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from icon_assets.assets.evaluation import difference_metadata, wide_board, wide_differences
+from icon_assets.assets.evaluation import difference_metadata
 from icon_assets.core.evaluation.comparison import Difference, as_frame
+from icon_assets.core.evaluation.leaderboard import wide_board, wide_differences
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Input, Recipe
 from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.runner import run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import change
 
 NOW = datetime.now(UTC)

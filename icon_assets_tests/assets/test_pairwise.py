@@ -12,7 +12,7 @@ from icon_assets.assets import pairwise
 from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.runner import Outcome, run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests import judges
 from icon_assets_tests.conftest import STAGES, change, write_jsonl
 from icon_assets_tests.judges import Service, serving

@@ -13,7 +13,7 @@ from icon_assets.definitions import build_assets
 from icon_assets.progress import plan_lines
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, SCORING_STAGES, alpaca, change, write_jsonl
 
 MakeWorkspace = Callable[..., Workspace]

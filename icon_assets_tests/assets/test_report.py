@@ -11,7 +11,7 @@ from icon_assets.core.store import ledger
 from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.runner import Outcome, run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A
 from icon_assets_tests.selected import choose, selected_workspace
 

@@ -20,10 +20,11 @@ from icon_assets.core.quality.training import checkpoint_loads
 from icon_assets.core.quality.verification import verify
 from icon_assets.core.store import inventory, ledger
 from icon_assets.core.store.restoration import repair, repairs
-from icon_assets.core.store.tables import Store, schemas
+from icon_assets.core.store.schema import schemas
+from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
 from icon_assets.runner import Outcome, run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import SCORING_STAGES
 from icon_assets_tests.tampering import change_rows, cut, empty, files_of, flip, log_of, remove_table
 
@@ -222,7 +223,7 @@ def test_every_damage_is_one_line_and_repair_takes_back_what_is_still_there(
     rows = {table: store.query(f"FROM delta.{table} ORDER BY ALL") for table, _ in DAMAGE.values()}
     for _, spoil in DAMAGE.values():
         spoil(store)
-    monkeypatch.setattr("icon_assets.core.store.tables._live", {})  # as a process that has not read the logs before
+    monkeypatch.setattr("icon_assets.core.store.delta.LIVE", {})  # as a process that has not read the logs before
     store.publish()
     for table in rows:
         if table != "predicted_scores":
@@ -254,7 +255,7 @@ def _forget_contents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
             for line in lines:
                 line.get("commitInfo", {}).pop("icon_contents", None)
             entry.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr("icon_assets.core.store.tables._live", {})
+    monkeypatch.setattr("icon_assets.core.store.delta.LIVE", {})
     monkeypatch.setattr("icon_assets.core.store.inventory._read", {})
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from icon_assets.core.model.loading import load, prepare
+from icon_assets.core.model.loading import load
+from icon_assets.core.model.prepare import prepare
 from icon_assets.settings import ModelSettings
 from icon_assets_tests.accuracy import Nll, errors, packed, plain, real_problem, ways
 from icon_assets_tests.benchmarks.common import in_a_process, parser, report

@@ -28,7 +28,8 @@ from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.scoring.budget import Budget, pilot_size
 from icon_assets.core.scoring.contribution import contributions, influences, matrix
 from icon_assets.core.scoring.scorer import PAIR_KEY, Scorer
-from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
 from icon_assets.resources import WorkspaceResource
 from icon_assets.settings import ControlSettings
 from icon_assets_tests.benchmarks.common import draw_lines, parser, report, workspace

@@ -20,7 +20,7 @@ import yaml
 from icon_assets.definitions import build_assets
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import run_stages
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DAGSTER_DISABLE_TELEMETRY="1")
 PREPARATION = ("raw_pool", "probe_set", "base_model")

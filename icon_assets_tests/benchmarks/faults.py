@@ -19,7 +19,7 @@ from typing import Any
 
 from icon_assets.core.store.tables import Store
 from icon_assets.home import create_workspace
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.benchmarks.common import parser, report
 from icon_assets_tests.conftest import POOL_A, POOL_B, lay_out, make_model, make_tokenizer
 from icon_assets_tests.e2e import faults

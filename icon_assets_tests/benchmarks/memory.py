@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from icon_assets.assets.training import encode_samples
 from icon_assets.core.model import memory
 from icon_assets.core.model.native import library
+from icon_assets.core.training.encode import encode_samples
 from icon_assets.core.training.fine_tune import fine_tune
 from icon_assets.core.training.step_plan import BatchPlan
 from icon_assets.resources import WorkspaceResource

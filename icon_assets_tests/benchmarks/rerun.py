@@ -13,7 +13,7 @@ import dagster as dg
 import polars as pl
 
 from icon_assets import resources
-from icon_assets.core.scoring.scorer import NO_CONTEXT, controls_for
+from icon_assets.core.scoring.controls import NO_CONTEXT, controls_for
 from icon_assets.definitions import build_assets
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import run_stages

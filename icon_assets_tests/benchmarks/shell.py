@@ -32,10 +32,10 @@ import yaml
 from icon_assets.assets.pool import pool_files
 from icon_assets.core.engine.engine import Meter, Pair
 from icon_assets.core.model.flops import ModelShape, Work
-from icon_assets.core.model.loading import ModelRecord
+from icon_assets.core.model.prepare import ModelRecord
 from icon_assets.core.planning.recipes import Recipes
 from icon_assets.core.store import ledger
-from icon_assets.core.store.tables import schemas
+from icon_assets.core.store.schema import schemas
 from icon_assets.definitions import build_assets
 from icon_assets.home import open_instance
 from icon_assets.resources import WorkspaceResource

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, alpaca, lay_out
 from icon_assets_tests.e2e.processes import start
 

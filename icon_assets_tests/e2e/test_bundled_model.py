@@ -8,7 +8,8 @@ import torch
 from icon_assets.core.encoding.prompts import Template, render_for_scoring, render_for_training
 from icon_assets.core.encoding.tokens import encode_context, encode_probe, encode_training
 from icon_assets.core.inputs.sample import Sample
-from icon_assets.core.model.loading import choose_dtype, load, load_tokenizer, prepare
+from icon_assets.core.model.loading import choose_dtype, load, load_tokenizer
+from icon_assets.core.model.prepare import prepare
 from icon_assets.settings import ModelSettings
 from icon_assets_tests.accuracy import Problem, errors, packed, plain, real_problem, ways
 from icon_assets_tests.hostile import SPECIAL_TOKENS

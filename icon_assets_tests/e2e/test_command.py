@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, alpaca, write_jsonl
 from icon_assets_tests.selected import selected_workspace
 

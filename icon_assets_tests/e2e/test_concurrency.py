@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.e2e.conftest import questions, read_all_the_while
 from icon_assets_tests.e2e.processes import start
 

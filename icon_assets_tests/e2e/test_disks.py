@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.e2e.disks import Disk, Refused
 from icon_assets_tests.e2e.processes import start
 from icon_assets_tests.e2e.test_kills import assert_equal, assert_tidy, assert_whole, finish, written

@@ -10,7 +10,7 @@ import pytest
 
 from icon_assets.cli import main
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.e2e import faults
 from icon_assets_tests.e2e.processes import start
 from icon_assets_tests.e2e.test_kills import assert_equal, assert_tidy, assert_whole, finish

@@ -9,7 +9,7 @@ import pytest
 
 from icon_assets.core.errors import IconError
 from icon_assets.home import create_workspace
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 NAMES = {"settings.yaml", "pool", "probes", "eval"}

@@ -10,7 +10,7 @@ import dagster as dg
 
 from icon_assets.core.store.tables import Store
 from icon_assets.launched import UNFINISHED
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.e2e.conftest import read_all_the_while
 from icon_assets_tests.e2e.processes import kill, start
 

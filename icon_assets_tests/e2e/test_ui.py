@@ -21,7 +21,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import lay_out
 from icon_assets_tests.e2e.conftest import BUSY, questions
 from icon_assets_tests.e2e.processes import start

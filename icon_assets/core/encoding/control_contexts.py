@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 _CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " "
 
 
@@ -40,16 +41,6 @@ def random_chars(tokenizer: "PreTrainedTokenizerBase", seed: int, length: int, m
     text = "".join(draw.choices(_CHARACTERS, k=length))
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     return ControlContext("random_chars", seed, length, tuple(ids[:max_tokens]))
-
-
-def knots(measured: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """Which of the lengths that `random_tokens` may be measured at are needed to interpolate at `lengths`."""
-    needed: set[int] = set()
-    for length in lengths:
-        below = [knot for knot in measured if knot <= length]
-        above = [knot for knot in measured if knot >= length]
-        needed |= {(below or above)[-1 if below else 0], (above or below)[0 if above else -1]}
-    return sorted(needed)
 
 
 def plain_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.engine.attention import ATTENTION, Kernel, NotPackable, block_mask, can_fuse, register
+from icon_assets.core.engine.compiling import COMPILED_FROM, compiled_layers, has_compiler, kernel_for
 from icon_assets.core.engine.forward import Batch, Packed
 from icon_assets.core.engine.packing import Row, halve, plan_forwards, similar_lengths
 from icon_assets.core.engine.trial import PACKED, PAIRS, Trial, rotary_limit, window
@@ -22,11 +23,10 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.model.flops import Work
 from icon_assets.core.model.loading import LanguageModel
 from icon_assets.core.model.memory import freed_memory_kept, on_device
-from icon_assets.core.model.native import compiler
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+
 
 SCORING_VERSION = 1
 Mode = Literal["packed", "batched", "one by one"]
@@ -36,9 +36,6 @@ CPU_TOKENS = 4096  # per forward on a CPU, where more are not faster
 CUDA_TOKENS = 65536  # at most, where memory suffices
 _LEAST_TOKENS = 1024
 _MEMORY_SHARE = 0.6
-# Tokens to compute from which compiling pays for itself: measured on a CPU with 135M parameters, where it costs 17 s and
-# saves 0.15 ms per token; on CUDA a guess.
-_COMPILED_FROM = {"cpu": 150_000, "cuda": 2_000_000}
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class ScoringEngine:
         self._model = language_model.model
         self._device = language_model.device
         self._leading = language_model.leading
-        self._kernel: Kernel = kernel or _kernel(self._device)
+        self._kernel: Kernel = kernel or kernel_for(self._device)
         self._may_fuse = kernel is None
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._compiling_tried = False
@@ -399,12 +396,12 @@ class ScoringEngine:
         compiler fails, or what it made does not give the same, the engine goes on without.
         """
         tokens += self.meter.work.tokens  # small passes add up
-        if self._compiling_tried or self.mode != "packed" or tokens < _COMPILED_FROM[self._device.type]:
+        if self._compiling_tried or self.mode != "packed" or tokens < COMPILED_FROM[self._device.type]:
             return self.compiled
         self._compiling_tried = True
-        if _has_compiler(self._device):
+        if has_compiler(self._device):
             self._fuse()
-            self._compiled = _compiled_layers(self._model)
+            self._compiled = compiled_layers(self._model)
             if not self._agrees(self._forward_packed, PACKED):
                 self._compiled = {}
         return self.compiled
@@ -460,26 +457,3 @@ def _nll(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
     for rows, wanted in zip(logits.split(step), targets.split(step), strict=True):
         parts.append(torch.nn.functional.cross_entropy(rows.float(), wanted, reduction="none"))
     return torch.cat(parts)
-
-
-def _kernel(device: "torch.device") -> Kernel:
-    """FlexAttention where Triton compiles it into one kernel; it would be slower than plain attention elsewhere."""
-    from torch.utils._triton import has_triton
-
-    return "flex" if device.type == "cuda" and has_triton() else "segments"
-
-
-def _has_compiler(device: "torch.device") -> bool:
-    """Whether torch.compile can work here: Triton on CUDA, a C++ compiler on a CPU."""
-    from torch.utils._triton import has_triton
-
-    return has_triton() if device.type == "cuda" else compiler() is not None
-
-
-def _compiled_layers(model: "PreTrainedModel") -> dict[Any, Callable[..., Any]]:
-    """Compiled forwards of the model's repeated layers: they share one compilation, whatever the depth."""
-    import torch
-
-    names = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
-    return {layer: torch.compile(layer.forward, dynamic=True) for layer in layers}

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.encoding.prompts import Rendered, Template, render_for_training
 from icon_assets.core.encoding.tokens import closing_ids, encode, leading_ids
-from icon_assets.core.evaluation.metric import placed
 from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.model.logits import placed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from icon_assets.core.encoding.tokens import Encoded
-from icon_assets.core.evaluation.metric import HELD_OUT, NLL, PERPLEXITY, Item, Metric, last_logits, nll, placed
+from icon_assets.core.evaluation.metric import NLL, PERPLEXITY, Item, Metric
+from icon_assets.core.inputs.evaluation_files import HELD_OUT
+from icon_assets.core.model.logits import last_logits, nll, placed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,10 +17,12 @@ from icon_assets.core.digests import digest
 from icon_assets.core.encoding.prompts import transcript
 from icon_assets.core.errors import IconError
 from icon_assets.core.evaluation.judge import FIRST, SECOND, TIE, UNREADABLE, Judge, Judgement
-from icon_assets.core.inputs.ingest import SourceFile, ingest
+from icon_assets.core.inputs.ingest import ingest
 from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.inputs.source_files import SourceFile
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Settings, Workspace
+from icon_assets.settings import Settings
+from icon_assets.workspace import Workspace
 
 _KEYS = ("checkpoint_id", "other_id", "prompt_set", "prompt_id", "swapped", "question")
 

@@ -16,22 +16,24 @@ import polars as pl
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.engine.engine import ScoringEngine
 from icon_assets.core.errors import IconError
+from icon_assets.core.features.stored import CHUNK_ROWS
 from icon_assets.core.model.flops import ModelShape
 from icon_assets.core.model.memory import freed_memory_kept
 from icon_assets.core.passes.costs import Bill, Spent, engine_bill
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
-from icon_assets.core.scoring.scorer import Progress
-from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.core.passes.progress import Progress
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import ScoringSettings
 
 if TYPE_CHECKING:
     import torch
 
+
 WORK = "features"  # in the table scoring_costs
 SAMPLE_KEY = ("score_key", "sample_id")
 PROBE_KEY = ("score_key", "probe_id")
-_CHUNK_ROWS = 16_384  # of a source file whose texts are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Reader:
         """Read the samples of one shard that are not stored under the key."""
         missing = self._store.query(sql_text("missing_features.sql"), {"score_key": self._key.value, "shard": shard})
         # By rows of the file, so that a resumed run has the same chunks.
-        chunks = missing.with_columns(chunk=pl.col("row") // _CHUNK_ROWS).partition_by("chunk", maintain_order=True)
+        chunks = missing.with_columns(chunk=pl.col("row") // CHUNK_ROWS).partition_by("chunk", maintain_order=True)
 
         def commit(rows: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], found: Mapping[int, Reading]) -> None:
             frame = [
@@ -213,27 +215,3 @@ def _pooled(states: "torch.Tensor") -> "torch.Tensor":
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={"embedding": pl.List(pl.Float32)})
-
-
-def features_of(store: Store, key: ScoreKey, sample_ids: Sequence[str]) -> pl.DataFrame:
-    """Rows of sample_id, n_tokens, nll_sum, nll_alone, embedding, n_chars, for those that are stored; by id."""
-    asked = _asked(store, key, None, sample_ids)
-    return store.query(sql_text("features.sql"), asked).sort("sample_id")
-
-
-def shard_features(store: Store, key: ScoreKey, shard: str) -> Iterator[pl.DataFrame]:
-    """The same of a shard's samples, some at a time: their embeddings may be more than fit into memory."""
-    return store.batches(sql_text("features.sql"), _asked(store, key, shard, []), _CHUNK_ROWS)
-
-
-def _asked(store: Store, key: ScoreKey, shard: str | None, sample_ids: Sequence[str]) -> dict[str, Any]:
-    asked = {"score_key": key.value, "shard": shard, "samples": list(sample_ids)}
-    origins = store.query(
-        """
-        SELECT DISTINCT origin FROM delta.sample_features SEMI JOIN (
-            SELECT sample_id FROM delta.pool WHERE shard = $shard UNION SELECT unnest($samples::VARCHAR[])
-        ) USING (sample_id) WHERE score_key = $score_key
-        """,
-        asked,
-    )["origin"]
-    return {**asked, "origins": origins.to_list()}

@@ -1,107 +1,18 @@
-"""Embeddings of samples and probes, compared in chunks: the vectors of a large pool never lie in memory together.
+"""Embeddings compared in chunks: rounds of probes that name samples, and a sieve of near-duplicates.
 
 Cosines are rounded, so that a product that was cut into other chunks does not rank equal samples another way.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
-from icon_assets.core.errors import IconError
-from icon_assets.core.store.tables import Store
+from icon_assets.core.features.embeddings import Embeddings
 
-_CHUNK_ROWS = 16_384
 _PROBES_AT_ONCE = 128
 _SIEVED_AT_ONCE = 512
 _DECIMALS = 6
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """The embeddings that one store holds under a score_key, each of length 1 once read."""
-
-    store: Store
-    score_key: str
-
-    def probes(self) -> np.ndarray:
-        """[probes, dimensions], by probe id.
-
-        Raises:
-            IconError: there are none.
-        """
-        rows = self.store.query(
-            "SELECT embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key ORDER BY probe_id",
-            {"key": self.score_key},
-        )
-        if rows.is_empty():
-            raise IconError("probe_features: no embedding of any probe; materialize probe_features first")
-        return _unit(rows["embedding"])
-
-    def chunks(self) -> Iterator[tuple[list[str], np.ndarray]]:
-        """The pool's samples with their vectors, a few thousand at a time."""
-        with closing(self.store.connect()) as con:
-            rows = con.sql(
-                "SELECT sample_id, embedding FROM sample_features SEMI JOIN delta.pool USING (sample_id) WHERE score_key = $key",
-                params={"key": self.score_key},
-            )
-            for batch in rows.to_arrow_reader(_CHUNK_ROWS):
-                frame: Any = pl.from_arrow(batch)
-                yield frame["sample_id"].to_list(), _unit(frame["embedding"])
-
-    def has(self, sample_ids: Sequence[str]) -> bool:
-        """Whether every one of these samples has a vector."""
-        (n,) = self.store.query(
-            """
-            SELECT count(DISTINCT sample_id) FROM sample_features
-            WHERE score_key = $key AND sample_id IN (SELECT unnest($ids::VARCHAR[]))
-            """,
-            {"key": self.score_key, "ids": list(sample_ids)},
-        ).row(0)
-        return n == len(sample_ids)
-
-    def held(self, sample_ids: Sequence[str]) -> "Held":
-        """The same for these samples, read once."""
-        return Held(self.store, self.score_key, dict(zip(sample_ids, self.of(sample_ids), strict=True)))
-
-    def of(self, sample_ids: Sequence[str]) -> np.ndarray:
-        """The vectors of these samples, in their order.
-
-        Raises:
-            IconError: some have none.
-        """
-        rows = self.store.query(
-            """
-            SELECT DISTINCT ON (sample_id) sample_id, embedding FROM sample_features
-            WHERE score_key = $key AND sample_id IN (SELECT unnest($ids::VARCHAR[]))
-            """,
-            {"key": self.score_key, "ids": list(sample_ids)},
-        )
-        if rows.height < len(sample_ids):
-            raise IconError(
-                f"sample_features: {len(sample_ids) - rows.height} of {len(sample_ids)} samples have no embedding; "
-                "materialize sample_features for every shard first"
-            )
-        order = pl.DataFrame({"sample_id": list(sample_ids)})
-        return _unit(order.join(rows, on="sample_id", how="left", maintain_order="left")["embedding"])
-
-
-@dataclass(frozen=True)
-class Held(Embeddings):
-    """Embeddings of some samples that lie in memory, because they are asked for again and again."""
-
-    vectors: dict[str, np.ndarray]
-
-    def of(self, sample_ids: Sequence[str]) -> np.ndarray:
-        return np.stack([self.vectors[each] for each in sample_ids])
-
-
-def _unit(column: pl.Series) -> np.ndarray:
-    vectors = column.explode().to_numpy().reshape(len(column), -1).astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def round_robin(embeddings: Embeddings) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.inputs.ingest import SourceFile, source_digest
+from icon_assets.core.inputs.source_files import SourceFile, source_digest
 from icon_assets.core.store.tables import Store
 
 Kind = Literal["new", "changed", "touched", "unchanged", "settling"]

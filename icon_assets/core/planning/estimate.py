@@ -26,7 +26,7 @@ from icon_assets.core.model.flops import (
 from icon_assets.core.passes.costs import Speed, recorded_speed
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
-from icon_assets.core.scoring.scorer import Control
+from icon_assets.core.scoring.controls import Control
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import ScoringSettings
 

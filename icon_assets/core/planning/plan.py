@@ -1,10 +1,10 @@
 """What the next scoring run will find new, stale, unchanged and removed, why, and what it will cost.
 
-A shard is stale when its recipe differs from the one its scores were made by; a sample when pairs of it are missing
-though it has had scores. A stale shard may need no pair at all: its scores are then only derived anew.
+A sample is stale when pairs of it are missing though it has had scores. A stale shard may need no pair at all: its
+scores are then only derived again.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,19 +17,16 @@ from icon_assets.core.passes.costs import Speed
 from icon_assets.core.passes.encoder import pool_rows
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.planning.estimate import Price, Pricer, Todo
-from icon_assets.core.planning.recipes import Recipes, Unready
+from icon_assets.core.planning.freshness import shard_states
+from icon_assets.core.planning.recipes import Recipes
 from icon_assets.core.scoring.budget import Budget, rungs
-from icon_assets.core.scoring.scorer import NO_CONTEXT, controls_for, missing_controls, pool_size
-from icon_assets.core.store.ledger import Event, Recipe, differences
-from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.core.scoring.controls import NO_CONTEXT, controls_for, missing_controls
+from icon_assets.core.scoring.scorer import pool_size
+from icon_assets.core.store.ledger import differences
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
 
 _DRAWN = 200  # samples whose lengths stand for all
-# Which part of a sample's key a difference between recipes is; what is not named here is `settings`.
-_PARTS = {
-    "raw_pool": "text", "probe_set": "probes", "base_model": "model", "code": "code", "score_key.model_digest": "model",
-    "score_key.dtype": "model", "score_key.template": "template", "score_key.scoring_version": "code",
-}  # fmt: skip
-_DERIVED = {"probe_baseline"}  # changes with the parts above
 
 
 @dataclass(frozen=True)
@@ -130,12 +127,6 @@ def _unread(store: Store, key: ScoreKey) -> tuple[list[str], int]:
     return drawn or [], n
 
 
-def because(event: Event | None, recipe: Recipe) -> str:
-    """Which parts of the key changed since these scores were made, such as `model, probes`; '' if there are none yet."""
-    changed = differences(event, recipe) - _DERIVED if event is not None else set[str]()
-    return ", ".join(sorted({_PARTS.get(name, "settings") for name in changed}))
-
-
 def _with_status(shards: pl.DataFrame, recipes: Recipes, found: Sequence[Found]) -> pl.DataFrame:
     states = shard_states(recipes, shards["shard"])
     kinds = {file.source.shard: file.kind for file in found}
@@ -149,27 +140,6 @@ def _with_status(shards: pl.DataFrame, recipes: Recipes, found: Sequence[Found])
     return shards.join(states_frame, on="shard").select(
         "shard", "file", "status", "because", pl.exclude("shard", "file", "status", "because")
     )
-
-
-def shard_states(recipes: Recipes, shards: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Status and reason of each shard: `new`, `stale` or `unchanged`, by the recipe of its scores."""
-    scored, current, states = recipes.made("sample_scores"), recipes.current("sample_scores"), {}
-    for shard in shards:
-        if shard in current:
-            states[shard] = ("unchanged", "")
-        elif shard in scored:
-            states[shard] = ("stale", _why(recipes, shard))
-        else:
-            states[shard] = ("new", "")
-    return states
-
-
-def _why(recipes: Recipes, shard: str) -> str:
-    """Which parts of the key changed; '' where something is missing that scores are made from."""
-    try:
-        return because(recipes.made("sample_scores")[shard], recipes.of("sample_scores", shard))
-    except Unready:
-        return ""
 
 
 def _removed(store: Store, gone: Sequence[str]) -> pl.DataFrame:

@@ -11,7 +11,9 @@ import polars as pl
 
 from icon_assets.core.inputs.changes import Found
 from icon_assets.core.inputs.ingest import ingest, sample_frame, shard_row
-from icon_assets.core.store.tables import Store, Views, arrow_rows, schemas
+from icon_assets.core.store.schema import arrow_rows, schemas
+from icon_assets.core.store.tables import Store
+from icon_assets.core.store.views import Views
 
 if TYPE_CHECKING:
     import pyarrow as pa

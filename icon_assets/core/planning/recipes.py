@@ -1,8 +1,5 @@
-"""What each product is made from: the only place that knows. Assets make by it; the plan, the checks, the runner and the
-automation ask it what is up to date.
-
-A recipe has inputs (the products and files it is made from), settings and a seed. `_SETTINGS` and `_SEEDS` yield what of the
-settings each product depends on, `Inputs` what it is made from; `Recipes` puts them together for a workspace as it is now.
+"""What each product is made from: shared by the assets, which make it, the plan, which predicts it, and automation,
+which starts it.
 """
 
 import inspect
@@ -17,24 +14,21 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.evaluation.judge import judge_name
 from icon_assets.core.evaluation.pairwise import answer_key
 from icon_assets.core.inputs.changes import compare, keys_on_record, on_record
-from icon_assets.core.inputs.ingest import SourceFile, discover, source_digest
-from icon_assets.core.model.loading import (
-    ModelRecord,
-    choose_device,
-    choose_dtype,
-    model_files,
-    read_record,
-    source_revision,
-)
+from icon_assets.core.inputs.evaluation_files import PROMPT_FILE, evaluation_files, probe_inputs
+from icon_assets.core.inputs.source_files import SourceFile, discover, source_digest
+from icon_assets.core.model.loading import choose_device, choose_dtype
+from icon_assets.core.model.prepare import ModelRecord, model_files, read_record, source_revision
 from icon_assets.core.passes.key import ScoreKey, score_key
 from icon_assets.core.scoring.budget import Budget, budget_of
 from icon_assets.core.scoring.peers import PEERS
 from icon_assets.core.scoring.scorer import pool_size
-from icon_assets.core.selection.choose import controls_needed, drawn_for, draws, made_with, tables_needed
+from icon_assets.core.selection.arm import controls_needed, drawn_for, draws, made_with, tables_needed
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Event, Input, Recipe
-from icon_assets.core.store.tables import Store, sql_text
-from icon_assets.settings import ModelSettings, PairwiseSettings, Settings, Workspace
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
+from icon_assets.settings import ModelSettings, PairwiseSettings, Settings
+from icon_assets.workspace import Workspace
 
 # Raise a number when a change of the code makes the product another one: what is stored then counts as stale.
 CODE_VERSIONS: Mapping[str, str] = {
@@ -57,8 +51,6 @@ CODE_VERSIONS: Mapping[str, str] = {
     "leaderboard": "5",
     "report": "1",
 }
-
-PROMPT_FILE = "prompt_file"
 # What of the settings changes how results are compared or how fast they come, not the results.
 _NOT_MEASURED = {"batch_size", "bootstrap_draws", "confidence", "pairwise"}
 
@@ -521,27 +513,3 @@ def _is_by(event: Event | None, recipe: Recipe) -> bool:
 def raw_pool_recipe(source: SourceFile, digest: str, settings: Settings) -> Recipe:
     """The samples of one source file with this content, which may not be on record yet."""
     return _recipe("raw_pool", source.shard, [Input("file", source.file, digest)], settings, Unmade(settings))
-
-
-def probe_inputs(workspace: Workspace) -> list[tuple[str, SourceFile]]:
-    """The files that decide the probe set besides the pool, each with its kind."""
-    sources = discover(workspace.input_path(workspace.settings.probes.path), "probes.path")
-    evaluation = [(kind, SourceFile(name, name, path)) for kind, name, path in evaluation_files(workspace)]
-    return [*(("probe_file", source) for source in sources), *evaluation]
-
-
-def evaluation_files(workspace: Workspace) -> list[tuple[str, str, Path]]:
-    """The evaluation data named in the settings: (kind, name, path), prompts of the pairwise comparison among them.
-
-    Raises:
-        IconError: one of them is missing.
-    """
-    settings = workspace.settings.evaluation
-    names = [task.path for task in settings.multiple_choice] + ([settings.held_out] if settings.held_out else [])
-    prompts = [each.path for each in settings.pairwise.prompts] if settings.pairwise else []
-    paths = [("evaluation_file", name, workspace.input_path(name)) for name in names]
-    paths += [(PROMPT_FILE, name, workspace.input_path(name)) for name in prompts]
-    for _, name, path in paths:
-        if not path.is_file():
-            raise IconError(f"{path}: no such file; create it or take {name!r} out of the evaluation settings")
-    return paths

@@ -8,14 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from icon_assets.core.digests import file_digest
-from icon_assets.core.evaluation.harness import read_choice_items
-from icon_assets.core.evaluation.metric import HELD_OUT
-from icon_assets.core.inputs.ingest import SourceFile, ingest
-from icon_assets.core.inputs.sample import Sample
-from icon_assets.core.passes.encoder import sample_of
-from icon_assets.core.planning.recipes import evaluation_files
-from icon_assets.core.probes.draw import Candidate, Index, Reference
-from icon_assets.settings import Workspace
+from icon_assets.core.inputs.choice_items import read_choice_items
+from icon_assets.core.inputs.evaluation_files import HELD_OUT, evaluation_files
+from icon_assets.core.inputs.ingest import ingest
+from icon_assets.core.inputs.sample import Sample, sample_of
+from icon_assets.core.inputs.source_files import SourceFile
+from icon_assets.core.probes.overlap import Candidate, Index, Reference
+from icon_assets.workspace import Workspace
 
 
 def pool_references(rows: Iterable[Mapping[str, Any]]) -> Iterator[Reference]:

@@ -14,11 +14,12 @@ from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import recorded_summary
-from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
 
 
 @dataclass(frozen=True)
-class Selected:
+class RecordedChoice:
     """The newest subset of one arm."""
 
     store: Store
@@ -91,7 +92,7 @@ class Selected:
         return {"arm": self.arm, "subset_id": self.subset_id}
 
 
-def selected(store: Store, arm: str) -> Selected:
+def recorded_choice(store: Store, arm: str) -> RecordedChoice:
     """The newest subset of an arm.
 
     Raises:
@@ -104,4 +105,4 @@ def selected(store: Store, arm: str) -> Selected:
             f"arm {arm}: has no selection yet (arms that have: {known}); put it into selection.arms and run "
             "`icon-assets run --select selected_subset`"
         )
-    return Selected(store, arm, event.digest)
+    return RecordedChoice(store, arm, event.digest)

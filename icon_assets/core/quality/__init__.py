@@ -9,7 +9,7 @@ from contextlib import closing
 from icon_assets.core.errors import IconError
 from icon_assets.core.quality import contents, features, pool, probes, results, scores, selection, tables, training
 from icon_assets.core.quality.rule import Look, Rule, Subject, rules_in
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 # In the order in which they are looked at.
 RULES = [

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from icon_assets.core.passes.encoder import sample_of
+from icon_assets.core.inputs.sample import sample_of
 from icon_assets.core.quality.rule import EXAMPLES, REMAKE, Finding, Subject, judge, rule
 from icon_assets.core.store.inventory import Difference, Where, differences
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from icon_assets.core.probes.draw import Index
 from icon_assets.core.probes.leakage import evaluation_index, pool_references
+from icon_assets.core.probes.overlap import Index
 from icon_assets.core.quality.rule import EXAMPLES, REMAKE, Finding, Subject, judge, rule
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from icon_assets.core.digests import lines_digest
-from icon_assets.core.model.loading import files_unchanged, read_record
+from icon_assets.core.model.prepare import files_unchanged, read_record
 from icon_assets.core.probes.leakage import evaluation_references, probe_index
 from icon_assets.core.quality.rule import EXAMPLES, REMAKE, Finding, Subject, judge, rule
 

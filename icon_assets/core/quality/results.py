@@ -1,6 +1,7 @@
 """Rules of results: metrics, answers, judgements and the leaderboard."""
 
-from icon_assets.core.evaluation.metric import HELD_OUT, NLL, PERPLEXITY
+from icon_assets.core.evaluation.metric import NLL, PERPLEXITY
+from icon_assets.core.inputs.evaluation_files import HELD_OUT
 from icon_assets.core.quality.rule import REMAKE, Finding, Subject, judge, rule
 
 

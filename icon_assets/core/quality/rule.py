@@ -16,7 +16,7 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.store.ledger import recorded_summary
 from icon_assets.core.store.tables import Store
 from icon_assets.core.text import printable
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 EXAMPLES = 10
 REMAKE = "run it again: what breaks this rule is made anew"

@@ -6,8 +6,10 @@ from icon_assets.core.probes.leakage import evaluation_index, probe_index
 from icon_assets.core.quality.pool import meetings
 from icon_assets.core.quality.probes import recorded
 from icon_assets.core.quality.rule import REMAKE, Finding, Subject, judge, rule
-from icon_assets.core.selection.choose import has_score, is_top_of, ranks_by, subset_id, subset_size
-from icon_assets.core.trust.figures import explained_by_length
+from icon_assets.core.selection.arm import has_score, ranks_by
+from icon_assets.core.selection.arms import is_top_of
+from icon_assets.core.selection.choose import subset_id, subset_size
+from icon_assets.core.trust.warnings import explained_by_length
 
 
 def _chosen(subject: Subject) -> dict[str, str]:

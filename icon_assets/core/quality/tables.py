@@ -1,7 +1,7 @@
 """The rule of every table: it has the columns that it is declared with."""
 
 from icon_assets.core.quality.rule import EXAMPLES, Finding, Subject, judge, rule
-from icon_assets.core.store.tables import declared_columns
+from icon_assets.core.store.schema import declared_columns
 
 _TABLES = {
     "raw_pool": ("samples", "shards", "quarantine"),

@@ -3,8 +3,8 @@
 from importlib.metadata import version
 
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.fine_tuned import load_fine_tuned
 from icon_assets.core.quality.rule import Finding, Subject, judge, rule
-from icon_assets.core.training.fine_tune import load_fine_tuned
 
 
 @rule("checkpoint", blocking=True, mend="delete its directory and materialize it again: it is trained anew")

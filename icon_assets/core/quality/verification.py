@@ -13,8 +13,10 @@ from icon_assets.core.quality.rule import Subject
 from icon_assets.core.quality.training import files_are_as_recorded
 from icon_assets.core.store import ledger
 from icon_assets.core.store.inventory import differences, on_record
-from icon_assets.core.store.tables import Store, schemas
-from icon_assets.settings import ChecksSettings, Workspace
+from icon_assets.core.store.schema import schemas
+from icon_assets.core.store.tables import Store
+from icon_assets.settings import ChecksSettings
+from icon_assets.workspace import Workspace
 
 # Rules that compare with the ledger what is not a row of a table.
 _LOOKS = (ids_are_of_their_text, model_files_are_as_recorded, selector_is_as_recorded, files_are_as_recorded)

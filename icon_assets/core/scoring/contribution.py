@@ -11,7 +11,8 @@ import polars as pl
 
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.scoring.probe_model import Calibration, ProbeModel
-from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import ControlSettings
 
 

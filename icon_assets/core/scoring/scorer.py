@@ -6,8 +6,7 @@ row, a new control no candidate pass.
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,43 +14,25 @@ import numpy as np
 import polars as pl
 
 from icon_assets.core.digests import share_ceiling
-from icon_assets.core.encoding.control_contexts import ControlContext, knots
+from icon_assets.core.encoding.control_contexts import ControlContext
 from icon_assets.core.encoding.tokens import Context, Encoded
 from icon_assets.core.engine.engine import Pair, ScoringEngine
 from icon_assets.core.model.flops import ModelShape
 from icon_assets.core.passes.costs import Spent, engine_bill
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.passes.progress import Progress
 from icon_assets.core.scoring.budget import Budget, affordable, cut, rungs, undecided
-from icon_assets.core.scoring.contribution import (
-    Pilot,
-    contributions,
-    control_lengths,
-    control_seeds,
-    influences,
-    matrix,
-)
+from icon_assets.core.scoring.contribution import Pilot, contributions, influences, matrix
+from icon_assets.core.scoring.controls import CONTROL_KEY, NO_CONTEXT, Control, controls_for, missing_controls
 from icon_assets.core.scoring.probe_model import ProbeModel
 from icon_assets.core.scoring.score_cache import known_scores
 from icon_assets.core.store.inventory import without_contexts
-from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import ControlSettings, ScoringSettings
 
 PAIR_KEY = ("score_key", "sample_id", "probe_id")
-Control = tuple[str, int, int]  # kind, seed, length in the kind's own unit
-NO_CONTEXT: Control = ("none", 0, 0)
-CONTROL_KEY = ("score_key", "probe_id", "control", "seed", "length")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a pass is; pairs (or what `unit` says) and tokens of this pass, seconds since its first forward."""
-
-    done: int
-    total: int
-    tokens: int
-    seconds: float
-    unit: str = "pairs"
 
 
 class Scorer:
@@ -358,33 +339,3 @@ def pool_size(store: Store, direct_share: float) -> tuple[int, int]:
         ceiling=share_ceiling(direct_share),
     ).item()
     return samples, store.query("SELECT count(*) FROM probes").item()
-
-
-def controls_for(
-    key: ScoreKey, settings: ControlSettings, tokens: Iterable[int], chars: Iterable[int]
-) -> list[Control]:
-    """The control contexts that samples of these lengths are compared with, besides no context."""
-    seeds, wanted = control_seeds(settings), list[Control]()
-    if "random_tokens" in settings.kinds:
-        wanted += [
-            ("random_tokens", seed, n)
-            for n in knots(control_lengths(key, settings), sorted(set(tokens)))
-            for seed in seeds
-        ]
-    if "random_chars" in settings.kinds:
-        wanted += [("random_chars", seed, n) for n in sorted(set(chars)) for seed in seeds]
-    return wanted
-
-
-def missing_controls(
-    store: Store, key: ScoreKey, wanted: Sequence[Control], probe_ids: Sequence[str]
-) -> dict[Control, list[int]]:
-    """For each control the probes (indices into `probe_ids`) that are not stored with it yet; none left: not listed."""
-    stored = set(
-        store.query(
-            "SELECT probe_id, control, seed, length FROM control_scores WHERE score_key = $score_key",
-            {"score_key": key.value},
-        ).iter_rows()
-    )
-    needs = {c: [i for i, probe_id in enumerate(probe_ids) if (probe_id, *c) not in stored] for c in wanted}
-    return {control: probes for control, probes in needs.items() if probes}

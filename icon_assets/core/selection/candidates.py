@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.features.similarity import Embeddings
+from icon_assets.core.features.embeddings import Embeddings
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.scoring.peers import PEERS, peer_contributions
-from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import SelectionSettings
 
 TOKENS = "n_training_tokens"

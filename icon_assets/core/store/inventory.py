@@ -23,7 +23,9 @@ from icon_assets.core.store.contents import (
     folders_of,
     from_json,
 )
-from icon_assets.core.store.tables import RECORDED_BY, Commit, Snapshot, Store, schemas
+from icon_assets.core.store.delta import Commit, Snapshot
+from icon_assets.core.store.schema import RECORDED_BY, schemas
+from icon_assets.core.store.tables import Store
 
 Where = Mapping[str, Collection[str]]  # of some columns, the values that are looked at
 _ATTEMPTS = 5

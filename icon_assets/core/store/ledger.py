@@ -16,7 +16,8 @@ import polars as pl
 
 from icon_assets.core.digests import canonical_json, digest
 from icon_assets.core.store import inventory
-from icon_assets.core.store.tables import Store, schemas
+from icon_assets.core.store.schema import schemas
+from icon_assets.core.store.tables import Store
 
 STORE = "store"  # of entries in which the store speaks of itself
 _CONTENTS = "contents"  # in a summary: see `inventory`

@@ -14,9 +14,11 @@ import polars as pl
 from icon_assets.core.errors import StoreDamaged
 from icon_assets.core.store import inventory, ledger
 from icon_assets.core.store.contents import Group, contents_of, contents_of_file, folders_of
+from icon_assets.core.store.delta import LOG
 from icon_assets.core.store.inventory import Difference
 from icon_assets.core.store.ledger import STORE, Recipe
-from icon_assets.core.store.tables import LOG, PARTITIONED_BY, RECORDED_BY, Store, arrow_rows, schemas
+from icon_assets.core.store.schema import PARTITIONED_BY, RECORDED_BY, arrow_rows, schemas
+from icon_assets.core.store.tables import Store
 
 # Tables whose rows are added as they are needed: what is taken out of them is computed again, and nothing else.
 _ADDED_TO = {

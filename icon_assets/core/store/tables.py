@@ -1,25 +1,20 @@
 """The store: Delta tables as the system of record, and `scores.duckdb`, the read-only file of views over them.
 
-Table shapes live in `sql/schema.sql`, views in `sql/views.sql`. Every reader, ours included, goes through the views.
-A partition is replaced whole or not at all; readers never block a writer, because published views name files that
-are never changed in place.
+Every reader, ours included, goes through the views. A partition is replaced whole or not at all; readers never
+block a writer, because published views name files that are never changed in place.
 """
 
 import json
 import os
-import re
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import duckdb
@@ -27,162 +22,39 @@ import polars as pl
 from filelock import FileLock
 
 from icon_assets.core.errors import DiskRefused, IconError, StoreDamaged
-from icon_assets.core.files import disk_errors
-from icon_assets.core.store.contents import Contents, Group, as_json, contents_of, from_json
+from icon_assets.core.store.contents import as_json, contents_of
+from icon_assets.core.store.delta import (
+    CONTENTS,
+    DAMAGED,
+    LIVE,
+    LOG,
+    Commit,
+    Snapshot,
+    read_commit,
+    read_log,
+    retried,
+    store_disk_errors,
+    unreadable,
+)
 from icon_assets.core.store.queries import Answer, Bounds, MadeElsewhere, Published, ask, made_for, spill_directory
+from icon_assets.core.store.schema import (
+    PARTITIONED_BY,
+    RECORDED_BY,
+    SQL_TYPES,
+    arrow_rows,
+    literal,
+    literals,
+    schemas,
+    sql_text,
+    view_comments,
+)
 from icon_assets.core.store.statements import reading
+from icon_assets.core.store.views import Views, make_views, views_of
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-# Text columns, so that a value read back from a directory name is what was written.
-PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
-    "shards": ("shard",),
-    "samples": ("shard",),
-    "quarantine": ("shard",),
-    "pair_scores": ("score_key", "origin"),
-    "sample_features": ("score_key", "origin"),
-    "sample_scores": ("shard", "score_key"),
-    "predicted_scores": ("shard",),
-    "selector_metrics": ("selector_id",),
-    "selections": ("arm", "subset_id"),
-    "trust_figures": ("arm",),
-    "checkpoints": ("checkpoint_id",),
-    "checkpoint_samples": ("checkpoint_id",),
-    "loss_curves": ("checkpoint_id",),
-    "eval_results": ("checkpoint_id",),
-    "eval_items": ("checkpoint_id",),
-    "answers": ("checkpoint_id",),
-    "pairwise_results": ("checkpoint_id",),
-}
-# By which columns the rows of a table are told apart when their contents are put on record; else all of them together.
-RECORDED_BY: Mapping[str, tuple[str, ...]] = {
-    **PARTITIONED_BY, "contexts": ("score_key", "origin"), "control_scores": ("score_key",), "probe_features": ("score_key",),
-    "judgements": ("checkpoint_id",),
-}  # fmt: skip
-LOG = "_delta_log"
-_CONTENTS = "icon_contents"  # in the description of each commit of ours
-# Of Delta, in the words of schema.sql.
-_SQL_TYPES = {
-    "string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ", "array": "FLOAT[]",
-}  # fmt: skip
 # Views carry only plain SQL: an older DuckDB reads the file too.
 _STORAGE_VERSION = "v1.0.0"
-_ATTEMPTS = 40
 # Merging rewrites what lies beside the new files: a partition, or the whole of a table that has none.
 _COMPACT_FROM_FILES, _COMPACT_WHOLE_FROM_FILES = 8, 64
-
-
-def sql_text(name: str) -> str:
-    """A file of the package's `sql/` folder."""
-    return (resources.files("icon_assets") / "sql" / name).read_text("utf-8")
-
-
-@lru_cache
-def schemas() -> "dict[str, pa.Schema]":
-    """Arrow schema of every table, as `schema.sql` declares it."""
-    with duckdb.connect() as con:
-        con.execute(sql_text("schema.sql"))
-        names = [row[0] for row in con.execute("SELECT table_name FROM duckdb_tables() ORDER BY table_oid").fetchall()]
-        return {name: con.sql(f'FROM "{name}"').to_arrow_table().schema for name in names}
-
-
-def arrow_rows(table: str, frame: pl.DataFrame) -> "pa.Table":
-    """Rows with exactly the columns and types that `schema.sql` declares."""
-    schema = schemas()[table]
-    return frame.select(schema.names).to_arrow().cast(schema)
-
-
-def declared_columns(table: str) -> dict[str, str]:
-    """Names and types of a table's columns as `schema.sql` declares them."""
-    return {name: _duckdb_type(schemas()[table], name) for name in schemas()[table].names}
-
-
-@lru_cache
-def column_comments() -> dict[tuple[str, str], str]:
-    """What `schema.sql` says of columns, by table and column."""
-    with duckdb.connect() as con:
-        con.execute(sql_text("schema.sql"))
-        rows = con.execute("SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL")
-        return {(table, column): comment for table, column, comment in rows.fetchall()}
-
-
-@lru_cache
-def _view_comments() -> str:
-    """The descriptions of `schema.sql`, as comments on the views of the same names."""
-    with duckdb.connect() as con:
-        con.execute(sql_text("schema.sql"))
-        tables = con.execute("SELECT table_name, comment FROM duckdb_tables() WHERE comment IS NOT NULL").fetchall()
-    columns = column_comments().items()
-    return "\n".join(
-        [f'COMMENT ON VIEW "{table}" IS {_literal(text)};' for table, text in tables]
-        + [f'COMMENT ON COLUMN "{table}"."{column}" IS {_literal(text)};' for (table, column), text in columns]
-    )
-
-
-@dataclass(frozen=True)
-class _Live:
-    """The live files of a Delta table as of one commit."""
-
-    commit: Path
-    written_ns: int
-    files: tuple[str, ...]
-    table_id: str
-
-    def is_current(self) -> bool:
-        """Whether nobody has committed since: commits are numbered, and a folder made anew has another time."""
-        following = self.commit.with_name(f"{int(self.commit.stem) + 1:020}.json")
-        return not following.exists() and self.commit.exists() and self.commit.stat().st_mtime_ns == self.written_ns
-
-
-_live: dict[Path, _Live] = {}  # per process, by table
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A table as of one commit: which table (one that is made again has another id), the commit's number, the live files."""
-
-    table_id: str = ""
-    version: int = -1
-    files: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Commit:
-    """What a commit says of itself: which values the rows had that it replaced (None: it only added), and what it wrote;
-    `written` is None where it was not ours. `added`: names of its files.
-    """
-
-    replaced: Mapping[str, str] | None
-    written: Mapping[Group, Contents] | None
-    keeps_rows: bool
-    added: tuple[str, ...]
-
-
-class Views:
-    """An in-memory DuckDB with the views over one store's tables, kept: making them all anew takes longer than most queries."""
-
-    def __init__(self) -> None:
-        # Files are read from the disk's cache; a second one in DuckDB would only grow.
-        config: dict[str, Any] = {"python_enable_replacements": False, "enable_external_file_cache": False}
-        self._connection, self._lock = duckdb.connect(config=config), Lock()
-        self._connection.execute("CREATE SCHEMA delta")
-        self._files: dict[str, tuple[str, ...] | StoreDamaged] = {}
-
-    def over(self, files: "Mapping[str, tuple[str, ...] | StoreDamaged]") -> duckdb.DuckDBPyConnection:
-        """A connection that sees these files of each table."""
-        with self._lock:
-            changed = [table for table in files if self._files.get(table) != files[table]]
-            _make_views(self._connection, {table: files[table] for table in changed})
-            if not self._files:
-                self._connection.execute(sql_text("views.sql"))
-            self._files.update({table: files[table] for table in changed})
-            return self._connection.cursor()
-
-
-@lru_cache
-def _views_of(root: Path, process: int) -> Views:
-    return Views()
 
 
 @dataclass(frozen=True)
@@ -236,7 +108,7 @@ class Store:
         return self._views().over(self._live_files())
 
     def _views(self) -> Views:
-        return _views_of(self.root, os.getpid())
+        return views_of(self.root, os.getpid())
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
         """The result of one SELECT over the tables as they are now, with `$name` parameters."""
@@ -293,7 +165,7 @@ class Store:
         Raises:
             IconError: the disk refused.
         """
-        with self._lock("publish"), _disk_errors(self.path.name):
+        with self._lock("publish"), store_disk_errors(self.path.name):
             for left in self.root.glob(".scores.*.partial*"):  # by a process that was killed: the lock is ours
                 left.unlink()
             partial = self.root / f".scores.{uuid.uuid4().hex[:8]}.partial"
@@ -314,12 +186,12 @@ class Store:
         if not DeltaTable.is_deltatable(str(place)):
             return None
         fields = DeltaTable(str(place)).schema().fields
-        return {field.name: _SQL_TYPES.get(str(getattr(field.type, "type", "")), str(field.type)) for field in fields}
+        return {field.name: SQL_TYPES.get(str(getattr(field.type, "type", "")), str(field.type)) for field in fields}
 
     def _write_published(self, target: Path, root: Path) -> None:
         """The published file as `target`, to be read under its name in `root`."""
         with duckdb.connect() as con:
-            con.execute(f"ATTACH {_literal(str(target))} AS published (STORAGE_VERSION {_literal(_STORAGE_VERSION)})")
+            con.execute(f"ATTACH {literal(str(target))} AS published (STORAGE_VERSION {literal(_STORAGE_VERSION)})")
             con.execute("USE published")
             self._describe(con, root.resolve())
             con.execute("USE memory; DETACH published")
@@ -328,8 +200,8 @@ class Store:
         """Make the schema `delta` (one view per table, over its live files) and the views of the contract."""
         live = self._live_files()
         con.execute(f"CREATE SCHEMA delta; {_origin_view(root, root / self.path.name)} {_files_view(live)}")
-        _make_views(con, live, guarded=True)
-        con.execute(f"{sql_text('views.sql')}\n{_view_comments()}")
+        make_views(con, live, guarded=True)
+        con.execute(f"{sql_text('views.sql')}\n{view_comments()}")
 
     def _live_files(self) -> dict[str, tuple[str, ...] | StoreDamaged]:
         """What is damaged stops only who asks for it."""
@@ -356,14 +228,14 @@ class Store:
             StoreDamaged: the table's log can't be read.
         """
         place = self._place(table)
-        if (known := _live.get(place)) is not None and known.is_current():
+        if (known := LIVE.get(place)) is not None and known.is_current():
             return Snapshot(known.table_id, int(known.commit.stem), known.files)
-        return _read_log(place)
+        return read_log(place)
 
     def commits(self, table: str, first: int, last: int) -> "Iterator[Commit | None]":
         """What commits number `first` to `last` say of themselves; None for one whose description is not there any more."""
         for number in range(first, last + 1):
-            yield _read_commit(self._place(table) / LOG / f"{number:020}.json")
+            yield read_commit(self._place(table) / LOG / f"{number:020}.json")
 
     def within(self, table: str, file: str) -> Path:
         """The path of one of the table's files below its folder."""
@@ -387,7 +259,7 @@ class Store:
 
     def damage_of(self, error: Exception) -> StoreDamaged | None:
         """What damage of the store an error comes from, if it does."""
-        if found := _DAMAGED.search(str(error)):
+        if found := DAMAGED.search(str(error)):
             return StoreDamaged(*found.groups())
         # Damaged logs say so themselves, in the views. Not every error names its file.
         files = [each for table in schemas() for each in self.damages(table) if each.part != LOG]
@@ -401,7 +273,7 @@ class Store:
             yield damage
             return
         for file in files:
-            if why := _unreadable(Path(file)):
+            if why := unreadable(Path(file)):
                 yield StoreDamaged(table, self.within(table, file).as_posix(), why)
 
     def _place(self, table: str) -> Path:
@@ -416,7 +288,7 @@ class Store:
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
         lock = FileLock(self.root / "locks" / f"{name}.lock")
-        with _disk_errors("locks"):
+        with store_disk_errors("locks"):
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
             lock.acquire()
         try:
@@ -433,18 +305,18 @@ class Store:
         place, data = self._place(table), arrow_rows(table, frame)
         partition_by = list(PARTITIONED_BY.get(table, ())) or None
         mode = "append" if replaced is None else "overwrite"
-        predicate = " AND ".join(f"{name} = {_literal(value)}" for name, value in (replaced or {}).items()) or None
+        predicate = " AND ".join(f"{name} = {literal(value)}" for name, value in (replaced or {}).items()) or None
         written = contents_of(data, RECORDED_BY.get(table, ()))
         told = json.dumps({"replaced": replaced, "written": as_json(written)})
 
         def write() -> None:
             place.mkdir(parents=True, exist_ok=True)
-            properties = CommitProperties(custom_metadata={_CONTENTS: told})
+            properties = CommitProperties(custom_metadata={CONTENTS: told})
             how: dict[str, Any] = {"mode": mode, "predicate": predicate, "partition_by": partition_by}
             write_deltalake(str(place), data, commit_properties=properties, **how)
 
         with self._damage_before_disk(table):
-            _retried(write, table)
+            retried(write, table)
 
     @contextmanager
     def _damage_before_disk(self, table: str) -> Iterator[None]:
@@ -470,7 +342,7 @@ class Store:
         from deltalake import DeltaTable
 
         with self._damage_before_disk(table):
-            _retried(lambda: DeltaTable(str(self._place(table))).optimize.compact(), table)
+            retried(lambda: DeltaTable(str(self._place(table))).optimize.compact(), table)
 
 
 @lru_cache(maxsize=8)
@@ -478,103 +350,6 @@ def _pool_answer(
     store: Store, sql: str, parameters: tuple[tuple[str, str | int | None], ...], *_files: tuple[str, ...]
 ) -> pl.DataFrame:
     return store.query(sql, dict(parameters))
-
-
-def _read_log(place: Path) -> Snapshot:
-    """The table at `place` as its log has it; no files where no table is."""
-    from deltalake import DeltaTable
-    from deltalake.exceptions import DeltaError
-
-    try:
-        if not DeltaTable.is_deltatable(str(place)):
-            if any(place.rglob("*.parquet")):
-                raise StoreDamaged(place.name, LOG, "is not there, though files of rows are")
-            return Snapshot()
-        table = DeltaTable(str(place))
-        files = tuple(sorted(unquote(uri.removeprefix("file://")) for uri in table.file_uris()))
-        table_id, version = str(table.metadata().id), table.version()
-    except (DeltaError, OSError, ValueError) as error:
-        raise StoreDamaged(place.name, LOG, f"can't be read ({_one_line(error)})") from error
-    commit = place / LOG / f"{version:020}.json"
-    if commit.exists():  # a log that was cleaned up holds a checkpoint alone
-        _live[place] = _Live(commit, commit.stat().st_mtime_ns, files, table_id)
-    return Snapshot(table_id, version, files)
-
-
-def _one_line(error: Exception) -> str:
-    plain = re.sub(r"\x1b\[\d*m", "", str(error))
-    return " ".join(plain.split())[:160].replace(";", ",") or type(error).__name__
-
-
-def _read_commit(path: Path) -> Commit | None:
-    try:
-        actions = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError):
-        return None
-    info = next((each["commitInfo"] for each in actions if "commitInfo" in each), {})
-    files = [change for each in actions for change in (each.get("add"), each.get("remove")) if change]
-    told = json.loads(info.get(_CONTENTS, "null"))
-    return Commit(
-        told and told["replaced"],
-        from_json(told["written"]) if told else None,
-        keeps_rows=not any(change.get("dataChange", True) for change in files),
-        added=tuple(unquote(each["add"]["path"]) for each in actions if "add" in each),
-    )
-
-
-# How views say that a table is damaged, and how DuckDB and we name a file that is.
-_DAMAGED = re.compile(r"store table (\w+): (\S+) ([^;]*);")
-
-
-def _unreadable(path: Path) -> str:
-    """Why a Parquet file can't be read to its end; '' when it can."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path, memory_map=False) as file:
-            for _ in file.iter_batches():
-                pass
-    except FileNotFoundError:
-        return "is gone"
-    except (OSError, pa.ArrowException) as error:
-        return f"can't be read ({_one_line(error)})"
-    return ""
-
-
-def _make_views(
-    con: duckdb.DuckDBPyConnection, files: "Mapping[str, tuple[str, ...] | StoreDamaged]", guarded: bool = False
-) -> None:
-    """One view per table over its files. Where a table is damaged its view says so to whoever asks for it, and to nobody else."""
-    try:
-        con.execute("\n".join(_table_view(table, each, guarded) for table, each in files.items()))
-    except duckdb.Error:
-        for table, each in files.items():
-            try:
-                con.execute(_table_view(table, each, guarded))
-            except duckdb.Error as error:
-                why = f"can't be read ({_one_line(error)})"
-                listed = () if isinstance(each, StoreDamaged) else each
-                part = next((Path(file).name for file in listed if file in str(error)), "a file")
-                con.execute(_table_view(table, StoreDamaged(table, part.replace(" ", "_"), why)))
-
-
-def _table_view(table: str, files: Sequence[str] | StoreDamaged, guarded: bool = False) -> str:
-    schema = schemas()[table]
-    if isinstance(files, StoreDamaged):
-        columns = ", ".join(f'NULL::{_duckdb_type(schema, name)} AS "{name}"' for name in schema.names)
-        source = f"(SELECT error({_literal(str(files))}) AS damage) WHERE damage IS NOT NULL"
-    elif files:
-        # Partition columns live in the directory names; read as text, they are what was written.
-        columns = ", ".join(f'"{name}"' for name in schema.names)
-        source = f"read_parquet([{_literals(files)}], hive_partitioning = true, hive_types_autocast = false)"
-        source += (
-            " WHERE (SELECT CASE WHEN is_here THEN true ELSE error(says) END FROM delta.origin)" if guarded else ""
-        )
-    else:
-        columns = ", ".join(f'NULL::{_duckdb_type(schema, name)} AS "{name}"' for name in schema.names)
-        source = "(SELECT 1 WHERE false)"
-    return f'CREATE OR REPLACE VIEW delta."{table}" AS SELECT {columns} FROM {source};'  # noqa: S608  (names of schema.sql)
 
 
 def _origin_view(root: Path, path: Path) -> str:
@@ -589,56 +364,13 @@ def _origin_view(root: Path, path: Path) -> str:
     )
     return f"""
         CREATE VIEW delta.origin AS
-        SELECT {_literal(str(root))} AS root, {_literal(says)} AS says, NOT EXISTS (
+        SELECT {literal(str(root))} AS root, {literal(says)} AS says, NOT EXISTS (
             FROM duckdb_views() v JOIN duckdb_databases() d USING (database_oid)
-            WHERE v.schema_name = 'delta' AND v.view_name = 'origin' AND contains(v.sql, {_literal(uuid.uuid4().hex)})
-                AND d.path IS DISTINCT FROM {_literal(str(path))}
+            WHERE v.schema_name = 'delta' AND v.view_name = 'origin' AND contains(v.sql, {literal(uuid.uuid4().hex)})
+                AND d.path IS DISTINCT FROM {literal(str(path))}
         ) AS is_here;"""  # noqa: S608  (literals)
 
 
 def _files_view(live: "Mapping[str, tuple[str, ...] | StoreDamaged]") -> str:
     files = [file for each in live.values() if not isinstance(each, StoreDamaged) for file in each]
-    return f"CREATE VIEW delta.files AS SELECT unnest([{_literals(files)}]::VARCHAR[]) AS file;"
-
-
-def _retried(work: Callable[[], Any], table: str) -> None:
-    """Optimistic concurrency: a commit that lost a race is tried again on the new state."""
-    from deltalake.exceptions import CommitFailedError
-
-    for attempt in range(_ATTEMPTS):
-        try:
-            with _disk_errors(f"table {table}"):
-                work()
-        except CommitFailedError:
-            time.sleep(min(0.02 * 2**attempt, 1.0))
-        else:
-            return
-    raise IconError(f"store table {table}: another writer kept changing it; run again: finished work is kept")
-
-
-@contextmanager
-def _disk_errors(part: str) -> Iterator[None]:
-    """A disk that refuses: one line that says the mend. A lost race passes through."""
-    from deltalake.exceptions import CommitFailedError, DeltaError
-
-    try:
-        with disk_errors(f"store {part}"):
-            yield
-    except CommitFailedError:
-        raise
-    except (DeltaError, OSError, duckdb.IOException) as error:
-        raise DiskRefused(f"store {part}", error) from error
-
-
-def _literals(values: Iterable[str]) -> str:
-    return ", ".join(map(_literal, values))
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _duckdb_type(schema: "pa.Schema", name: str) -> str:
-    names = {"string": "VARCHAR", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN"}
-    written = str(schema.field(name).type)
-    return "FLOAT[]" if written.startswith("list<") else names.get(written, "TIMESTAMPTZ")
+    return f"CREATE VIEW delta.files AS SELECT unnest([{literals(files)}]::VARCHAR[]) AS file;"

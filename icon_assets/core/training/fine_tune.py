@@ -9,19 +9,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.errors import IconError
 from icon_assets.core.model.flops import Work, model_shape
+from icon_assets.core.model.loading import refuse_device
 from icon_assets.core.training.states import identity, last_state, step_of
-from icon_assets.core.training.trainable import ADAPTER_CONFIG, LOSS_CURVE, LossPoint, load, quiet
+from icon_assets.core.training.trainable import LOSS_CURVE, LossPoint
 from icon_assets.core.training.trainer import OnStep, Task, train
 from icon_assets.core.training.workers import train_in_processes
 from icon_assets.settings import TrainingSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -81,53 +78,12 @@ def fine_tune(
     return _result(task, time.monotonic() - started)
 
 
-def load_fine_tuned(
-    base_dir: Path, checkpoint_dir: Path, dtype: str, device: str
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model (in evaluation mode) and tokenizer of what `fine_tune` wrote to `checkpoint_dir`.
-
-    An adapter is merged into the weights of `base_dir` in float32 and cast afterwards, since a merge in
-    bfloat16 rounds much of what was learned away; that takes four bytes of memory per weight. For a full
-    model, `base_dir` is not read.
-
-    Raises:
-        IconError: `checkpoint_dir` holds neither an adapter nor a model, or `cuda` without CUDA.
-    """
-    import torch
-
-    _refuse_device(device)
-    if (checkpoint_dir / ADAPTER_CONFIG).is_file():
-        with quiet():
-            model, tokenizer = load(base_dir, "float32", "cpu", tokenizer_dir=checkpoint_dir)
-            model = _merged(model, checkpoint_dir)
-    elif (checkpoint_dir / "config.json").is_file():
-        with quiet():
-            model, tokenizer = load(checkpoint_dir, dtype, "cpu")
-    else:
-        raise IconError(f"{checkpoint_dir}: holds neither an adapter nor a model; materialize the checkpoint again")
-    placed: Any = model
-    return placed.to(device=torch.device(device), dtype=getattr(torch, dtype)).eval(), tokenizer
-
-
-def _merged(model: "PreTrainedModel", adapter_dir: Path) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False).merge_and_unload()
-
-
 def _refuse(samples: Sequence[Encoded], device: str) -> None:
     if not samples:
         raise IconError("no samples to train on; widen selection.fraction or add data to the pool")
     if not any(map(_n_targets, samples)):
         raise IconError("no sample has a response token to learn; raise training.max_tokens")
-    _refuse_device(device)
-
-
-def _refuse_device(device: str) -> None:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise IconError("model.device: 'cuda', but no CUDA device is present; set it to 'auto' or 'cpu'")
+    refuse_device(device)
 
 
 def _n_processes(settings: TrainingSettings, device: str) -> int:

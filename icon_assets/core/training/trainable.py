@@ -1,9 +1,10 @@
-"""The model of a training: loaded in the dtype it is trained in, with its adapter, and written as a checkpoint's files."""
+"""The model of a training: loaded in the dtype it is trained in, with its adapter, and written as a checkpoint's
+files.
+"""
 
 import dataclasses
 import json
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.fine_tuned import ADAPTER_CONFIG, load
 from icon_assets.core.training.cpu_kernels import ATTENTION, adapter_class, register
 from icon_assets.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ADAPTER_CONFIG = "adapter_config.json"
+
 LOSS_CURVE = "loss_curve.json"
 
 
@@ -28,20 +30,6 @@ class LossPoint:
     step: int
     loss: float
     learning_rate: float
-
-
-def load(
-    model_dir: Path, dtype: str, device: Any, tokenizer_dir: Path | None = None, attention: str | None = None
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model and tokenizer of a directory, and of no other place; `attention`: another than the model's own."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(model_dir), dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation=attention, **local
-    )
-    return model.to(torch.device(device)), AutoTokenizer.from_pretrained(str(tokenizer_dir or model_dir), **local)
 
 
 def load_trainable(
@@ -106,22 +94,6 @@ def _make_portable(config_path: Path, base_name: str) -> None:
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, and no warnings about names that are changing between trl and transformers."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from typing import Any
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.fine_tuned import quiet
 from icon_assets.core.model.memory import freed_memory_kept
 from icon_assets.core.training.cpu_kernels import cross_entropy
 from icon_assets.core.training.states import mark_complete
 from icon_assets.core.training.step_plan import BatchPlan, EpochSampler, MicroBatches
-from icon_assets.core.training.trainable import LossPoint, deterministic, load_trainable, quiet, write
+from icon_assets.core.training.trainable import LossPoint, deterministic, load_trainable, write
 from icon_assets.settings import TrainingSettings
 
 OnStep = Callable[[int, int, float], None]

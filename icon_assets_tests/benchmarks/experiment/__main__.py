@@ -23,7 +23,7 @@ from icon_assets.definitions import build_assets
 from icon_assets.home import open_instance
 from icon_assets.resources import WorkspaceResource
 from icon_assets.runner import run_stages, stages_of
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.benchmarks.common import parser, report
 from icon_assets_tests.benchmarks.experiment.layout import EQUAL_TOKENS, lay_out, write_settings
 from icon_assets_tests.benchmarks.experiment.summary import figures, lines

@@ -7,7 +7,7 @@ import polars as pl
 
 from icon_assets.core.evaluation.comparison import main_rows
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 
 _QUERIES = {
     "leaderboard": "FROM leaderboard ORDER BY task, metric, arm",

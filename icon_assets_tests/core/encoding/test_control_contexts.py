@@ -4,7 +4,8 @@ import string
 
 import pytest
 
-from icon_assets.core.encoding.control_contexts import knots, no_context, plain_vocabulary, random_chars, random_tokens
+from icon_assets.core.encoding.control_contexts import no_context, plain_vocabulary, random_chars, random_tokens
+from icon_assets.core.scoring.controls import knots
 from icon_assets_tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer(bos=True)

@@ -16,10 +16,9 @@ from icon_assets.core.evaluation.comparison import (
     as_frame,
     compare,
     headline,
-    interval,
     main_rows,
-    verdicts,
 )
+from icon_assets.core.evaluation.verdicts import interval, verdicts_of
 
 Rows = list[tuple[str, int, str, str, int, float, float]]
 COLUMNS = ["arm", "seed", "task", "metric", "item", "value", "weight"]
@@ -85,8 +84,8 @@ def test_seeds_that_disagree_widen_the_interval_and_one_seed_knows_nothing_of_it
 
     alone = one(compared(noisy.filter(pl.col("seed") == 2)), arm="icon")
     assert (alone.n_seeds, alone.verdict) == (1, BETTER)
-    assert verdicts(as_frame([alone]))["icon"].endswith("; one seed: another one could change this")
-    assert verdicts(as_frame([three]))["icon"].endswith("; 3 seeds")
+    assert verdicts_of(as_frame([alone]))["icon"].endswith("; one seed: another one could change this")
+    assert verdicts_of(as_frame([three]))["icon"].endswith("; 3 seeds")
 
 
 def test_a_held_out_loss_is_a_ratio_of_sums_and_less_of_it_is_better() -> None:
@@ -244,7 +243,7 @@ def _rows(**verdicts_by_rival: Mapping[str, str]) -> list[Difference]:
 
 
 def _told(**verdicts_by_rival: Mapping[str, str]) -> str:
-    return verdicts(as_frame(_rows(**verdicts_by_rival)))["icon"]
+    return verdicts_of(as_frame(_rows(**verdicts_by_rival)))["icon"]
 
 
 def test_a_gain_is_claimed_only_over_every_rival_in_the_same_thing() -> None:
@@ -268,13 +267,14 @@ def test_a_gain_is_claimed_only_over_every_rival_in_the_same_thing() -> None:
 def test_a_verdict_tells_whose_lengths_were_matched_and_how_the_arm_stands_to_full_and_base() -> None:
     seen = {"a": OPEN, "p": WORSE}
     rows = _rows(random=seen, length_matched=seen, full=seen, base={"a": BETTER, "p": BETTER})
-    assert verdicts(as_frame(rows), "icon")["icon"] == (
+    assert verdicts_of(as_frame(rows), "icon")["icon"] == (
         "a loss: worse than random and length_matched in held-out perplexity; not distinguishable from random and length_matched "
         "in accuracy; better than the base model in accuracy and held-out perplexity; worse than the full pool in held-out perplexity; "
         "not distinguishable from the full pool in accuracy; 3 seeds"
     )
     assert (
-        "worse than random and length_matched (lengths of rico) in held-out" in verdicts(as_frame(rows), "rico")["icon"]
+        "worse than random and length_matched (lengths of rico) in held-out"
+        in verdicts_of(as_frame(rows), "rico")["icon"]
     )
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.evaluation.harness import ChoiceItem, choice_metrics, read_choice_items
+from icon_assets.core.evaluation.harness import choice_metrics
 from icon_assets.core.evaluation.metric import Item, Metric
+from icon_assets.core.inputs.choice_items import ChoiceItem, read_choice_items
 from icon_assets_tests.core.plain import VOCABULARY, make_model, plain_nll
 
 ITEMS = [
@@ -199,14 +200,14 @@ def test_a_changed_item_changes_the_result_under_the_same_task_name(tokenizer):
 def test_special_tokens_written_in_items_are_plain_text_and_cost_no_bos(tokenizer, monkeypatch):
     from tokenizers import processors
 
-    from icon_assets.core.evaluation import harness as tasks
+    from icon_assets.core.evaluation import harness
 
     tokenizer.bos_token = "<eos>"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "<eos> $A", special_tokens=[("<eos>", 0)]
     )
-    seen, real = [], tasks._log_likelihoods
-    monkeypatch.setattr(tasks, "_log_likelihoods", lambda *given: (seen.extend(given[1]), real(*given))[1])
+    seen, real = [], harness._log_likelihoods
+    monkeypatch.setattr(harness, "_log_likelihoods", lambda *given: (seen.extend(given[1]), real(*given))[1])
     items = [ChoiceItem("<eos>Stop<eos>,", ("a<eos>", "<eos>b"), 0)]
     choice_metrics(make_model(), tokenizer, {"t": items}, limit=None, batch_size=4, device="cpu")
     assert [(context[0], context.count(0), continuation.count(0)) for context, continuation in seen] == [(0, 1, 0)] * 2

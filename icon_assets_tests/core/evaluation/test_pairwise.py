@@ -21,7 +21,8 @@ from icon_assets.core.evaluation.pairwise import (
     wilson,
 )
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import JudgeSettings, Settings, Workspace
+from icon_assets.settings import JudgeSettings, Settings
+from icon_assets.workspace import Workspace
 from icon_assets_tests import judges
 from icon_assets_tests.conftest import write_jsonl
 from icon_assets_tests.judges import Service, serving

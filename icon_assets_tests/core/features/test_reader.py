@@ -188,7 +188,7 @@ def test_a_run_that_ends_in_the_middle_keeps_what_it_read_and_the_next_gives_equ
 def test_a_file_is_read_in_chunks_of_its_rows(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     undisturbed = World(tmp_path / "other")
     undisturbed.reader().complete_shard("a")
-    monkeypatch.setattr("icon_assets.core.features.reader._CHUNK_ROWS", 5)
+    monkeypatch.setattr("icon_assets.core.features.reader.CHUNK_ROWS", 5)
     assert world.reader().complete_shard("a").pairs == 12
     ours, theirs = world.rows(), undisturbed.rows()
     assert ours["sample_id"].equals(theirs["sample_id"])

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.features import similarity
-from icon_assets.core.features.similarity import Embeddings, Rounds, Sieve, round_robin
+from icon_assets.core.features import embeddings, similarity
+from icon_assets.core.features.embeddings import Embeddings
+from icon_assets.core.features.similarity import Rounds, Sieve, round_robin
 from icon_assets.core.store.tables import Store
 from icon_assets_tests.conftest import put_embeddings
 
@@ -37,7 +38,7 @@ def test_every_probe_names_its_most_similar_sample_in_turn(
     samples, probes = vectors(60, "s", 1), vectors(5, "p", 2)
     samples["s059"] = samples["s000"] * 3
     monkeypatch.setattr(similarity, "_PROBES_AT_ONCE", at_once)
-    monkeypatch.setattr(similarity, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(embeddings, "_CHUNK_ROWS", 7)
     ranking = round_robin(put_embeddings(Store(tmp_path), samples, probes))
     assert ranking["sample_id"].to_list() == named_in_turn(samples, probes)
     by_first = cosine(samples[ranking["sample_id"][0]], probes["p000"])

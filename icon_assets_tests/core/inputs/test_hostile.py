@@ -19,17 +19,9 @@ from hypothesis import strategies as st
 from pyarrow import Table, parquet
 
 from icon_assets.core.inputs.changes import Known, compare
-from icon_assets.core.inputs.ingest import (
-    Ingested,
-    SourceFile,
-    discover,
-    ingest,
-    quarantine_frame,
-    sample_frame,
-    shard_key,
-    source_digest,
-)
-from icon_assets.core.store.tables import sql_text
+from icon_assets.core.inputs.ingest import Ingested, ingest, quarantine_frame, sample_frame
+from icon_assets.core.inputs.source_files import SourceFile, discover, shard_key, source_digest
+from icon_assets.core.store.schema import sql_text
 from icon_assets_tests.hostile import (
     MAX_CHARS,
     SPECIAL_TOKENS,
@@ -227,7 +219,8 @@ def test_damage_anywhere_stops_no_reader(tmp_path: Path, suffix: str) -> None:
 MEASURED = """
 import sys, time
 from pathlib import Path
-from icon_assets.core.inputs.ingest import discover, ingest, sample_frame
+from icon_assets.core.inputs.source_files import discover
+from icon_assets.core.inputs.ingest import ingest, sample_frame
 
 def peak():
     status = Path("/proc/self/status").read_text()

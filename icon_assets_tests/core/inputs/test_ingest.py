@@ -8,15 +8,8 @@ import pytest
 
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.inputs.ingest import (
-    Ingested,
-    SourceFile,
-    discover,
-    ingest,
-    quarantine_frame,
-    sample_frame,
-    shard_key,
-)
+from icon_assets.core.inputs.ingest import Ingested, ingest, quarantine_frame, sample_frame
+from icon_assets.core.inputs.source_files import SourceFile, discover, shard_key
 
 ROW = {"instruction": "Say hi", "input": "", "output": "hi"}
 LINE = json.dumps(ROW).encode()

@@ -9,14 +9,8 @@ from typing import Any
 import pytest
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.model.loading import (
-    choose_device,
-    choose_dtype,
-    load,
-    prepare,
-    read_record,
-    source_revision,
-)
+from icon_assets.core.model.loading import choose_device, choose_dtype, load
+from icon_assets.core.model.prepare import prepare, read_record, source_revision
 from icon_assets.settings import ModelSettings
 
 

@@ -12,12 +12,14 @@ import pytest
 
 import icon_assets
 from icon_assets.core.digests import digest
-from icon_assets.core.inputs.ingest import Ingested, SourceFile, shard_row
+from icon_assets.core.inputs.ingest import Ingested, shard_row
+from icon_assets.core.inputs.source_files import SourceFile
 from icon_assets.core.planning import recipes as recipes_module
 from icon_assets.core.planning.recipes import CODE_VERSIONS, Recipes, Unready, settings_digest
 from icon_assets.core.store.ledger import Event, Recipe
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Settings, Workspace
+from icon_assets.settings import Settings
+from icon_assets.workspace import Workspace
 from icon_assets_tests.furnished import (
     PLAIN_KEYS,
     RICH,

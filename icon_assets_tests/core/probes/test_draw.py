@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icon_assets.core.inputs.sample import Sample
-from icon_assets.core.probes.draw import Candidate, Index, Reference, near_duplicates, overlaps, select_probes
+from icon_assets.core.probes.draw import select_probes
+from icon_assets.core.probes.overlap import Candidate, Index, Reference, near_duplicates, overlaps
 
 
 def candidate(n: int, stratum: str = "s", response: str | None = None) -> Candidate:

@@ -5,7 +5,7 @@ from typing import Any
 
 from icon_assets.core.inputs.sample import Sample, Turn
 from icon_assets.core.probes.leakage import evaluation_index, evaluation_references, pool_references, probe_index
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import alpaca, write_jsonl
 
 TALK = (Turn("user", "What is the capital of France?"), Turn("assistant", "Paris."))

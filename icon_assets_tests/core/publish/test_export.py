@@ -13,11 +13,12 @@ import yaml
 from icon_assets.core.digests import file_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.inputs.sample import Sample, Turn, parse_row
-from icon_assets.core.publish.export import FORMATS, Exported, Format, export
+from icon_assets.core.publish.dataset import FORMATS, Exported, Format
+from icon_assets.core.publish.export import export
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Input, Recipe
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import alpaca, put_shards
 from icon_assets_tests.core.test_text import STILL, is_visible, live, tokens
 from icon_assets_tests.injections import AS_REPORTED, CORPUS, strange
@@ -118,7 +119,7 @@ def test_parquet_holds_everything_a_sample_id_is_made_of(workspace: Workspace) -
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_an_export_in_parts_loads_as_one(tmp_path: Path, form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("icon_assets.core.publish.export._BATCH_ROWS", 4)
+    monkeypatch.setattr("icon_assets.core.publish.dataset.BATCH_ROWS", 4)
     rows = [alpaca(f"Question {n}", f"{n} " * (n + 1)) for n in range(10)]
     workspace = selected_workspace(tmp_path / "ws", {"a.jsonl": rows}, ("icon",), 1)
     exported = export(workspace, "icon", form, shard_bytes=1)
@@ -356,7 +357,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(workspace: Workspace, monke
     def full(*_: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("icon_assets.core.publish.export._card", full)
+    monkeypatch.setattr("icon_assets.core.publish.export.data_card", full)
     with pytest.raises(IconError, match=r"could not be written .*No space left on device"):
         export(workspace, "icon", "alpaca")
     assert len(loaded(first)) == first.samples

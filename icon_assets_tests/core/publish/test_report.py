@@ -15,7 +15,7 @@ from icon_assets.core.publish.report import gather, write_report
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Recipe
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import alpaca
 from icon_assets_tests.selected import SCORE_KEY, selected_workspace
 

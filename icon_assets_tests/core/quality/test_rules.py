@@ -13,15 +13,15 @@ import pytest
 from deltalake import write_deltalake
 
 from icon_assets.core.errors import IconError
+from icon_assets.core.inputs.shards import retire_shard
 from icon_assets.core.quality import RULES, refuse, rules_of
 from icon_assets.core.quality.rule import Finding, Rule, Subject
-from icon_assets.core.quality.scores import drift
 from icon_assets.core.quality.selection import subset_holds_no_probe
+from icon_assets.core.scoring.drift import drift
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Recipe
 from icon_assets.core.store.tables import Store
-from icon_assets.partitions import retire_shard
-from icon_assets.settings import Workspace
+from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, PROBES, STAGES, alpaca, change, write_jsonl
 from icon_assets_tests.tampering import change_rows
 

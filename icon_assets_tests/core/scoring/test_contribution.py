@@ -11,7 +11,8 @@ import pytest
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.scoring.contribution import contributions
 from icon_assets.core.scoring.scorer import PAIR_KEY
-from icon_assets.core.store.tables import Store, sql_text
+from icon_assets.core.store.schema import sql_text
+from icon_assets.core.store.tables import Store
 from icon_assets.settings import ControlSettings
 from icon_assets_tests.conftest import put_shards
 

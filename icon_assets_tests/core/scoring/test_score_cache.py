@@ -7,9 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from icon_assets.core.inputs.shards import retire_shard
 from icon_assets.core.scoring.score_cache import KnownScores
-from icon_assets.core.store.tables import Store, schemas
-from icon_assets.partitions import retire_shard
+from icon_assets.core.store.schema import schemas
+from icon_assets.core.store.tables import Store
 from icon_assets_tests.conftest import put_shards
 
 KEY = "k"

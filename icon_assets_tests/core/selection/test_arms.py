@@ -12,21 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.features.similarity import Embeddings
-from icon_assets.core.selection.candidates import TOKENS, Candidates
-from icon_assets.core.selection.choose import (
-    Subset,
+from icon_assets.core.features.embeddings import Embeddings
+from icon_assets.core.selection.arm import (
     check_arms,
     controls_needed,
     drawn_for,
     draws,
     made_with,
     rank,
-    select,
-    subset_size,
     tables_needed,
     work_owed,
 )
+from icon_assets.core.selection.candidates import TOKENS, Candidates
+from icon_assets.core.selection.choose import Subset, select, subset_size
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import SelectionSettings
 from icon_assets_tests.conftest import put_embeddings

@@ -12,25 +12,23 @@ from hypothesis import strategies as st
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.model.flops import Work, context_work
-from icon_assets.core.model.loading import ModelRecord, load_tokenizer
+from icon_assets.core.model.loading import load_tokenizer
+from icon_assets.core.model.prepare import ModelRecord
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.selector.classifier import Classifier
-from icon_assets.core.selector.learning import (
+from icon_assets.core.selector.learning import is_top, part_of, scored_samples
+from icon_assets.core.selector.light import (
     Light,
-    crowding,
-    is_top,
     light_inputs,
     normal_ranks,
     out_of_fold,
-    part_of,
     predict_by_features,
     relearn,
-    report,
-    scored_samples,
-    train_classifier,
     train_light,
 )
+from icon_assets.core.selector.lora import train_classifier
+from icon_assets.core.selector.skill import crowding, skill
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import ClassifierSettings, SelectorSettings
 from icon_assets_tests.conftest import put_shards
@@ -77,7 +75,7 @@ class World:
         chosen = SelectorSettings(**choices)
         scored = scored_samples(self.store, KEY, "none", chosen.samples)
         trained = train_light(self.store, KEY, scored, chosen, directory)
-        return scored, report(scored, trained.held_out, chosen)
+        return scored, skill(scored, trained.held_out, chosen)
 
 
 def figure(metrics: pl.DataFrame, predictor: str, metric: str) -> tuple[float, float, float]:
@@ -178,7 +176,7 @@ def test_too_few_scores_and_missing_features_are_refused_with_the_mend(tmp_path:
     with pytest.raises(IconError, match="1 of 160 scored samples have no features; materialize sample_features"):
         world.train(tmp_path / "model")
     with pytest.raises(IconError, match="held-out samples are all of one class; score more"):
-        report(pl.DataFrame({"sample_id": ["a"], "contribution": [1.0], "n_context_tokens": [3]}),
+        skill(pl.DataFrame({"sample_id": ["a"], "contribution": [1.0], "n_context_tokens": [3]}),
                pl.DataFrame({"sample_id": ["a"], "score": [1.0]}), SelectorSettings())  # fmt: skip
 
 
@@ -300,7 +298,7 @@ def test_the_tenth_that_is_reported_on_neither_trains_nor_chooses(tiny_model_dir
     assert {parts[i] for i in trained.held_out["sample_id"]} == {0}
     assert {parts[i] for i in trained.in_sample["sample_id"]} == set(range(2, 10)), "the part left over chose the epoch"
     assert trained.n_train == trained.in_sample.height
-    assert set(report(scored, trained.held_out, chosen)["predictor"]) == {"selector", "length", "random"}
+    assert set(skill(scored, trained.held_out, chosen)["predictor"]) == {"selector", "length", "random"}
 
 
 def test_a_selector_that_knows_answers_by_heart_is_seen_to_crowd_the_top() -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from icon_assets.core.errors import IconError
 from icon_assets.core.scoring.scorer import PAIR_KEY
-from icon_assets.core.store.tables import PARTITIONED_BY, Store, schemas
+from icon_assets.core.store.schema import PARTITIONED_BY, schemas
+from icon_assets.core.store.tables import Store
 from icon_assets_tests.conftest import put_shards
 
 SPAWN = multiprocessing.get_context("spawn")

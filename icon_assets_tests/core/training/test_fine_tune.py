@@ -12,7 +12,8 @@ import pytest
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.errors import IconError
-from icon_assets.core.training.fine_tune import TrainingResult, fine_tune, load_fine_tuned
+from icon_assets.core.model.fine_tuned import load_fine_tuned
+from icon_assets.core.training.fine_tune import TrainingResult, fine_tune
 from icon_assets.core.training.step_plan import PADDING, BatchPlan, MicroBatches
 from icon_assets.settings import TrainingSettings
 

@@ -11,33 +11,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icon_assets.core.features.similarity import Embeddings
+from icon_assets.core.features.embeddings import Embeddings
 from icon_assets.core.inputs.ingest import Located
 from icon_assets.core.inputs.sample import Sample
-from icon_assets.core.selection import choose
+from icon_assets.core.selection import arm as arm_module
+from icon_assets.core.selection.arm import arm, rank
 from icon_assets.core.selection.candidates import TOKENS, Candidates
-from icon_assets.core.selection.choose import arm, rank, select
+from icon_assets.core.selection.choose import select
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Recipe
 from icon_assets.core.store.tables import Store
 from icon_assets.core.trust import figures as trust
+from icon_assets.core.trust import redraws
 from icon_assets.core.trust.figures import (
-    Selected,
+    Choice,
     arm_overlaps,
     auc,
     auc_error,
-    control_overlap,
-    halved_draws,
     length_figures,
-    nestedness,
     pool_strata,
-    probe_overlap,
     spearman,
     stratum_shares,
-    summary,
     trust_figures,
-    warnings,
 )
+from icon_assets.core.trust.redraws import Figure, control_overlap, halved_draws, nestedness, probe_overlap, redrawn
+from icon_assets.core.trust.warnings import summary, warnings
 from icon_assets.settings import ControlSettings, SelectionSettings, SelectorSettings, Settings
 from icon_assets_tests.conftest import put_embeddings, put_shards
 from icon_assets_tests.core.scoring.test_peers import KEY, PROBES, World
@@ -54,11 +52,11 @@ def pool_of(n: int, **columns: Any) -> Candidates:
     return Candidates(pl.DataFrame({**frame, **columns}), SelectionSettings())
 
 
-def chosen_by(name: str, pool: Candidates, **others: set[str]) -> Selected:
-    return Selected(name, select(name, pool).rows["sample_id"].to_list(), others)
+def chosen_by(name: str, pool: Candidates, **others: set[str]) -> Choice:
+    return Choice(name, select(name, pool).rows["sample_id"].to_list(), others)
 
 
-def value(figures: list[trust.Figure], figure: str, against: str | None = None) -> float:
+def value(figures: list[Figure], figure: str, against: str | None = None) -> float:
     (found,) = (f for f in figures if f.figure == figure and against in (None, f.against))
     return found.value
 
@@ -126,7 +124,7 @@ def test_one_ranking_for_every_size_is_nested_and_one_per_size_is_not(monkeypatc
     assert [(f.against, f.value) for f in nestedness("icon", pool)] == [
         ("1% in 5%", 1.0), ("5% in 15%", 1.0), ("15% in 30%", 1.0),
     ]  # fmt: skip
-    monkeypatch.setattr(choose, "_ARMS", dict(choose._ARMS))
+    monkeypatch.setattr(arm_module, "_ARMS", dict(arm_module._ARMS))
 
     @arm("capricious", "another ranking for every size")
     def _capricious(pool: Candidates) -> pl.DataFrame:
@@ -151,7 +149,7 @@ def tops(pool: Candidates) -> Callable[[np.ndarray], set[str]]:
     return lambda scores: set(order[np.argsort(-scores, kind="stable")[: math.ceil(0.15 * len(order))]])
 
 
-def only(figures: list[trust.Figure]) -> trust.Figure:
+def only(figures: list[Figure]) -> Figure:
     (figure,) = figures
     return figure
 
@@ -206,11 +204,11 @@ def test_a_redrawn_choice_follows_the_token_budget_and_passes_over_what_the_sele
     embeddings = put_embeddings(Store(tmp_path), {each: np.eye(8)[i % 8] for i, each in enumerate(ids)})
     for settings in (SelectionSettings(budget="tokens"), SelectionSettings(diversity=0.9)):
         pool = Candidates(samples, settings, embeddings)
-        top = trust._topper("icon", "none", ids, pool)
+        top = redraws._topper("icon", "none", ids, pool)
         assert top(samples["none"].to_numpy()) == set(select("icon", pool).rows["sample_id"])
         assert top(-samples["none"].to_numpy()) == set(select("lowest", pool).rows["sample_id"])
     narrow = Candidates(samples, SelectionSettings(diversity=0.9, fraction=0.5), embeddings)
-    assert trust._topper("icon", "none", ids, narrow)(samples["none"].to_numpy()) is None, "8 of them differ"
+    assert redraws._topper("icon", "none", ids, narrow)(samples["none"].to_numpy()) is None, "8 of them differ"
 
 
 @pytest.mark.parametrize(("draws", "parts"), [
@@ -239,7 +237,7 @@ def test_one_half_of_the_probes_is_held_against_the_other_where_they_are_asked_i
     found = []
     for name, probes in (("alike", alike), ("unlike", unlike), ("one", {"p": draw.normal(size=8)})):
         embeddings = put_embeddings(Store(tmp_path / name), vectors, probes)
-        found.append(trust._halved("rds", Candidates(pool_of(200).samples, SelectionSettings(), embeddings), 0))
+        found.append(redraws._halved("rds", Candidates(pool_of(200).samples, SelectionSettings(), embeddings), 0))
     assert (only(found[0]).value, only(found[0]).against) == (1, "the other half of the probes")
     assert only(found[1]).value < 0.5
     assert "50 times 8 probes against 8 others, 200 samples" in only(found[1]).detail
@@ -308,7 +306,7 @@ def test_the_stratum_is_the_same_field_of_a_sample_as_of_a_probe_or_its_file(
 
 
 def test_overlap_with_other_arms_stands_beside_chance() -> None:
-    figures = arm_overlaps(Selected("icon", ["a", "b", "c", "d"], {"random": {"a", "x"}, "longest": {*"abcdz"}}), 20)
+    figures = arm_overlaps(Choice("icon", ["a", "b", "c", "d"], {"random": {"a", "x"}, "longest": {*"abcdz"}}), 20)
     assert [(f.against, f.value, f.detail) for f in figures] == [
         ("longest", 1.0, "by chance 0.250"), ("random", 0.25, "by chance 0.100"),
     ]  # fmt: skip
@@ -348,13 +346,13 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
     assert found["probe_overlap", "another set of as many probes"] > 0.8
     assert found["control_overlap", "random_tokens"] < 0.9
     assert figures.filter(pl.col("figure") == "control_overlap")["low"].item() is None
-    of_peers = trust_figures(world.store, KEY, settings, Candidates(pool.samples.with_columns(peers=pl.col("none")), pool.settings), Selected("icon_peers", chosen.sample_ids, {}))  # fmt: skip
+    of_peers = trust_figures(world.store, KEY, settings, Candidates(pool.samples.with_columns(peers=pl.col("none")), pool.settings), Choice("icon_peers", chosen.sample_ids, {}))  # fmt: skip
     assert "control_overlap" not in set(of_peers["figure"]), "peers are not drawn"
     assert of_peers.filter(pl.col("figure") == "probe_overlap")["value"].item() > 0.5
     predicted = Candidates(pool.samples.with_columns(predicted=pl.col("none")), pool.settings)
     lora = settings.model_copy(update={"selector": SelectorSettings(kind="lora")})
     for name in ("random", "length_matched", "icon_selector"):
-        rows = trust_figures(world.store, KEY, lora, predicted, Selected(name, chosen.sample_ids, {}))
+        rows = trust_figures(world.store, KEY, lora, predicted, Choice(name, chosen.sample_ids, {}))
         assert not {"probe_overlap", "control_overlap"} & set(rows["figure"]), f"{name} has nothing to draw anew"
 
     world.store.replace("trust_figures", figures.with_columns(subset_id=pl.lit("old")), arm="rico")
@@ -381,13 +379,13 @@ def test_a_light_selector_is_trained_anew_for_other_probes(tmp_path: Path) -> No
         "predicted": world.worth,
     }
     pool = Candidates(pl.DataFrame(columns), SelectionSettings())
-    figure = only(trust._redrawn(world.store, KEY, Settings(), "icon_selector", pool))
+    figure = only(redrawn(world.store, KEY, Settings(), "icon_selector", pool))
     assert figure.value > 0.8
     assert figure.detail.endswith("200 draws of 6 probes, 200 samples")
     world.store.replace("sample_features", world.store.query("FROM delta.sample_features").with_columns(
         pl.Series("embedding", draw.normal(size=(200, 8)).astype("f4").tolist(), pl.List(pl.Float32)), n_tokens=7,
     ))  # fmt: skip
-    (noise,) = trust._redrawn(world.store, KEY, Settings(), "icon_selector", pool) or [None]
+    (noise,) = redrawn(world.store, KEY, Settings(), "icon_selector", pool) or [None]
     assert noise is None or noise.value < figure.value
 
 
@@ -395,6 +393,6 @@ def test_near_duplicates_are_counted_by_embeddings_where_there_are_any(tmp_path:
     vectors = {f"{i:04}": np.eye(8)[i % 8] for i in range(40)}
     embeddings = put_embeddings(Store(tmp_path), vectors)
     pool = Candidates(pool_of(40).samples, SelectionSettings(), embeddings)
-    figures = trust._repeats(embeddings.store, Settings(), Selected("random", list(vectors), {}), pool)
+    figures = trust._repeats(embeddings.store, Settings(), Choice("random", list(vectors), {}), pool)
     assert value(figures, "near_duplicates", "embeddings") == pytest.approx(32 / 40)
     assert rank("random", pool).height == 40

@@ -1,0 +1,77 @@
+"""Differences between arms in words: one sentence per arm, and intervals as text."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from icon_assets.core.evaluation.comparison import ACCURACY, AGAINST, BASE, BETTER, OPEN, RIVALS, WORSE, headline
+
+
+def verdicts_of(differences: pl.DataFrame, reference: str = "") -> dict[str, str]:
+    """One sentence per arm: does it beat what costs nothing (`RIVALS`), what was seen, and how it stands to `full` and `base`.
+
+    Args:
+        reference: the arm whose lengths `length_matched` has; told where it is not the arm spoken of.
+    """
+    by_arm: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(headline(differences).to_dicts(), key=lambda row: AGAINST.index(row["against"])):
+        by_arm[row["arm"]].append(row)
+    return {arm: _sentence(arm, seen, reference) for arm, seen in sorted(by_arm.items())}
+
+
+def _sentence(arm: str, seen: Sequence[Mapping[str, Any]], reference: str) -> str:
+    names = {"length_matched": f"length_matched (lengths of {reference})"} if reference not in {"", arm} else {}
+    rivals = [row for row in seen if row["against"] in RIVALS]
+    told = [_claim(arm, rivals), *([f": {_compared(rivals, names)}"] if rivals else [])]
+    others = [row for row in seen if row["against"] not in RIVALS]
+    beside = f"; {_compared(others, {'full': 'the full pool', BASE: 'the base model'})}" if others else ""
+    seeds = min(row["n_seeds"] for row in seen)
+    alone = "; one seed: another one could change this" if seeds == 1 else f"; {seeds} seeds"
+    return f"{''.join(told)}{beside}{alone}"
+
+
+def _compared(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Like `better than random in accuracy; not distinguishable from longest in accuracy and held-out perplexity`."""
+    parts = []
+    for verdict, words in ((BETTER, "better than"), (WORSE, "worse than"), (OPEN, "not distinguishable from")):
+        things: defaultdict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            if row["verdict"] == verdict:
+                name = names.get(row["against"], row["against"])
+                things[name].append("accuracy" if row["metric"] == ACCURACY else "held-out perplexity")
+        others: defaultdict[str, list[str]] = defaultdict(list)
+        for name, told in things.items():
+            others[" and ".join(sorted(told))].append(name)
+        parts += [f"{words} {_listed(named)} in {told}" for told, named in others.items()]
+    return "; ".join(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
+
+
+def _claim(arm: str, seen: Sequence[Mapping[str, Any]]) -> str:
+    """A gain must be one over every rival in one metric at least, with more than one seed; and a loss one against any in any."""
+    said: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for row in seen:
+        said[row["metric"]][row["against"]] = row["verdict"]
+    missing = [rival for rival in RIVALS if rival != arm and rival not in {row["against"] for row in seen}]
+    ahead = any(set(each.values()) == {BETTER} for each in said.values())
+    if any(WORSE in each.values() for each in said.values()):
+        return "a gain in one thing, a loss in another" if ahead and not missing else "a loss"
+    if not ahead:
+        return "no gain is shown"
+    if missing:
+        return f"ahead, but not compared with {_listed(missing)}"
+    return "a gain" if min(row["n_seeds"] for row in seen) > 1 else "ahead with one seed"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Like `+0.012, -0.003 to +0.027`: two digits of what the interval leaves open, no more."""
+    reach = (row["high"] - row["low"]) / 2
+    places = max(0, 1 - math.floor(math.log10(reach))) if reach > 0 else 3
+    difference, low, high = (f"{row[name]:+z.{places}f}" for name in ("difference", "low", "high"))
+    return f"{difference}, {low} to {high}"

@@ -1,0 +1,158 @@
+"""What an arm is, the registry of arms, and what each of them needs. The arms themselves are in `arms`."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from icon_assets.core.errors import IconError
+from icon_assets.core.scoring.peers import PEERS
+from icon_assets.core.selection.candidates import Candidates
+from icon_assets.settings import SelectionSettings
+
+Order = Callable[[Candidates], pl.DataFrame]
+# Made only when an arm of the settings ranks by them.
+ON_DEMAND = ("sample_features", "probe_features", "selector", "predicted_scores")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to rank the pool.
+
+    Attributes:
+        order: makes of the candidates rows of sample_id and score, best first: all that it can rank.
+        control: whose contributions it ranks by, if any.
+        tables: of the store, that it ranks by besides.
+        settings: of `selection`, that it depends on besides what all arms do.
+        drawn: whether chance ranks. Then each training seed has a draw of its own (`draws`): of one draw alone nobody could
+            tell whether another would have done as well.
+    """
+
+    name: str
+    description: str
+    order: Order
+    control: str | None
+    tables: tuple[str, ...]
+    settings: tuple[str, ...]
+    drawn: bool
+
+
+_ARMS: dict[str, Arm] = {}
+
+
+def arm(
+    name: str, description: str, *, control: str | None = None, tables: tuple[str, ...] = (), settings: tuple[str, ...] = (),
+    drawn: bool = False,
+) -> Callable[[Order], Order]:  # fmt: skip
+    """Register an arm; see `Arm`."""
+
+    def register(order: Order) -> Order:
+        _ARMS[name] = Arm(name, description, order, control, tables, settings, drawn)
+        return order
+
+    return register
+
+
+def draws(name: str, seeds: Sequence[int]) -> list[str]:
+    """The subsets of an arm for training with these seeds: the arm's own, and `random.1`, ... for the further seeds of a drawn
+    one. All else here takes such a name where it takes an arm's.
+    """
+    return [name, *(f"{name}.{draw}" for draw in range(1, len(seeds)) if _ARMS[name].drawn)]
+
+
+def drawn_for(name: str, seeds: Sequence[int], seed: int) -> str:
+    """The subset of an arm that a training with `seed` gets."""
+    names = draws(name, seeds)
+    return names[seeds.index(seed)] if len(names) > 1 else name
+
+
+def arm_and_draw(name: str) -> tuple[Arm, int]:
+    arm_name, _, draw = name.partition(".")
+    return _ARMS[arm_name], int(draw or 0)
+
+
+def check_arms(settings: SelectionSettings, controls: Collection[str]) -> None:
+    """Refuse arms that don't exist, or that rank by a control nobody computes.
+
+    Raises:
+        IconError: names the arm and the setting to change.
+    """
+    named = [("selection.arms", name) for name in settings.arms]
+    if "length_matched" in settings.arms:
+        named.append(("selection.reference", settings.reference))
+        if settings.reference == "length_matched":
+            raise IconError("selection.reference: length_matched copies another arm's lengths; name one, such as icon")
+    for setting, name in named:
+        if name not in _ARMS:
+            raise IconError(f"{setting}: {name!r} is not an arm; known are {', '.join(sorted(_ARMS))}")
+        control = _ARMS[name].control
+        if control not in (None, PEERS, *controls):
+            raise IconError(f"{setting}: {name!r} ranks by control {control!r}; add it to controls.kinds")
+
+
+def with_reference(name: str, settings: SelectionSettings) -> list[Arm]:
+    """The arm, and the one it follows."""
+    own, _ = arm_and_draw(name)
+    return [own, *([_ARMS[settings.reference]] if "reference" in own.settings else [])]
+
+
+def controls_needed(name: str, settings: SelectionSettings) -> set[str]:
+    """The controls whose contributions an arm, or the one it follows, ranks by."""
+    return {each.control for each in with_reference(name, settings) if each.control}
+
+
+def tables_needed(name: str, settings: SelectionSettings) -> set[str]:
+    """What has to be made for an arm besides contributions."""
+    tables = {table for each in with_reference(name, settings) for table in each.tables}
+    return tables | ({"sample_features"} if settings.diversity and name != "full" else set())
+
+
+def tables_of_arms(settings: SelectionSettings) -> set[str]:
+    """What has to be made for the arms of the settings besides contributions."""
+    return {table for name in settings.arms for table in tables_needed(name, settings)}
+
+
+def needed_assets(settings: SelectionSettings) -> set[str]:
+    """Those of `ON_DEMAND` that the arms of the settings ask for."""
+    tables = tables_of_arms(settings)
+    return tables | ({"sample_features", "selector"} if "predicted_scores" in tables else set())
+
+
+def made_with(name: str, settings: SelectionSettings) -> dict[str, Any]:
+    """The settings that an arm's subset depends on."""
+    values = settings.model_dump()
+    common: dict[str, Any] = {"fraction": settings.fraction}
+    if name != "full":
+        common |= {key: values[key] for key in ("budget", "diversity") if values[key] not in ("samples", None)}
+    return common | {key: values[key] for each in with_reference(name, settings) for key in each.settings}
+
+
+def ranks_by(name: str) -> str | None:
+    """The control whose contributions an arm ranks by, if any."""
+    return arm_and_draw(name)[0].control
+
+
+def has_score(name: str) -> bool:
+    """Whether every sample that the arm chose has a score."""
+    own, _ = arm_and_draw(name)
+    return bool(own.control or own.tables)
+
+
+def work_owed(name: str, settings: SelectionSettings) -> list[str]:
+    """The kinds of work in `scoring_costs` that the arm, or the one it follows, ranks and sieves by, and so owes; measured or
+    predicted, contributions cost scoring.
+    """
+    tables = tables_needed(name, settings)
+    predicted = "predicted_scores" in tables
+    scored = predicted or bool(controls_needed(name, settings))
+    works = {"pairs": scored, "controls": scored, "features": bool(tables), "selector": predicted}
+    return [work for work, owed in works.items() if owed]
+
+
+def rank(name: str, pool: Candidates) -> pl.DataFrame:
+    """All that an arm can rank, best first: sample_id and score."""
+    if name not in pool.rankings:
+        own, draw = arm_and_draw(name)
+        pool.rankings[name] = own.order(replace(pool, draw=draw))
+    return pool.rankings[name]

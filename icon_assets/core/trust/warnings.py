@@ -1,0 +1,69 @@
+"""Trust figures in words: a line for each that a reader should know of."""
+
+from typing import Any
+
+import polars as pl
+
+Z_95 = 1.959964  # of an interval of 95 %
+# From which on a figure is worth a line of warning.
+_FAR_FROM_CHANCE = 3  # standard errors
+_SHAKY, _REPEATED, _SAME, _TWICE = 0.7, 0.05, 0.9, 2
+
+
+def summary(figures: pl.DataFrame) -> pl.DataFrame:
+    """One row per arm: of each figure the value that speaks most against it."""
+    worst = {
+        "length AUC": _where("length_auc", "tokens"), "response AUC": _where("length_auc", "response characters"),
+        "rank ~ length": _where("length_spearman"), "nested": _where("nestedness").min(),
+        "kept by other probes": _where("probe_overlap"), "kept by other contexts": _where("control_overlap"),
+        "near-duplicates": _where("near_duplicates").max(), "in random": _where("arm_overlap", "random"),
+    }  # fmt: skip
+    return figures.group_by("arm").agg(**{name: value.max() for name, value in worst.items()}).sort("arm")
+
+
+def _where(figure: str, against: str | None = None) -> pl.Expr:
+    of_figure = pl.col("figure") == figure
+    return pl.col("value").filter(of_figure if against is None else of_figure & (pl.col("against") == against))
+
+
+def warnings(figures: pl.DataFrame, length_limit: float) -> list[str]:
+    """What a reader of these figures should be told, a line each.
+
+    Args:
+        figures: rows of the view `trust_figures`, of any arms.
+    """
+    lines = [_warning(row, length_limit) for row in figures.iter_rows(named=True)]
+    return [line for line in lines if line]
+
+
+def _warning(row: dict[str, Any], length_limit: float) -> str:
+    arm, against, value = row["arm"], row["against"], row["value"]
+    if row["figure"] == "length_auc" and explained_by_length(value, length_limit):
+        longer = "longer" if value > 0.5 else "shorter"
+        return f"{arm}: chosen samples are {longer} ({against}): length alone tells them from the rest with AUC {max(value, 1 - value):.2f}"
+    if row["figure"] == "nestedness" and value < 1:
+        return f"{arm}: only {value:.0%} of what it chooses at one size is chosen at the next larger one ({against})"
+    if row["figure"] == "probe_overlap" and value < _SHAKY:
+        chance = row["detail"].split(";")[0]
+        return f"{arm}: with {against} {1 - value:.0%} of it would be other samples ({chance}); raise probes.count"
+    if row["figure"] == "control_overlap" and value < _SHAKY:
+        return f"{arm}: with other random contexts {1 - value:.0%} of it would be other samples ({row['detail']}); raise controls.draws"
+    if row["figure"] == "near_duplicates" and value > _REPEATED:
+        return f"{arm}: {value:.0%} of it nearly repeats a better sample ({against}); see selection.diversity"
+    if row["figure"] == "arm_overlap" and value > _SAME and against != "full" and arm != "full":
+        return f"{arm}: {value:.0%} of it is also in {against}: a comparison of the two says little"
+    if row["figure"] == "stratum_share" and _is_apart(row):
+        return f"{arm}: {value:.0%} of it is {against}, where the pool has {row['detail'].split()[0]}"
+    return ""
+
+
+def explained_by_length(value: float, limit: float) -> bool:
+    """Whether an AUC of length is beyond the limit, on either side."""
+    return abs(value - 0.5) > limit - 0.5
+
+
+def _is_apart(row: dict[str, Any]) -> bool:
+    """Whether a stratum has more than twice its share or less than half, and not by chance."""
+    share = float(row["detail"].split()[0])
+    far = abs(row["value"] - share) > _FAR_FROM_CHANCE / Z_95 * (row["high"] - share)
+    return far and not share / _TWICE <= row["value"] <= share * _TWICE
