@@ -227,8 +227,8 @@ def _type_of(schema: Mapping[str, Any], value: Mapping[str, Any]) -> str:
         return "size with its unit"
     if value["type"] == "array":
         return f"list of {_type(schema, value['items'])}"
-    names = {"integer": "whole number", "boolean": "true or false", "string": "text", "object": "mapping"}
-    return names.get(value["type"], value["type"])
+    names: dict[str, str] = {"integer": "whole number", "boolean": "true or false", "string": "text", "object": "mapping"}
+    return names.get(str(value["type"]), str(value["type"]))
 
 
 def _default(value: Mapping[str, Any], required: bool) -> str:
