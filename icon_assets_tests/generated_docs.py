@@ -227,7 +227,12 @@ def _type_of(schema: Mapping[str, Any], value: Mapping[str, Any]) -> str:
         return "size with its unit"
     if value["type"] == "array":
         return f"list of {_type(schema, value['items'])}"
-    names: dict[str, str] = {"integer": "whole number", "boolean": "true or false", "string": "text", "object": "mapping"}
+    names: dict[str, str] = {
+        "integer": "whole number",
+        "boolean": "true or false",
+        "string": "text",
+        "object": "mapping",
+    }
     return names.get(str(value["type"]), str(value["type"]))
 
 
