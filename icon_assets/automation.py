@@ -1,7 +1,8 @@
 """Who starts work when nobody is there: exactly one launcher, by `automation.scoring` of the settings.
 
 `nightly`: a schedule that runs the stages in order in one process. `on_change`: conditions on the assets, which one
-sensor evaluates. The two never run together, so that nothing is started twice.
+sensor evaluates: what each product is made from is compared with its recipe (`core/recipes.py`), partition by partition. The two
+never run together, so that nothing is started twice.
 
 `on_change` starts one run per stale shard. Dagster could take several into one (`BackfillPolicy`), and we do not let it: such a run
 names its first and last partition only, so that shards that lie apart still need a run each, and either of them deleted before it
@@ -111,11 +112,14 @@ def _settled_digest(source: SourceFile, settle_seconds: float) -> str:
     """Digest of a file that is read only when its size or time changed.
 
     Raises:
-        Unready: it was written to a moment ago.
+        Unready: it was written to a moment ago, or is gone.
     """
     if source.refused:
         return source_digest(source)
-    status = source.path.stat()
+    try:
+        status = source.path.stat()
+    except FileNotFoundError as error:
+        raise Unready(f"{source.path}: is gone") from error
     if time.time() - status.st_mtime < settle_seconds:
         raise Unready(f"{source.path}: is being written to")
     return _digest_at(source, status.st_size, status.st_mtime_ns)
