@@ -11,6 +11,7 @@ import pytest
 
 from icon_assets import cli
 from icon_assets.checks import build_checks
+from icon_assets.core.inputs.source_files import shard_key
 from icon_assets.core.quality import RULES, rules_of, training
 from icon_assets.core.store.tables import Store
 from icon_assets.definitions import build_assets
@@ -19,7 +20,7 @@ from icon_assets.runner import Outcome, run_stages
 from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, alpaca, write_jsonl
 
-A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"
+A, B = shard_key("a.jsonl"), shard_key("b.jsonl")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from icon_assets import cli
 from icon_assets.core.errors import IconError, StoreDamaged
+from icon_assets.core.inputs.source_files import shard_key
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import checkpoint_loads
 from icon_assets.core.quality.verification import verify
@@ -28,7 +29,7 @@ from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import SCORING_STAGES
 from icon_assets_tests.tampering import change_rows, cut, empty, files_of, flip, log_of, remove_table
 
-A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"
+A, B = shard_key("a.jsonl"), shard_key("b.jsonl")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from deltalake import write_deltalake
 
 from icon_assets.core.errors import IconError
 from icon_assets.core.inputs.shards import retire_shard
+from icon_assets.core.inputs.source_files import shard_key
 from icon_assets.core.quality import RULES, refuse, rules_of
 from icon_assets.core.quality.rule import Finding, Rule, Subject
 from icon_assets.core.quality.selection import subset_holds_no_probe
@@ -25,7 +26,7 @@ from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, PROBES, STAGES, alpaca, change, write_jsonl
 from icon_assets_tests.tampering import change_rows
 
-A, B = "a.jsonl-27a16a60", "b.jsonl-3dc314eb"
+A, B = shard_key("a.jsonl"), shard_key("b.jsonl")
 PARTITIONS = {
     "raw_pool": A, "sample_scores": A, "selected_subset": "icon", "selection_trust": "icon", "checkpoint": "icon|0", "eval_results": "icon|0",
     "sample_features": A, "predicted_scores": A,
