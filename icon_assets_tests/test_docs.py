@@ -92,7 +92,7 @@ def _dead_links(page: Path) -> Iterator[str]:
 
 
 def _links(page: Path) -> list[str]:
-    return _LINK.findall(_FENCED.sub("", page.read_text("utf-8")))
+    return _LINK.findall(re.sub(r"`[^`\n]*`", "", _FENCED.sub("", page.read_text("utf-8"))))
 
 
 def _anchors(page: Path) -> set[str]:
