@@ -1,6 +1,8 @@
 """README and docs: what they show is so."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ ROOT = DOCS.parent
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 _FENCED = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+_COMMAND = re.compile(r"`icon-assets(?: -w \w+)? ([a-z]+)")
 _MODULE = re.compile(r"`(?P<name>[a-z_]+(?:/[a-z_]+)?)`")
 
 
@@ -59,6 +62,14 @@ def test_every_published_view_stands_in_the_docs(finished: Workspace) -> None:
     assert published
     shown = set(re.findall(r"`(\w+)`", (DOCS / "sql.md").read_text("utf-8")))
     assert set(published) <= shown
+
+
+def test_every_command_shown_is_one() -> None:
+    asked = subprocess.run(
+        [sys.executable, "-m", "icon_assets.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    shown = {name for page in PAGES for name in _COMMAND.findall(page.read_text("utf-8"))}
+    assert {"init", "run", "sql", "verify", "ui"} <= shown <= set(re.findall(r"\w+", asked.stdout))
 
 
 def test_the_contract_shown_is_the_one_enforced() -> None:
