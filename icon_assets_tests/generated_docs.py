@@ -122,7 +122,7 @@ def pages() -> dict[str, str]:
 
 def checks_page(rules: Sequence[Rule]) -> str:
     assets: dict[tuple[str, ...], list[Rule]] = {}
-    for names, rule in _by_look(rules):
+    for names, rule in _alike(rules):
         assets.setdefault(names, []).append(rule)
     rows = [
         (_assets(names) if first else "", f"[`{rule.name}`](#{rule.name})", _kind(rule), PREVENTS[rule.name])
@@ -130,26 +130,30 @@ def checks_page(rules: Sequence[Rule]) -> str:
         for first, rule in zip([True] + [False] * len(own), own, strict=False)
     ]
     table = _table(("asset", "check", "kind", "prevents"), rows)
-    details = [f"### {rule.name}\n\n{rule.why}\n\nWhen it is broken: {rule.mend}.\n" for rule in _each_once(rules)]
+    names = dict.fromkeys(rule.name for rule in rules)
+    details = [_detail([rule for _, rule in _alike(rules) if rule.name == name]) for name in names]
     return "\n".join([_MADE_BY, "", _CHECKS, table, "## What each of them says", "", *details])
 
 
-def _by_look(rules: Sequence[Rule]) -> Iterator[tuple[tuple[str, ...], Rule]]:
-    """Every rule once, with the assets that have it."""
-    for rule in _each_once(rules):
-        yield tuple(each.asset for each in rules if each.look is rule.look), rule
+def _alike(rules: Sequence[Rule]) -> Iterator[tuple[tuple[str, ...], Rule]]:
+    """Every rule once for each way to get past it, with the assets that have it so."""
+    for look, mend in dict.fromkeys((rule.look, rule.mend) for rule in rules):
+        own = [rule for rule in rules if rule.look is look and rule.mend == mend]
+        yield tuple(rule.asset for rule in own), own[0]
 
 
-def _each_once(rules: Sequence[Rule]) -> list[Rule]:
-    return list({rule.name: rule for rule in reversed(rules)}.values())[::-1]
+def _detail(alike: Sequence[Rule]) -> str:
+    ways = [f"When it is broken{f' ({rule.asset})' if i else ''}: {rule.mend}." for i, rule in enumerate(alike)]
+    return "\n\n".join([f"### {alike[0].name}", alike[0].why, *ways]) + "\n"
 
 
 def _assets(names: tuple[str, ...]) -> str:
-    every = {rule.asset for rule in RULES}
-    left_out = every - set(names)
+    every = dict.fromkeys(rule.asset for rule in RULES)
+    left_out = [name for name in every if name not in names]
     if not left_out:
         return "all"
-    return f"all but `{min(left_out)}`" if len(left_out) == 1 else " ".join(f"`{name}`" for name in names)
+    few = left_out if len(left_out) < len(names) / 2 else names
+    return ("all but " if few is left_out else "") + " ".join(f"`{name}`" for name in few)
 
 
 def _kind(rule: Rule) -> str:

@@ -1,6 +1,8 @@
 """README and docs: what they show is so."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ ROOT = DOCS.parent
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 _FENCED = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+_COMMAND = re.compile(r"`icon-assets(?: -w \w+)? ([a-z]+)")
 _MODULE = re.compile(r"`(?P<name>[a-z_]+(?:/[a-z_]+)?)`")
 
 
@@ -61,6 +64,14 @@ def test_every_published_view_stands_in_the_docs(finished: Workspace) -> None:
     assert set(published) <= shown
 
 
+def test_every_command_shown_is_one() -> None:
+    asked = subprocess.run(
+        [sys.executable, "-m", "icon_assets.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    shown = {name for page in PAGES for name in _COMMAND.findall(page.read_text("utf-8"))}
+    assert {"init", "run", "sql", "verify", "ui"} <= shown <= set(re.findall(r"\w+", asked.stdout))
+
+
 def test_the_contract_shown_is_the_one_enforced() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
     (layers,) = [each["layers"] for each in contracts if each["type"] == "layers"]
@@ -92,7 +103,7 @@ def _dead_links(page: Path) -> Iterator[str]:
 
 
 def _links(page: Path) -> list[str]:
-    return _LINK.findall(_FENCED.sub("", page.read_text("utf-8")))
+    return _LINK.findall(re.sub(r"`[^`\n]*`", "", _FENCED.sub("", page.read_text("utf-8"))))
 
 
 def _anchors(page: Path) -> set[str]:

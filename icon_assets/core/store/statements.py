@@ -57,7 +57,7 @@ def _contained(con: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> s
         raise _refused(name)
     if kind == _PIVOT and (found := _keywords(text) & _CHANGING):
         raise _refused(f"{min(found)} inside PIVOT", "; a column of that name needs double quotes")
-    subquery = f"FROM (\n{text.rstrip().removesuffix(';')}\n)"
+    subquery = f"FROM (\n{_without_end(text)}\n)"
     if [_kind(each) for each in con.extract_statements(subquery)] != [kind]:
         raise _refused(name)
     return subquery
@@ -73,16 +73,29 @@ def _explanation(con: duckdb.DuckDBPyConnection, text: str) -> str:
     return f"EXPLAIN {match['options'] or ''} {_contained(con, inner[0])}"
 
 
+def _without_end(text: str) -> str:
+    """DuckDB's text of a statement goes on to the beginning of the next one: semicolon and comments behind it are cut off."""
+    end = len(text.encode())
+    for start, kind, token in reversed(_tokens(text)):
+        if kind != duckdb.token_type.comment and token != b";":
+            break
+        end = start
+    return text.encode()[:end].decode()
+
+
 def _keywords(text: str) -> set[str]:
     """The keywords of a text in capitals; nothing of strings, comments and quoted names."""
-    tokens = duckdb.tokenize(text)
-    ends = [start for start, _ in tokens[1:]] + [len(text)]
-    words = [
-        text[start:end]
-        for (start, kind), end in zip(tokens, ends, strict=True)
-        if kind in (duckdb.token_type.keyword, duckdb.token_type.identifier)
-    ]
+    named = (duckdb.token_type.keyword, duckdb.token_type.identifier)
+    words = [token.decode() for _, kind, token in _tokens(text) if kind in named]
     return {match[0].upper() for word in words if (match := re.match(r"\w+", word))}
+
+
+def _tokens(text: str) -> list[tuple[int, duckdb.token_type, bytes]]:
+    """Place, kind and text of each. DuckDB counts bytes, so that with characters one `ü` would move all that follows."""
+    encoded = text.encode()
+    tokens = duckdb.tokenize(text)
+    ends = [start for start, _ in tokens[1:]] + [len(encoded)]
+    return [(start, kind, encoded[start:end].strip()) for (start, kind), end in zip(tokens, ends, strict=True)]
 
 
 def _refused(kind: str, more: str = "") -> IconError:
