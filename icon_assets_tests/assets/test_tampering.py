@@ -20,6 +20,7 @@ from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import checkpoint_loads
 from icon_assets.core.quality.verification import verify
 from icon_assets.core.store import inventory, ledger
+from icon_assets.core.store.delta import LIVE
 from icon_assets.core.store.restoration import repair, repairs
 from icon_assets.core.store.schema import schemas
 from icon_assets.core.store.tables import Store
@@ -218,13 +219,11 @@ DAMAGE = {
 }  # fmt: skip
 
 
-def test_every_damage_is_one_line_and_repair_takes_back_what_is_still_there(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_damage_is_one_line_and_repair_takes_back_what_is_still_there(store: Store) -> None:
     rows = {table: store.query(f"FROM delta.{table} ORDER BY ALL") for table, _ in DAMAGE.values()}
     for _, spoil in DAMAGE.values():
         spoil(store)
-    monkeypatch.setattr("icon_assets.core.store.delta.LIVE", {})  # as a process that has not read the logs before
+    LIVE.clear()  # as a process that has not read the logs before
     store.publish()
     for table in rows:
         if table != "predicted_scores":
@@ -256,7 +255,7 @@ def _forget_contents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
             for line in lines:
                 line.get("commitInfo", {}).pop("icon_contents", None)
             entry.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr("icon_assets.core.store.delta.LIVE", {})
+    LIVE.clear()
     monkeypatch.setattr("icon_assets.core.store.inventory._read", {})
 
 
