@@ -138,8 +138,8 @@ def put_features(workspace: Workspace) -> None:
     ]))  # fmt: skip
     recipes = icon.recipes
     for shard in recipes.pool:
-        ledger.record(store, recipes.of("sample_features", shard), "made by hand", "run", {})
-    ledger.record(store, Recipe("probe_features"), "made by hand", "run", {})
+        ledger.record(store, recipes.of("sample_features", shard), "made by hand", "run", {"score_key": key})
+    ledger.record(store, Recipe("probe_features"), "made by hand", "run", {"score_key": key})
 
 
 def test_arms_by_features_and_predictions_choose_and_near_duplicates_are_passed_over(

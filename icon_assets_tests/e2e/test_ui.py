@@ -92,6 +92,9 @@ class Ui:
 def open_ui(workspace: Workspace, *options: str) -> Ui:
     out = workspace.root / "ui.txt"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("ICON_", "DAGSTER_"))}
+    for each in (signal.SIGINT, signal.SIGHUP):  # in the background or under nohup they are ignored, in children too
+        if signal.getsignal(each) is signal.SIG_IGN:
+            signal.signal(each, signal.SIG_DFL)
     with out.open("wb") as written:
         process = subprocess.Popen(
             [sys.executable, "-m", "icon_assets.cli", "ui", "--port", "0", *options], stdout=written,
@@ -298,8 +301,8 @@ def test_told_to_end_while_it_starts_it_leaves_no_process(ui: Ui, which: signal.
     early = open_ui(ui.workspace, "--read-only")
     early.wait_until(lambda: any("code-server" in argument for each in early.processes() for argument in command(each)))
     early.process.send_signal(which)
-    early.process.wait(30)
-    until = time.monotonic() + 10
+    early.process.wait(60)
+    until = time.monotonic() + 60
     while early.processes() and time.monotonic() < until:
         time.sleep(0.05)
     assert [command(each) for each in early.processes()] == []

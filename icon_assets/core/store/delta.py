@@ -88,7 +88,8 @@ def one_line(error: Exception) -> str:
 
 def read_commit(path: Path) -> Commit | None:
     try:
-        actions = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        # Not splitlines: statistics hold texts, and these may hold U+2028.
+        actions = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
     except (OSError, ValueError):
         return None
     info = next((each["commitInfo"] for each in actions if "commitInfo" in each), {})

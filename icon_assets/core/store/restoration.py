@@ -261,7 +261,7 @@ def _damaged_parts(log: Path) -> list[Path]:
 def _is_commit(path: Path) -> bool:
     try:
         return (
-            all(isinstance(json.loads(line), dict) for line in path.read_text("utf-8").splitlines())
+            all(isinstance(json.loads(line), dict) for line in path.read_text("utf-8").split("\n") if line)
             and path.stat().st_size > 0
         )
     except (OSError, ValueError):

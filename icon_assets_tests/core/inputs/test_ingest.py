@@ -148,7 +148,7 @@ def test_files_whose_former_keys_are_the_same_have_keys_of_their_own(tmp_path: P
 def test_of_two_files_with_one_key_the_second_is_refused_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("icon_assets.core.inputs.ingest.digest", lambda value: digest(value)[:8])
+    monkeypatch.setattr("icon_assets.core.inputs.source_files.digest", lambda value: digest(value)[:8])
     for name in (*TWINS, "z.jsonl"):
         (tmp_path / name).write_bytes(LINE)
     first, second, other = discover(tmp_path)
