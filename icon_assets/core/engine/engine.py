@@ -38,6 +38,10 @@ _LEAST_TOKENS = 1024
 _MEMORY_SHARE = 0.6
 
 
+class UndefinedNll(IconError):
+    """The model's NLL of some token is infinite or no number."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """One result: summed NLL in nats of the probe's `n_tokens` response tokens behind the context."""
@@ -322,7 +326,7 @@ class ScoringEngine:
         """The pairs of a forward, waiting for it where it is still under way; what it was counts from here on."""
         found = [Pair(context, probe, nll.sum().item(), len(nll)) for (context, probe), nll in computed.by_pair]
         if not all(isfinite(pair.nll_sum) for pair in found):
-            raise IconError(
+            raise UndefinedNll(
                 "the model gives an infinite or undefined NLL; set model.dtype to float32, or use another model"
             )
         self.meter.forwards += 1
@@ -369,6 +373,8 @@ class ScoringEngine:
                 # Other kernels work in blocks of tokens: their trial must be longer than a few of them.
                 times=1 if self._kernel == "segments" else 16,
             )
+        except UndefinedNll:
+            return False
         finally:
             self.meter = spent
 
