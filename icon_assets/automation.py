@@ -1,15 +1,15 @@
 """Who starts work when nobody is there: exactly one launcher, by `automation.scoring` of the settings.
 
 `nightly`: a schedule that runs the stages in order in one process. `on_change`: conditions on the assets, which one
-sensor evaluates: what each product is made from is compared with its recipe (`core/planning/recipes.py`), partition by partition. The two
-never run together, so that nothing is started twice.
+sensor evaluates: what each product is made from is compared with its recipe (`core/planning/recipes.py`), partition by
+partition. The two never run together, so that nothing is started twice.
 
-`on_change` starts one run per stale shard. Dagster could take several into one (`BackfillPolicy`), and we do not let it: such a run
-names its first and last partition only, so that shards that lie apart still need a run each, and either of them deleted before it
-starts fails all; it stamps one data version on every shard, after whatever the asset logged for each, so that shards
-that came out the same look changed; and check results in it belong to no partition. Where many files change at a time,
-`nightly` with a `cron` of every few minutes does in one process what is stale, each shard with its own verdict.
-"""
+`on_change` starts one run per stale shard. Dagster could take several into one (`BackfillPolicy`), and we do not let
+it: such a run names its first and last partition only, so that shards that lie apart still need a run each, and either
+of them deleted before it starts fails all; it stamps one data version on every shard, after whatever the asset logged
+for each, so that shards that came out the same look changed; and check results in it belong to no partition. Where many
+files change at a time, `nightly` with a `cron` of every few minutes does in one process what is stale, each shard with
+its own verdict."""
 
 import json
 import time
@@ -33,14 +33,14 @@ _OF_REPORTED_FILES = {"raw_pool"}
 
 
 def automated(assets: list[dg.AssetsDefinition], workspace: Workspace) -> list[dg.AssetsDefinition]:
-    """The assets with their settings in the code version, so that a changed setting shows in the UI, and, where conditions start
-    them, with their condition.
-    """
+    """The assets with their settings in the code version, so that a changed setting shows in the UI, and, where
+    conditions start them, with their condition."""
     return [asset.map_asset_specs(lambda spec: _automated(spec, workspace)) for asset in assets]
 
 
 def _automated(spec: dg.AssetSpec, workspace: Workspace) -> dg.AssetSpec:
-    name, settings = spec.key.to_user_string(), workspace.settings
+    name = spec.key.to_user_string()
+    settings = workspace.settings
     static = isinstance(spec.partitions_def, dg.StaticPartitionsDefinition | dg.MultiPartitionsDefinition)
     parts = spec.partitions_def.get_partition_keys() if static and spec.partitions_def else [""]
     spec = spec.replace_attributes(code_version=f"{spec.code_version}-{settings_digest(name, parts, settings)[:8]}")
@@ -76,9 +76,8 @@ def stale_condition(workspace: Workspace, asset: str) -> dg.AutomationCondition:
 class NewlyOutdated(dg.AutomationCondition):
     """The recipe of a partition is another one than at the last tick, and than the one it was made by.
 
-    Its cursor holds the recipes of what was outdated then. Settings are read at every tick, so that a changed setting counts
-    before Dagster loads the definitions again.
-    """
+    Its cursor holds the recipes of what was outdated then. Settings are read at every tick, so that a changed setting
+    counts before Dagster loads the definitions again."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -90,13 +89,15 @@ class NewlyOutdated(dg.AutomationCondition):
     def evaluate(self, context: dg.AutomationContext) -> dg.AutomationResult:
         whole = context.asset_graph_view.get_full_subset(key=context.key)
         keys = {key.partition_key or "": key for key in whole.expensively_compute_asset_partitions()}
-        before, now = json.loads(context.cursor or "{}"), self._outdated(context, keys)
+        before = json.loads(context.cursor or "{}")
+        now = self._outdated(context, keys)
         news = {keys[part] for part, recipe in now.items() if recipe != before.get(part)}
         subset = context.asset_graph_view.get_asset_subset_from_asset_partitions(context.key, news)
         return dg.AutomationResult(context, subset, cursor=json.dumps(now))
 
     def _outdated(self, context: dg.AutomationContext, parts: Iterable[str]) -> dict[str, str]:
-        recipes, asset = _recipes_at(self._root, context.evaluation_time.timestamp()), context.key.to_user_string()
+        recipes = _recipes_at(self._root, context.evaluation_time.timestamp())
+        asset = context.key.to_user_string()
         found = {part: recipes.outdated(asset, part)[:8] for part in parts}
         return {part: recipe for part, recipe in found.items() if recipe}
 
@@ -142,15 +143,20 @@ def build_automation(
     settings = workspace.settings.automation
     if settings.scoring == "on_change":
         sensor = dg.AutomationConditionSensorDefinition(
-            "changes", target="*", default_status=dg.DefaultSensorStatus.RUNNING, minimum_interval_seconds=30,
-            description="Starts what is stale, by the conditions of the assets.", use_user_code_server=True,
-        )  # fmt: skip
+            "changes",
+            target="*",
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            minimum_interval_seconds=30,
+            description="Starts what is stale, by the conditions of the assets.",
+            use_user_code_server=True,
+        )
         return [sensor], []
     return [], [_nightly(workspace, next(job for job in jobs if job.name == NIGHTLY))]
 
 
 def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefinition:
-    settings, running = workspace.settings.automation, dg.DefaultScheduleStatus
+    settings = workspace.settings.automation
+    running = dg.DefaultScheduleStatus
 
     def start(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         unfinished = dg.RunsFilter(job_name=NIGHTLY, statuses=UNFINISHED)
@@ -160,10 +166,14 @@ def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefiniti
 
     try:
         return dg.ScheduleDefinition(
-            name=NIGHTLY, job=job, cron_schedule=settings.cron, execution_timezone=settings.time_zone,
-            execution_fn=start, description="Scores what changed since the last night, and selects.",
+            name=NIGHTLY,
+            job=job,
+            cron_schedule=settings.cron,
+            execution_timezone=settings.time_zone,
+            execution_fn=start,
+            description="Scores what changed since the last night, and selects.",
             default_status=running.RUNNING if settings.scoring == "nightly" else running.STOPPED,
-        )  # fmt: skip
+        )
     except dg.DagsterInvalidDefinitionError as error:
         raise IconError(
             f"{workspace.root / 'settings.yaml'}: automation.cron: {settings.cron!r} is no cron expression, such as '0 2 * * *'"

@@ -1,8 +1,8 @@
 """Asset checks: the rules of `core/quality.py` as Dagster sees them, one step per asset. No rule belongs here.
 
-Checks of a partitioned asset have its partitions, so that each partition shows the verdict on itself, and none is green that
-was not looked at. A blocking check stops only what follows in the same run; what spends money looks again (`refuse`).
-"""
+Checks of a partitioned asset have its partitions, so that each partition shows the verdict on itself, and none is green
+that was not looked at. A blocking check stops only what follows in the same run; what spends money looks again
+(`refuse`)."""
 
 import warnings
 from collections import Counter
@@ -36,10 +36,11 @@ def build_freshness_check() -> dg.AssetChecksDefinition:
     """The one check on all shards together; the discovery sensor reports it when it changes."""
 
     @dg.asset_check(
-        asset="sample_scores", name=FRESHNESS,
+        asset="sample_scores",
+        name=FRESHNESS,
         description="Every shard is scored as its file, the probes, the model and the settings are now. What is stale is still "
         "ranked and selected by scores of before.",
-    )  # fmt: skip
+    )
     def scores_are_current(icon: WorkspaceResource) -> dg.AssetCheckResult:
         return dg.AssetCheckResult(**freshness(icon))
 
@@ -47,7 +48,8 @@ def build_freshness_check() -> dg.AssetChecksDefinition:
 
 
 def freshness(icon: WorkspaceResource) -> dict[str, Any]:
-    """Whether any shard is new, stale or removed, as `12 of 340 shards stale (model)`: arguments of a check's result."""
+    """Whether any shard is new, stale or removed, as `12 of 340 shards stale (model)`: arguments of a check's
+    result."""
     states = icon.shard_states()
     counts = Counter(status for status, _ in states.values())
     why = sorted({part for _, reason in states.values() for part in reason.split(", ") if part})
@@ -67,10 +69,14 @@ def _checks_of(asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
     name = asset.key.to_user_string()
     specs = [
         dg.AssetCheckSpec(
-            rule.name, asset=asset.key, description=rule.why, blocking=rule.blocking, partitions_def=asset.partitions_def
+            rule.name,
+            asset=asset.key,
+            description=rule.why,
+            blocking=rule.blocking,
+            partitions_def=asset.partitions_def,
         )
         for rule in rules_of(name)
-    ]  # fmt: skip
+    ]
 
     @dg.multi_asset_check(name=f"{name}_checks", specs=specs, can_subset=True)
     def checks(context: dg.AssetCheckExecutionContext, icon: WorkspaceResource) -> Iterator[dg.AssetCheckResult]:
@@ -103,20 +109,26 @@ def _result(rule: Rule, finding: Finding, verdict_of: str) -> dg.AssetCheckResul
         passed=not finding.wrong,
         severity=_SEVERITY[rule.warns],
         description=description(rule.line(finding)),
-        metadata=visible({
-            "looked_at": finding.looked_at, "wrong": finding.wrong, **finding.figures,
-            **({"examples": list(finding.examples)} if finding.wrong else {}),
-            **({"verdict_of": verdict_of} if verdict_of else {}),
-        }),
-    )  # fmt: skip
+        metadata=visible(
+            {
+                "looked_at": finding.looked_at,
+                "wrong": finding.wrong,
+                **finding.figures,
+                **({"examples": list(finding.examples)} if finding.wrong else {}),
+                **({"verdict_of": verdict_of} if verdict_of else {}),
+            }
+        ),
+    )
 
 
 def _passed_before(context: dg.AssetCheckExecutionContext, rule: Rule, subject: Subject, verdict_of: str) -> str | None:
     """The run of the newest verdict on this partition, if that was good and on the very same thing."""
     history = context.instance.event_log_storage.get_asset_check_execution_history(
-        dg.AssetCheckKey(dg.AssetKey(subject.asset), rule.name), 1, status=DONE,
+        dg.AssetCheckKey(dg.AssetKey(subject.asset), rule.name),
+        1,
+        status=DONE,
         partition_filter=PartitionKeyFilter(key=subject.partition or None),
-    )  # fmt: skip
+    )
     for record in history:
         evaluation = record.evaluation
         if evaluation and evaluation.passed and evaluation.metadata["verdict_of"].value == verdict_of:

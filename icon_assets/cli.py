@@ -374,9 +374,15 @@ def _print_frame(frame: pl.DataFrame) -> None:
         frame.columns = names
     width = Console().width if sys.stdout.isatty() else 200
     with pl.Config(
-        tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED",
-        tbl_rows=200, tbl_cols=-1, fmt_str_lengths=60, tbl_width_chars=width, float_precision=4,
-    ):  # fmt: skip
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+        tbl_formatting="UTF8_FULL_CONDENSED",
+        tbl_rows=200,
+        tbl_cols=-1,
+        fmt_str_lengths=60,
+        tbl_width_chars=width,
+        float_precision=4,
+    ):
         print(frame)
 
 

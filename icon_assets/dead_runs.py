@@ -13,10 +13,10 @@ PROCESS_TAG = "icon/process"
 def release_dead_runs(instance: dg.DagsterInstance) -> None:
     """End runs whose process on this machine is gone, and give back the pool slots they held.
 
-    A killed process can't do that itself, and without it every later run would wait for its slot for ever. While its code
-    server lives, a run that was launched there is watched by it.
-    """
-    here, alive = f"{socket.gethostname()}:", _living_processes()
+    A killed process can't do that itself, and without it every later run would wait for its slot for ever. While its
+    code server lives, a run that was launched there is watched by it."""
+    here = f"{socket.gethostname()}:"
+    alive = _living_processes()
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         owner = run.tags.get(PROCESS_TAG, "")
         if (owner.startswith(here) and owner not in alive) or is_orphan(run):

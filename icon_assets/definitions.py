@@ -1,4 +1,5 @@
-"""The code location: `build_defs` puts assets, checks, jobs and resources together. No logic, and nothing heavy is imported."""
+"""The code location: `build_defs` puts assets, checks, jobs and resources together. No logic, and nothing heavy is
+imported."""
 
 import dagster as dg
 

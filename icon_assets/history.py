@@ -1,4 +1,5 @@
-"""Dagster's own history of a workspace: made whole under a lock, and a single line when it or its settings are broken."""
+"""Dagster's own history of a workspace: made whole under a lock, and a single line when it or its settings are
+broken."""
 
 import os
 import shutil

@@ -29,7 +29,8 @@ def _shipped() -> Traversable:
 
 
 def create_workspace(target: Path) -> Workspace:
-    """Lay out a new workspace with the shipped sample data: whole, or not a workspace yet and finished by the next call.
+    """Lay out a new workspace with the shipped sample data: whole, or not a workspace yet and finished by the next
+    call.
 
     Raises:
         IconError: the directory already holds one of the files, is none, or can't be written to.

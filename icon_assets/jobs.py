@@ -12,7 +12,8 @@ NIGHTLY = "nightly"
 
 def build_jobs(workspace: Workspace, assets: list[dg.AssetsDefinition]) -> list[dg.JobDefinition]:
     """Jobs over the stages in their order (shards are discovered first): an asset job can't mix partitions."""
-    every, trains = stages_of(assets), workspace.settings.automation.train
+    every = stages_of(assets)
+    trains = workspace.settings.automation.train
     nightly = every if trains else stages_before_training(assets)
     return [
         _stages_job(

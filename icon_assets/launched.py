@@ -14,14 +14,18 @@ from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
-]  # fmt: skip
+]
 _ENDED = "Ended with `icon-assets ui`; finished work is kept."
 
 
 def new_socket() -> Path:
-    """Where a code server of this machine may listen. The name says which machine: a history can be shared by several."""
+    """Where a code server of this machine may listen. The name says which machine: a history can be shared by
+    several."""
     return Path(tempfile.mkdtemp(prefix=_prefix())) / "code.sock"
 
 
@@ -57,7 +61,8 @@ def runs_at(instance: dg.DagsterInstance, path: Path) -> list[dg.DagsterRun]:
 
 
 def cancel(instance: dg.DagsterInstance, runs: Sequence[dg.DagsterRun], path: Path, seconds: float) -> None:
-    """Ask the runs to stop and wait for them. They save what they have: one that takes longer is ended by force later."""
+    """Ask the runs to stop and wait for them. They save what they have: one that takes longer is ended by force
+    later."""
     for run in runs:
         with suppress(DagsterUserCodeUnreachableError):
             instance.run_launcher.terminate(run.run_id)

@@ -1,7 +1,7 @@
 """What a person sees on an asset in the UI: column schemas, small tables and plots, never training text.
 
-Dagster renders as Markdown, with its links and images: Markdown metadata, descriptions, and what a check says. Whatever of
-these comes from data is made here, where it becomes text. Of all else it makes links where an address stands in it.
+Dagster renders as Markdown, with its links and images: Markdown metadata, descriptions, and what a check says. Whatever
+of these comes from data is made here, where it becomes text. Of all else it makes links where an address stands in it.
 """
 
 import base64
@@ -18,7 +18,8 @@ from icon_assets.core.text import markdown, printable, unlinked
 
 Draw = TypeVar("Draw", bound=Callable[..., dg.MarkdownMetadataValue])
 OWNERS = ["team:data"]
-_BLUE, _GREY = "#3b6fb6", "#8a8f98"
+_BLUE = "#3b6fb6"
+_GREY = "#8a8f98"
 _VERDICTS = {"better": _BLUE, "worse": "#b6433b"}
 
 
@@ -127,7 +128,8 @@ def bars(values: Mapping[str, tuple[float, float]], title: str, label: str) -> d
 def intervals(
     panels: Mapping[str, Mapping[str, tuple[float, float, float, str]]], title: str
 ) -> dg.MarkdownMetadataValue:
-    """Panels side by side; in each one horizontal interval per name, (middle, low, high, verdict), around a line at zero."""
+    """Panels side by side; in each one horizontal interval per name, (middle, low, high, verdict), around a line at
+    zero."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))[::-1]
@@ -137,7 +139,8 @@ def intervals(
         figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
     ):
         for name, (middle, low, high, verdict) in panel.items():
-            reach, color = [[middle - low], [high - middle]], _VERDICTS.get(verdict, _GREY)
+            reach = [[middle - low], [high - middle]]
+            color = _VERDICTS.get(verdict, _GREY)
             axes.errorbar([middle], [names.index(name)], xerr=reach, fmt="o", markersize=4, color=color, capsize=3)
         axes.axvline(0, color="black", linewidth=1)
         axes.set_yticks(range(len(names)), names)

@@ -39,7 +39,8 @@ def pairwise_partitions(workspace: Workspace) -> dg.MultiPartitionsDefinition:
 
 
 def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store) -> list[str]:
-    """Make the shard partitions equal to the pool folder: new files get one, vanished files lose theirs and their rows."""
+    """Make the shard partitions equal to the pool folder: new files get one, vanished files lose theirs and their
+    rows."""
     wanted = [source.shard for source in source_files(workspace)]
     name = SHARDS.name
     assert name is not None

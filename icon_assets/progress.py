@@ -1,4 +1,5 @@
-"""What the command shows of work: the plan before it, one line per finished partition, live figures while pairs are scored."""
+"""What the command shows of work: the plan before it, one line per finished partition, live figures while pairs are
+scored."""
 
 import sys
 import time
@@ -17,11 +18,27 @@ from icon_assets.runner import Outcome
 
 # What is worth a place on an asset's line, in this order.
 _SHOWN = {
-    "samples": "samples", "quarantined": "quarantined", "probes": "probes", "strata": "strata", "parameters": "parameters",
-    "dtype": "", "new_pairs": "new pairs", "control_pairs": "control pairs", "tokens": "tokens", "tokens_per_second": "tokens/s", "steps": "steps",
-    "final_loss": "final loss", "figures": "figures", "warnings": "warnings (see `icon-assets trust`)", "metrics": "metrics", "arms": "arms",
-    "comparisons": "comparisons", "new_answers": "new answers", "asked": "judgements asked for", "bytes": "bytes",
-}  # fmt: skip
+    "samples": "samples",
+    "quarantined": "quarantined",
+    "probes": "probes",
+    "strata": "strata",
+    "parameters": "parameters",
+    "dtype": "",
+    "new_pairs": "new pairs",
+    "control_pairs": "control pairs",
+    "tokens": "tokens",
+    "tokens_per_second": "tokens/s",
+    "steps": "steps",
+    "final_loss": "final loss",
+    "figures": "figures",
+    "warnings": "warnings (see `icon-assets trust`)",
+    "metrics": "metrics",
+    "arms": "arms",
+    "comparisons": "comparisons",
+    "new_answers": "new answers",
+    "asked": "judgements asked for",
+    "bytes": "bytes",
+}
 _SHOWN_AS_ZERO = {"samples", "quarantined", "new_pairs"}
 
 
@@ -32,10 +49,15 @@ class RunDisplay:
         self._silent = silent
         self._console = Console(stderr=silent, highlight=False, soft_wrap=True)
         self._live = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(), console=self._console, transient=True,
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(30),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
             disable=silent or not sys.stdout.isatty(),
-        )  # fmt: skip
+        )
         self._task: Any = None
         self._started = self._said = 0.0
         self._kept: Counter[str] = Counter()

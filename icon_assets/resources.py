@@ -40,7 +40,8 @@ def _cached_model(directory: Path, dtype: str, device: str) -> LanguageModel:
 
 @lru_cache(maxsize=1)
 def _cached_engine(directory: Path, dtype: str, device: str, tokens_per_forward: int | None) -> ScoringEngine:
-    """One engine for all shards of a process: it is tried out once, and compiled once all of them together pay for it."""
+    """One engine for all shards of a process: it is tried out once, and compiled once all of them together pay for
+    it."""
     return ScoringEngine(_cached_model(directory, dtype, device), tokens_per_forward)
 
 
@@ -82,8 +83,11 @@ class WorkspaceResource(dg.ConfigurableResource):
 
     def plan(self) -> Plan:
         """What the next scoring run will compute and cost. The pool and the probes must be ingested."""
-        workspace, store, key = self.workspace, self.store, self.score_key()
-        sources, known = source_files(workspace), on_record(store)
+        workspace = self.workspace
+        store = self.store
+        key = self.score_key()
+        sources = source_files(workspace)
+        known = on_record(store)
         found = list(compare(sources, known, workspace.settings.pool.settle_seconds))
         gone = sorted(known.keys() - {source.shard for source in sources})
         ahead = preview(store, found, gone, workspace.settings.pool.max_chars)
@@ -91,10 +95,10 @@ class WorkspaceResource(dg.ConfigurableResource):
         return make_plan(Recipes(workspace, ahead), found, gone, self._pricer(ahead, key), needed)
 
     def shard_states(self) -> dict[str, tuple[str, str]]:
-        """Status (`new`, `stale`, `unchanged`, `removed`) and reason of every shard, by its file's size and time and by the
-        record of the store: what `plan` says, without looking into files and without prices.
-        """
-        recipes, known = self.recipes, on_record(self.store)
+        """Status (`new`, `stale`, `unchanged`, `removed`) and reason of every shard, by its file's size and time and by
+        the record of the store: what `plan` says, without looking into files and without prices."""
+        recipes = self.recipes
+        known = on_record(self.store)
         sources = source_files(self.workspace)
         states = shard_states(recipes, known)
         states |= dict.fromkeys(known.keys() - {source.shard for source in sources}, ("removed", ""))
@@ -107,8 +111,15 @@ class WorkspaceResource(dg.ConfigurableResource):
 
     def _pricer(self, store: Store, key: ScoreKey) -> Pricer:
         directory = self.base_model()[0].directory
-        shape, settings = model_shape(directory), self.settings.scoring
-        tokenizer, device = lambda: load_tokenizer(directory), lambda: device_name(self.device())
+        shape = model_shape(directory)
+        settings = self.settings.scoring
+
+        def tokenizer():
+            return load_tokenizer(directory)
+
+        def device():
+            return device_name(self.device())
+
         return Pricer(store, key, settings, shape, tokenizer, self.engine, device)
 
     def engine(self) -> ScoringEngine:
@@ -123,7 +134,11 @@ class WorkspaceResource(dg.ConfigurableResource):
     def reader(self, log: Any) -> Reader:
         """What reads samples one by one, on the base model; it reports as `scorer` does."""
         directory = self.base_model()[0].directory
-        shape, settings = lambda: model_shape(directory), self.settings.scoring
+
+        def shape():
+            return model_shape(directory)
+
+        settings = self.settings.scoring
         return Reader(self.store, self.score_key(), self.engine, shape, settings, LogProgress(log))
 
     def scorer(self, log: Any) -> Scorer:
@@ -140,13 +155,15 @@ class WorkspaceResource(dg.ConfigurableResource):
 
 
 class LogProgress:
-    """Turns progress into a log line every few seconds, and hands each report to `listeners` (the CLI's live display)."""
+    """Turns progress into a log line every few seconds, and hands each report to `listeners` (the CLI's live
+    display)."""
 
     listeners: list[Any] = []  # noqa: RUF012  (one list per process on purpose)
     _every_seconds = 15.0
 
     def __init__(self, log: Any) -> None:
-        self._log, self._said = log, 0.0
+        self._log = log
+        self._said = 0.0
 
     def __call__(self, progress: Progress) -> None:
         for listener in self.listeners:

@@ -33,9 +33,8 @@ TRAINING_GROUPS = frozenset({"training", "evaluation"})
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run of one asset's partition ended. `metadata` is what the asset reported; `error` (also of failed checks) and
-    `warning` (of checks that only warn) are one line each.
-    """
+    """How one run of one asset's partition ended. `metadata` is what the asset reported; `error` (also of failed
+    checks) and `warning` (of checks that only warn) are one line each."""
 
     asset: str
     partition: str
@@ -150,7 +149,8 @@ def _current(icon: WorkspaceResource, definition: dg.AssetsDefinition) -> Mappin
 
 @contextmanager
 def _turn(instance: dg.DagsterInstance, pool: str | None) -> Iterator[None]:
-    """Wait here until the pool has a free slot. Inside a run Dagster would wait with a core at full load, deaf to signals.
+    """Wait here until the pool has a free slot. Inside a run Dagster would wait with a core at full load, deaf to
+    signals.
 
     The lock lets one process at a time start; the kernel takes it from one that is killed.
     """

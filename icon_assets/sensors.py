@@ -1,4 +1,5 @@
-"""Discovery: sensors that keep shards and versions in step with the files of the workspace. They start no work themselves."""
+"""Discovery: sensors that keep shards and versions in step with the files of the workspace. They start no work
+themselves."""
 
 import json
 import time
@@ -22,30 +23,44 @@ from icon_assets.resources import WorkspaceResource
 from icon_assets.workspace import Workspace
 
 VERSION_TAG = "dagster/data_version"
-# Versions are reported as materializations: conditions do not see observations of assets that Dagster can't observe itself.
-_TICK_SECONDS, _TICK_REPORTS = 20.0, 400  # a tick has 60 s, and Dagster needs 25 ms to write each report down
+# Versions are reported as materializations: conditions do not see observations of assets that Dagster can't observe
+# itself. a tick has 60 s, and Dagster needs 25 ms to write each report down
+_TICK_SECONDS = 20.0
+_TICK_REPORTS = 400
 Tick = Callable[[dg.SensorEvaluationContext, WorkspaceResource], dg.SensorResult]
 PartitionRequest = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest
 
 
 def build_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
-    """Discovery of the pool's files, of the probes' files, and a report of both; each by itself, so that a fault stops one."""
+    """Discovery of the pool's files, of the probes' files, and a report of both; each by itself, so that a fault stops
+    one."""
     return [
         _sensor(
-            "discover_pool", workspace, _pool_tick,
+            "discover_pool",
+            workspace,
+            _pool_tick,
             "Looks for new, changed and deleted files of the pool, reading only what has another size or time than before. "
             "Files that are being written to are left for the next tick.",
         ),
-        _sensor("discover_probes", workspace, _probes_tick, "Looks for changed files of probes and of evaluation data."),
-        _sensor("report_freshness", workspace, _freshness_tick, "Reports how many shards are new, stale or removed, as a check."),
-    ]  # fmt: skip
+        _sensor(
+            "discover_probes", workspace, _probes_tick, "Looks for changed files of probes and of evaluation data."
+        ),
+        _sensor(
+            "report_freshness",
+            workspace,
+            _freshness_tick,
+            "Reports how many shards are new, stale or removed, as a check.",
+        ),
+    ]
 
 
 def _sensor(name: str, workspace: Workspace, tick: Tick, description: str) -> dg.SensorDefinition:
     @dg.sensor(
-        name=name, minimum_interval_seconds=workspace.settings.automation.discover_seconds,
-        default_status=dg.DefaultSensorStatus.RUNNING, description=description,
-    )  # fmt: skip
+        name=name,
+        minimum_interval_seconds=workspace.settings.automation.discover_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=description,
+    )
     def discover(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult | dg.SkipReason:
         try:
             return tick(context, icon)
@@ -61,8 +76,10 @@ def _pool_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> 
     The cursor holds the latter alone, so that it is small once all is ingested; a tick that is cut off is simply made
     again. What does not fit into one tick is left for the next one.
     """
-    workspace, store = icon.workspace, icon.store
-    ingested, sources = on_record(store), source_files(workspace)
+    workspace = icon.workspace
+    store = icon.store
+    ingested = on_record(store)
+    sources = source_files(workspace)
     shards = {source.shard for source in sources}
     waiting = {s: k for s, k in _known(context.cursor).items() if s in shards and ingested.get(s) != k}
     seen = _within_limits(compare(sources, ingested | waiting, workspace.settings.pool.settle_seconds))
@@ -82,7 +99,8 @@ def _pool_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> 
 
 def _probes_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult:
     """One version for all files together: the probe set is drawn from all of them."""
-    workspace, known = icon.workspace, _known(context.cursor)
+    workspace = icon.workspace
+    known = _known(context.cursor)
     sources = [source for _, source in probe_inputs(workspace)]
     seen = list(compare(sources, known, workspace.settings.pool.settle_seconds))
     now = {file.source.shard: file.known for file in seen}
@@ -111,7 +129,8 @@ def _cursor(files: dict[str, Known]) -> str:
 
 
 def _within_limits(files: Iterator[Found]) -> list[Found]:
-    deadline, reports = time.monotonic() + _TICK_SECONDS, 0
+    deadline = time.monotonic() + _TICK_SECONDS
+    reports = 0
 
     def fits(file: Found) -> bool:
         nonlocal reports

@@ -227,15 +227,30 @@ class SelectorSettings(Section):
 
 TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "method": "full", "template": "alpaca", "epochs": 3, "learning_rate": 2e-5, "batch_size": 128,
-        "warmup_fraction": 0.03, "scheduler": "cosine", "max_tokens": 2048,
+        "method": "full",
+        "template": "alpaca",
+        "epochs": 3,
+        "learning_rate": 2e-5,
+        "batch_size": 128,
+        "warmup_fraction": 0.03,
+        "scheduler": "cosine",
+        "max_tokens": 2048,
     },
     "small": {
-        "method": "lora", "template": "alpaca", "epochs": 3, "learning_rate": 2e-4, "batch_size": 16,
-        "warmup_fraction": 0.03, "scheduler": "cosine", "max_tokens": 1024,
-        "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05, "lora_targets": "all-linear",
+        "method": "lora",
+        "template": "alpaca",
+        "epochs": 3,
+        "learning_rate": 2e-4,
+        "batch_size": 16,
+        "warmup_fraction": 0.03,
+        "scheduler": "cosine",
+        "max_tokens": 1024,
+        "lora_rank": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "lora_targets": "all-linear",
     },
-}  # fmt: skip
+}
 
 
 class TrainingSettings(Section):
@@ -301,7 +316,8 @@ class TrainingSettings(Section):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What determines a checkpoint, resolved: all but which seeds exist, and how the same gradients are computed."""
+        """What determines a checkpoint, resolved: all but which seeds exist, and how the same gradients are
+        computed."""
         return self.model_dump(
             exclude={"preset", "seeds", "save_every_steps", "packing", "gradient_checkpointing", "processes"}
         )
@@ -333,9 +349,10 @@ class JudgeSettings(Section):
     )
     model: str = Field(description="The judge's name there.", min_length=1)
     api_key_variable: str | None = Field(
-        default=None, description="Environment variable that holds the key; null: the service wants none.",
+        default=None,
+        description="Environment variable that holds the key; null: the service wants none.",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-    )  # fmt: skip
+    )
     options: dict[str, Any] = Field(default={"temperature": 0}, description="Further fields of each request.")
     requests_at_once: int = Field(default=4, ge=1, le=64, description="Requests to the judge at the same time.")
 
@@ -410,10 +427,11 @@ class EvaluationSettings(Section):
 
 class ChecksSettings(Section):
     content_rows: int = Field(
-        default=1_000_000, ge=0,
+        default=1_000_000,
+        ge=0,
         description="Up to so many rows of a product are compared with the ledger whenever it is checked (about two seconds); of more, "
         "what changed on disk since it was compared last. `icon-assets verify` compares everything.",
-    )  # fmt: skip
+    )
 
 
 class AutomationSettings(Section):

@@ -1,4 +1,5 @@
-"""YAML of which nothing is dropped without a word: a key that stands twice is refused, where YAML would take the last one."""
+"""YAML of which nothing is dropped without a word: a key that stands twice is refused, where YAML would take the last
+one."""
 
 from collections import Counter
 from pathlib import Path

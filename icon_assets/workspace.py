@@ -78,7 +78,8 @@ class Workspace:
         return self.root / value
 
     def _refuse_produced_inputs(self, file: Path) -> None:
-        """What the platform writes is no input: it would be read back as data, and changed or deleted while it is read."""
+        """What the platform writes is no input: it would be read back as data, and changed or deleted while it is
+        read."""
         produced = [self.store_dir, self.models_dir, self.selectors_dir, self.checkpoints_dir, self.dagster_home]
         closed = [place.resolve() for place in produced]
         for key, value in self._inputs():
@@ -100,7 +101,8 @@ class Workspace:
 
     def _inputs(self) -> Iterator[tuple[str, str]]:
         """Keys and values of the settings that name files or folders of data."""
-        settings, evaluation = self.settings, self.settings.evaluation
+        settings = self.settings
+        evaluation = self.settings.evaluation
         yield "pool.path", settings.pool.path
         yield "probes.path", settings.probes.path
         if evaluation.held_out:

@@ -1,4 +1,5 @@
-"""How far packed scores of the bundled model are from exact ones: real samples, and every way this CPU can compute them."""
+"""How far packed scores of the bundled model are from exact ones: real samples, and every way this CPU can compute
+them."""
 
 import itertools
 from pathlib import Path
@@ -66,7 +67,8 @@ def plain(loaded: LanguageModel, problem: Problem) -> Nll:
     contexts, probes = problem
     found: Nll = {}
     for pair in itertools.product(range(len(contexts)), range(len(probes))):
-        context, probe = contexts[pair[0]], probes[pair[1]]
+        context = contexts[pair[0]]
+        probe = probes[pair[1]]
         ids = [*context, *probe.prompt_ids, *probe.response_ids]
         with torch.inference_mode():
             logits = loaded.model(torch.tensor([ids])).logits[0, -len(probe.response_ids) - 1 : -1]

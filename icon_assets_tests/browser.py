@@ -14,7 +14,8 @@ _ALONE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE loca
 
 
 def chromium_path() -> str:
-    """Where Chromium is. Without one the test is skipped; under CI=true it fails, so that no attack goes untried unseen."""
+    """Where Chromium is. Without one the test is skipped; under CI=true it fails, so that no attack goes untried
+    unseen."""
     if path := next(filter(None, map(shutil.which, _NAMES)), None):
         return path
     reason = "no Chromium is installed: apt-get install chromium"
@@ -29,7 +30,8 @@ def chromium() -> Iterator[Browser]:
 
     While it is open its event loop counts as running in this thread, where `asyncio.run` then refuses.
     """
-    path, as_root = chromium_path(), os.geteuid() == 0
+    path = chromium_path()
+    as_root = os.geteuid() == 0
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=path, args=[_ALONE, *["--no-sandbox"] * as_root])
         yield found

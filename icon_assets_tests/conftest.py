@@ -62,10 +62,19 @@ def make_model(kind: str, **overrides: Any) -> Any:
 
     torch.manual_seed(7)
     values = {
-        "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.25, "head_dim": 8,
-        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
-    }  # fmt: skip
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.25,
+        "head_dim": 8,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+    }
     if kind == "gpt_neox":
         values = {name: value for name, value in values.items() if name not in {"num_key_value_heads", "head_dim"}}
     config = CONFIG_MAPPING[kind](**{**values, **overrides})
@@ -107,17 +116,26 @@ def put_embeddings(
     put_shards(store, "a")
     store.replace("samples", pl.DataFrame(rows, schema_overrides=nulls), shard="a")
     figures = {"score_key": "key", "origin": "a", "n_tokens": 4, "nll_sum": 2.0, "nll_alone": 3.0, "truncated": False}
-    store.append("sample_features", pl.DataFrame([
-        {**figures, "sample_id": name, "embedding": vector.tolist()} for name, vector in samples.items()
-    ]))  # fmt: skip
+    store.append(
+        "sample_features",
+        pl.DataFrame(
+            [{**figures, "sample_id": name, "embedding": vector.tolist()} for name, vector in samples.items()]
+        ),
+    )
     if probes:
         chosen = {**text, "status": "selected", "stratum": "x", "detail": "", "row": 1}
         store.replace(
             "probe_candidates", pl.DataFrame([{**chosen, "probe_id": name} for name in probes], schema_overrides=nulls)
         )
-        store.replace("probe_features", pl.DataFrame([
-            {"score_key": "key", "probe_id": name, "embedding": vector.tolist()} for name, vector in probes.items()
-        ]))  # fmt: skip
+        store.replace(
+            "probe_features",
+            pl.DataFrame(
+                [
+                    {"score_key": "key", "probe_id": name, "embedding": vector.tolist()}
+                    for name, vector in probes.items()
+                ]
+            ),
+        )
     return Embeddings(store, "key")
 
 
@@ -147,10 +165,25 @@ CHOICES = [{"query": f"What is {n} plus 1?", "choices": [str(n + 1), str(n + 5)]
 
 
 STAGES = (
-    "raw_pool", "probe_set", "base_model", "probe_baseline", "sample_scores",
-    "sample_features", "probe_features", "selector", "predicted_scores", "selected_subset", "selection_trust",
-    "checkpoint", "base_eval", "eval_results", "answers", "pairwise_results", "leaderboard", "report",
-)  # fmt: skip
+    "raw_pool",
+    "probe_set",
+    "base_model",
+    "probe_baseline",
+    "sample_scores",
+    "sample_features",
+    "probe_features",
+    "selector",
+    "predicted_scores",
+    "selected_subset",
+    "selection_trust",
+    "checkpoint",
+    "base_eval",
+    "eval_results",
+    "answers",
+    "pairwise_results",
+    "leaderboard",
+    "report",
+)
 SCORING_STAGES = STAGES[: STAGES.index("sample_features")]
 TRAINING = {"seeds": [0], "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128}
 TWO_SHARDS = {"a.jsonl": POOL_A, "b.jsonl": POOL_B}
@@ -167,15 +200,17 @@ def lay_out(
     write_jsonl(root / "eval" / "sums.jsonl", CHOICES)
     settings = {
         "model": {"name": str(model_dir), "dtype": "float32", "device": "cpu"},
-        "pool": {"settle_seconds": 0}, "probes": {"count": 4},
+        "pool": {"settle_seconds": 0},
+        "probes": {"count": 4},
         "scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64},
         "controls": {"lengths": [8, 32], "draws": 2},
         "selection": {"arms": ["full", "random", "icon"], "fraction": 0.5},
         "training": TRAINING,
         "evaluation": {
-            "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": "eval/held_out.jsonl",
+            "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}],
+            "held_out": "eval/held_out.jsonl",
         },
-    }  # fmt: skip
+    }
     (root / "settings.yaml").write_text(yaml.safe_dump({**settings, **sections}), "utf-8")
     return Workspace.load(root)
 

@@ -24,9 +24,21 @@ from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import CHOICES, HELD_OUT, POOL_A, POOL_B, PROBES, alpaca, write_jsonl
 
 ARMS = (
-    "full", "random", "length_matched", "longest", "rds", "perplexity", "ifd", "icon", "rico", "rico_chars", "icon_peers", "lowest",
-    "icon_selector", "icon_stratified",
-)  # fmt: skip
+    "full",
+    "random",
+    "length_matched",
+    "longest",
+    "rds",
+    "perplexity",
+    "ifd",
+    "icon",
+    "rico",
+    "rico_chars",
+    "icon_peers",
+    "lowest",
+    "icon_selector",
+    "icon_stratified",
+)
 JUDGE = {"url": "http://127.0.0.1:9/v1", "model": "m"}
 # Every part of the settings has a say here: a budget of probes, one of tokens, all arms, a judge.
 RICH: Mapping[str, Any] = {
@@ -44,9 +56,12 @@ RICH: Mapping[str, Any] = {
 }
 # The other ways: every pair up to a limit, the other kind of selector, a budget of samples.
 PLAIN_KEYS: Mapping[str, Any] = {
-    "probes.budget": "auto", "probes.exact_pairs": 1000, "selector.kind": "lora", "selection.budget": "samples",
+    "probes.budget": "auto",
+    "probes.exact_pairs": 1000,
+    "selector.kind": "lora",
+    "selection.budget": "samples",
     "selection.diversity": None,
-}  # fmt: skip
+}
 # A second valid value of every setting; where that needs a further key, both.
 SECOND: Mapping[str, Mapping[str, Any]] = {
     "model.name": {"model.name": "owner/model", "model.revision": "1" * 40},
@@ -131,9 +146,7 @@ SECOND: Mapping[str, Mapping[str, Any]] = {
     "evaluation.pairwise.prompts.path": {
         "evaluation.pairwise.prompts": [{"name": "talk", "path": "eval/other_talk.jsonl"}]
     },
-    "evaluation.pairwise.prompts.name": {
-        "evaluation.pairwise.prompts": [{"name": "chat", "path": "eval/talk.jsonl"}]
-    },
+    "evaluation.pairwise.prompts.name": {"evaluation.pairwise.prompts": [{"name": "chat", "path": "eval/talk.jsonl"}]},
     "evaluation.pairwise.judge.url": {"evaluation.pairwise.judge.url": "http://127.0.0.1:8/v1"},
     "evaluation.pairwise.judge.model": {"evaluation.pairwise.judge.model": "n"},
     "evaluation.pairwise.judge.api_key_variable": {"evaluation.pairwise.judge.api_key_variable": "PATH"},
@@ -156,7 +169,7 @@ SECOND: Mapping[str, Mapping[str, Any]] = {
     "ui.host": {"ui.host": "0.0.0.0"},
     "ui.allowed_hosts": {"ui.allowed_hosts": ["icon.example.com"]},
     "ui.token": {"ui.token": "never"},
-}  # fmt: skip
+}
 
 
 def every_setting(section: type[Any] = Settings, prefix: str = "") -> Iterator[str]:
@@ -201,7 +214,8 @@ def _pool_files(root: Path) -> list[SourceFile]:
 
 
 def furnish(root: Path, values: Mapping[str, Any] = RICH) -> Workspace:
-    """Lay out the workspace and put every product on record, as if it were made by a recipe that nobody has any more."""
+    """Lay out the workspace and put every product on record, as if it were made by a recipe that nobody has any
+    more."""
     _write_inputs(root)
     workspace = with_settings(root, values)
     store = Store(workspace.store_dir)
@@ -240,17 +254,31 @@ def every_product(workspace: Workspace) -> list[tuple[str, str]]:
     """Asset and partition of everything on record, draws of arms among them, in the order in which they are made."""
     settings = workspace.settings
     shards = [source.shard for source in _pool_files(workspace.root)]
-    arms, seeds = settings.selection.arms, settings.training.seeds
+    arms = settings.selection.arms
+    seeds = settings.training.seeds
     runs = [f"{arm}|{seed}" for arm in arms for seed in seeds]
     pairwise = settings.evaluation.pairwise
     judged = [f"{arm}|{seed}" for arm in arms for seed in seeds if pairwise and arm != pairwise.against]
     parts = {
-        "raw_pool": shards, "probe_set": [""], "base_model": [""], "probe_baseline": [""], "sample_scores": shards,
-        "sample_features": shards, "probe_features": [""], "selector": [""], "predicted_scores": shards,
-        "selected_subset": [name for arm in arms for name in draws(arm, seeds)], "selection_trust": arms,
-        "checkpoint": runs, "base_eval": [""], "eval_results": runs, "answers": runs if pairwise else [],
-        "pairwise_results": judged, "leaderboard": [""], "report": [""],
-    }  # fmt: skip
+        "raw_pool": shards,
+        "probe_set": [""],
+        "base_model": [""],
+        "probe_baseline": [""],
+        "sample_scores": shards,
+        "sample_features": shards,
+        "probe_features": [""],
+        "selector": [""],
+        "predicted_scores": shards,
+        "selected_subset": [name for arm in arms for name in draws(arm, seeds)],
+        "selection_trust": arms,
+        "checkpoint": runs,
+        "base_eval": [""],
+        "eval_results": runs,
+        "answers": runs if pairwise else [],
+        "pairwise_results": judged,
+        "leaderboard": [""],
+        "report": [""],
+    }
     return [(asset, part) for asset, names in parts.items() for part in names]
 
 
@@ -260,10 +288,19 @@ def put_on_record(store: Store, products: list[tuple[str, str]]) -> None:
     summary = {"base_model": {"path": "models/m", "dtype": "float32"}}
     rows = [
         {
-            "event_id": f"{number:06}", "created_at": begin + timedelta(seconds=number), "asset": asset, "partition": part,
-            "digest": digest([asset, part]), "fingerprint": "", "inputs": "[]", "settings": "{}", "seed": None,
-            "code_version": "", "run_id": "", "summary": json.dumps(summary.get(asset, {"checkpoint_id": part})),
+            "event_id": f"{number:06}",
+            "created_at": begin + timedelta(seconds=number),
+            "asset": asset,
+            "partition": part,
+            "digest": digest([asset, part]),
+            "fingerprint": "",
+            "inputs": "[]",
+            "settings": "{}",
+            "seed": None,
+            "code_version": "",
+            "run_id": "",
+            "summary": json.dumps(summary.get(asset, {"checkpoint_id": part})),
         }
         for number, (asset, part) in enumerate(products)
-    ]  # fmt: skip
+    ]
     store.append("ledger", pl.DataFrame(rows, schema_overrides={"seed": pl.Int64}).select(schemas()["ledger"].names))

@@ -184,7 +184,8 @@ def _keys(schema: Mapping[str, Any], name: str, field: Mapping[str, Any]) -> Ite
     """A row for every key of a section, then those of what is nested in it; `[]` stands for each entry of a list."""
     section = _resolved(schema, field)
     for key, value in section["properties"].items():
-        path, nested = f"{name}.{key}", _nested(schema, value)
+        path = f"{name}.{key}"
+        nested = _nested(schema, value)
         required = key in section.get("required", ())
         yield f"`{path}`", _type(schema, value), _default(value, required), _bounds(value), _description(schema, value)
         if nested:
@@ -267,9 +268,13 @@ def _is_size(value: Mapping[str, Any]) -> bool:
 
 
 _SIGNS = {
-    "minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "minItems": "entries ≥",
+    "minimum": "≥",
+    "exclusiveMinimum": ">",
+    "maximum": "≤",
+    "exclusiveMaximum": "<",
+    "minItems": "entries ≥",
     "minLength": "characters ≥",
-}  # fmt: skip
+}
 
 
 def _bounds(value: Mapping[str, Any]) -> str:

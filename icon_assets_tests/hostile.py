@@ -162,7 +162,8 @@ def _nested(depth: int) -> Any:
 
 
 def jsonl_files() -> list[Hostile]:
-    wide, noise = rows(1, 2).decode(), random.Random(0).randbytes(3000).replace(b"\n", b"")
+    wide = rows(1, 2).decode()
+    noise = random.Random(0).randbytes(3000).replace(b"\n", b"")
     return [
         whole("empty.jsonl", b"", "empty_file"),
         whole("white.jsonl", b"\n \r\n\t\n", "empty_file"),
@@ -197,17 +198,32 @@ def json_files() -> list[Hostile]:
         Hostile("half_written.json", text(b"[", good, b",", odd[:20]), (1, 2), ((3, "bad_json"),)),
         Hostile("last_comma.json", text(b"[", good, b",]"), (1, 2), ((3, "bad_json"),)),
         Hostile("two_lists.json", text(b"[", good, b"][", odd, b"]"), (1, 2), ((3, "bad_json"),)),
-        Hostile("bad_rows.json", text(b'[1,NaN,{"a" 1},[[', b"]],", b"\xff,", good, b"]"), (6, 7), (
-            (1, "wrong_type"), (2, "wrong_type"), (3, "bad_json"), (4, "wrong_type"), (5, "not_utf8"),
-        )),
-        Hostile("gigantic_row.json", text(b"[", odd, b',{"a":"', b'\\"],}' * (TOO_LONG // 5), b'"},', odd, b"]"), (1, 3), (
-            (2, "over_limit"),
-        )),
-        Hostile("deep.json", text(b"[", odd, b",", b"[" * 100_000, b"]" * 100_000, b",", odd, b"]"), (1, 3), (
-            (2, "bad_json"),
-        )),
+        Hostile(
+            "bad_rows.json",
+            text(b'[1,NaN,{"a" 1},[[', b"]],", b"\xff,", good, b"]"),
+            (6, 7),
+            (
+                (1, "wrong_type"),
+                (2, "wrong_type"),
+                (3, "bad_json"),
+                (4, "wrong_type"),
+                (5, "not_utf8"),
+            ),
+        ),
+        Hostile(
+            "gigantic_row.json",
+            text(b"[", odd, b',{"a":"', b'\\"],}' * (TOO_LONG // 5), b'"},', odd, b"]"),
+            (1, 3),
+            ((2, "over_limit"),),
+        ),
+        Hostile(
+            "deep.json",
+            text(b"[", odd, b",", b"[" * 100_000, b"]" * 100_000, b",", odd, b"]"),
+            (1, 3),
+            ((2, "bad_json"),),
+        ),
         Hostile("brackets_in_texts.json", text(json.dumps([alpaca('[{"a\\', '"]},'), row(2)]).encode()), (1, 2)),
-    ]  # fmt: skip
+    ]
 
 
 def csv_files() -> list[Hostile]:
@@ -226,9 +242,15 @@ def csv_files() -> list[Hostile]:
         Hostile("tabs.csv", text(b"instruction\toutput\na\tb\n"), (), ((1, "missing_field"),)),
         Hostile("wrong_columns.csv", text(b"Frage,Antwort\na,b\n"), (), ((1, "missing_field"),)),
         Hostile("unnamed_columns.csv", text(b",instruction,output,\n0,a,b,\n"), (1,)),
-        Hostile("more_and_fewer_cells.csv", text(head, b"a,b\na,b,c\na\nc,d\n"), (1, 4), (
-            (2, "wrong_type"), (3, "missing_field"),
-        )),
+        Hostile(
+            "more_and_fewer_cells.csv",
+            text(head, b"a,b\na,b,c\na\nc,d\n"),
+            (1, 4),
+            (
+                (2, "wrong_type"),
+                (3, "missing_field"),
+            ),
+        ),
         Hostile("unclosed_quote.csv", text(head, b'a,b\n"c,d\ne,f\n'), (1,), ((2, "bad_csv"),)),
         Hostile("text_after_a_quote.csv", text(head, b'a,b\n"c"c,d\ne,f\n'), (1,), ((2, "bad_csv"),)),
         Hostile("unclosed_for_ever.csv", text(head, b'a,b\n"c,', b"d,e\n" * (TOO_LONG // 4)), (1,), ((2, "bad_csv"),)),
@@ -236,7 +258,7 @@ def csv_files() -> list[Hostile]:
         Hostile("not_utf8.csv", text(head, b"a,b\nc,\xe9\ne,f\n"), (1, 3), ((2, "not_utf8"),)),
         Hostile("nul.csv", text(head, b"a,b\nc,\0d\ne,f\n"), (1, 3), ((2, "control_chars"),)),
         Hostile("json_in_csv.csv", text(rows(1), head, b"a,b\n"), (), ((1, "missing_field"), (2, "missing_field"))),
-    ]  # fmt: skip
+    ]
 
 
 def parquet_files() -> list[Hostile]:
@@ -244,30 +266,43 @@ def parquet_files() -> list[Hostile]:
     far = pa.array([0, 10_000_000], pa.int32()).cast(pa.date32())
     bad_text = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff"))
     odd = {
-        "day": [datetime.date(2024, 2, 29)] * 2, "price": [Decimal("1.50")] * 2, "blob": [b"\xff\0"] * 2,
-        "word": pa.array(["x", "y"]).dictionary_encode(), "map": pa.array([[("k", 1)]] * 2, pa.map_(pa.string(), pa.int64())),
-        "number": [float("nan"), float("inf")], "nested": [{"a": [{"b": None}]}] * 2, "nothing": pa.nulls(2),
-        "moment": pa.array([1, 2], pa.timestamp("ns", tz="Europe/Berlin")), "span": pa.array([1, 2], pa.duration("ns")),
-    }  # fmt: skip
+        "day": [datetime.date(2024, 2, 29)] * 2,
+        "price": [Decimal("1.50")] * 2,
+        "blob": [b"\xff\0"] * 2,
+        "word": pa.array(["x", "y"]).dictionary_encode(),
+        "map": pa.array([[("k", 1)]] * 2, pa.map_(pa.string(), pa.int64())),
+        "number": [float("nan"), float("inf")],
+        "nested": [{"a": [{"b": None}]}] * 2,
+        "nothing": pa.nulls(2),
+        "moment": pa.array([1, 2], pa.timestamp("ns", tz="Europe/Berlin")),
+        "span": pa.array([1, 2], pa.duration("ns")),
+    }
     return [
         Hostile("odd_types.parquet", table({**good, **odd}), (1, 2)),
-        Hostile("dictionary.parquet", table({name: pa.array(c).dictionary_encode() for name, c in good.items()}), (1, 2)),
+        Hostile(
+            "dictionary.parquet", table({name: pa.array(c).dictionary_encode() for name, c in good.items()}), (1, 2)
+        ),
         Hostile("no_rows.parquet", table({name: pa.array([], pa.string()) for name in good}), (), ((0, "empty_file"),)),
         Hostile("truncated.parquet", lambda path: _cut(path, good), (), ((0, "bad_parquet"),)),
         whole("empty.parquet", b"", "bad_parquet"),
         whole("text.parquet", rows(1), "bad_parquet"),
         Hostile("damaged.parquet", _damage, (1, 2, 5, 6), ((3, "bad_parquet"),)),
         Hostile("wrong_columns.parquet", table({"a": [1]}), (), ((1, "missing_field"),)),
-        Hostile("wrong_types.parquet", table({**good, "output": [b"c", b"d"]}), (), ((1, "wrong_type"), (2, "wrong_type"))),
+        Hostile(
+            "wrong_types.parquet", table({**good, "output": [b"c", b"d"]}), (), ((1, "wrong_type"), (2, "wrong_type"))
+        ),
         Hostile("nulls.parquet", table({**good, "output": ["c", None]}), (1,), ((2, "missing_field"),)),
         Hostile("far_future.parquet", table({**good, "day": far}), (1,), ((2, "wrong_type"),)),
         Hostile("not_utf8.parquet", table({**good, "output": bad_text}), (1,), ((2, "wrong_type"),)),
-        Hostile("unknown_time_zone.parquet", table({**good, "at": pa.array([None, 1], pa.timestamp("us", tz="No/Where"))}), (1,), (
-            (2, "wrong_type"),
-        )),
+        Hostile(
+            "unknown_time_zone.parquet",
+            table({**good, "at": pa.array([None, 1], pa.timestamp("us", tz="No/Where"))}),
+            (1,),
+            ((2, "wrong_type"),),
+        ),
         Hostile("duplicate_column.parquet", _twice, (), ((0, "duplicate_key"),)),
         Hostile("large_fields.parquet", table({**good, "x": ["x", "x" * TOO_LONG]}), (1,), ((2, "over_limit"),)),
-    ]  # fmt: skip
+    ]
 
 
 def _cut(path: Path, columns: dict[str, Any]) -> None:
@@ -290,17 +325,31 @@ def _twice(path: Path) -> None:
 def names() -> list[Hostile]:
     """Usable files under names that break what is careless with names."""
     odd = [
-        "with space.jsonl", "-rf.jsonl", "a..b.jsonl", "日本語 🎉.jsonl", "glob[1]*?.jsonl", "$(touch x);&.jsonl", "100%25.jsonl",
-        "back\\slash.jsonl", "right\u202eto_left.jsonl", "folder.jsonl/a.jsonl", "dots.csv.jsonl",
-    ]  # fmt: skip
+        "with space.jsonl",
+        "-rf.jsonl",
+        "a..b.jsonl",
+        "日本語 🎉.jsonl",
+        "glob[1]*?.jsonl",
+        "$(touch x);&.jsonl",
+        "100%25.jsonl",
+        "back\\slash.jsonl",
+        "right\u202eto_left.jsonl",
+        "folder.jsonl/a.jsonl",
+        "dots.csv.jsonl",
+    ]
     return [*worst_names(), *(Hostile(name, text(rows(1)), (1,)) for name in odd)]
 
 
 def worst_names() -> list[Hostile]:
     odd = [
-        "new\nline.jsonl", "bell\x07\x1b[31m.jsonl", "x" * 249 + ".jsonl", "quote'\".jsonl", "UPPER.JSONL",
-        "a=b/__HIVE_DEFAULT_PARTITION__.jsonl", "caf\u00e9.jsonl",
-    ]  # fmt: skip
+        "new\nline.jsonl",
+        "bell\x07\x1b[31m.jsonl",
+        "x" * 249 + ".jsonl",
+        "quote'\".jsonl",
+        "UPPER.JSONL",
+        "a=b/__HIVE_DEFAULT_PARTITION__.jsonl",
+        "caf\u00e9.jsonl",
+    ]
     if sys.platform == "linux":  # elsewhere names must be UTF-8, or are the same in both forms
         odd += ["cafe\u0301.jsonl", os.fsdecode(b"not\xffutf8.jsonl")]
     return [Hostile(name, text(rows(1)), (1,)) for name in odd]

@@ -1,4 +1,5 @@
-"""Strings that try to be more than text where they are shown, and a workspace in which every string of data is one of them."""
+"""Strings that try to be more than text where they are shown, and a workspace in which every string of data is one of
+them."""
 
 import json
 import shutil
@@ -13,25 +14,80 @@ MUTATION = "/graphql?query=mutation{launch}"
 AS_REPORTED = f"a` ![d]({MUTATION}) `b"
 
 MARKDOWN = [
-    AS_REPORTED, f"![d]({MUTATION})", f"a`` ![d]({MUTATION}) ``b", f"\\`![d]({MUTATION})\\`", f"\\![d]({MUTATION})",
-    f"\\| ![d]({MUTATION}) |", f"[x](http://{HOST}/x)", f"[x](<//{HOST}> 'title')", f"![x](//{HOST}/x.png)",
-    "[x](javascript:alert(1))", "[x](data:text/html,<script>alert(1)</script>)", "![x](data:text/html,x)",
-    f"[r]\n\n[r]: http://{HOST}/r", f"![d][r]\n\n[r]: {MUTATION}", f"x[^1]\n\n[^1]: ![d]({MUTATION})",
-    f"| a |\n|---|\n| ![d]({MUTATION}) |", f"```mermaid\nclick a \"http://{HOST}\"\n```", f"``` ![d]({MUTATION})", "~~~ sh",
-    f"$$\\href{{http://{HOST}}}{{x}}$$", "$x$ **bold** *it* _it_ __bold__ ~~gone~~ ~gone~", "# heading", "> quote", "- item", "+ item",
-    "* item", "1. item", "12) item", "---", "===", "- [ ] task", f"    ![d]({MUTATION})", f"\t![d]({MUTATION})",
-]  # fmt: skip
+    AS_REPORTED,
+    f"![d]({MUTATION})",
+    f"a`` ![d]({MUTATION}) ``b",
+    f"\\`![d]({MUTATION})\\`",
+    f"\\![d]({MUTATION})",
+    f"\\| ![d]({MUTATION}) |",
+    f"[x](http://{HOST}/x)",
+    f"[x](<//{HOST}> 'title')",
+    f"![x](//{HOST}/x.png)",
+    "[x](javascript:alert(1))",
+    "[x](data:text/html,<script>alert(1)</script>)",
+    "![x](data:text/html,x)",
+    f"[r]\n\n[r]: http://{HOST}/r",
+    f"![d][r]\n\n[r]: {MUTATION}",
+    f"x[^1]\n\n[^1]: ![d]({MUTATION})",
+    f"| a |\n|---|\n| ![d]({MUTATION}) |",
+    f'```mermaid\nclick a "http://{HOST}"\n```',
+    f"``` ![d]({MUTATION})",
+    "~~~ sh",
+    f"$$\\href{{http://{HOST}}}{{x}}$$",
+    "$x$ **bold** *it* _it_ __bold__ ~~gone~~ ~gone~",
+    "# heading",
+    "> quote",
+    "- item",
+    "+ item",
+    "* item",
+    "1. item",
+    "12) item",
+    "---",
+    "===",
+    "- [ ] task",
+    f"    ![d]({MUTATION})",
+    f"\t![d]({MUTATION})",
+]
 ADDRESSES = [
-    f"http://{HOST}/x", f"see HTTPS://{HOST}.", f"(http://{HOST})", f"ftp://{HOST}/x", f"www.{HOST}/x", f"WWW.{HOST}", f"me@{HOST}",
-    f"mailto:me@{HOST}", f"xmpp:me@{HOST}/x", f"http://user:password@{HOST}:80/x", f"*http://{HOST}*", f"`http://{HOST}`",
-    f"http&#58;//{HOST}", f"http&colon;//{HOST}", f"http:\\//{HOST}", f"www&period;{HOST}", f"me&commat;{HOST}",
-]  # fmt: skip
+    f"http://{HOST}/x",
+    f"see HTTPS://{HOST}.",
+    f"(http://{HOST})",
+    f"ftp://{HOST}/x",
+    f"www.{HOST}/x",
+    f"WWW.{HOST}",
+    f"me@{HOST}",
+    f"mailto:me@{HOST}",
+    f"xmpp:me@{HOST}/x",
+    f"http://user:password@{HOST}:80/x",
+    f"*http://{HOST}*",
+    f"`http://{HOST}`",
+    f"http&#58;//{HOST}",
+    f"http&colon;//{HOST}",
+    f"http:\\//{HOST}",
+    f"www&period;{HOST}",
+    f"me&commat;{HOST}",
+]
 HTML = [
-    f"<img src={MUTATION} onerror=alert(1)>", f'"><img src=//{HOST}/x>', f"<script src=//{HOST}></script>", f"<a href=http://{HOST}>x</a>",
-    f"<http://{HOST}/x>", f"<me@{HOST}>", "<!-- hidden -->", "<details open ontoggle=alert(1)>", f"<iframe src=//{HOST}>", "<?php ?>",
-    "<![CDATA[x]]>", "&lt;b&gt;", f"&#33;&#91;d&#93;&#40;{MUTATION}&#41;", "&excl;&lsqb;d&rsqb;", "</div></td></table>", f"<style>@import '//{HOST}'",
-    "<svg onload=alert(1)>", f"<base href=//{HOST}>", f"<meta http-equiv=refresh content='0;//{HOST}'>",
-]  # fmt: skip
+    f"<img src={MUTATION} onerror=alert(1)>",
+    f'"><img src=//{HOST}/x>',
+    f"<script src=//{HOST}></script>",
+    f"<a href=http://{HOST}>x</a>",
+    f"<http://{HOST}/x>",
+    f"<me@{HOST}>",
+    "<!-- hidden -->",
+    "<details open ontoggle=alert(1)>",
+    f"<iframe src=//{HOST}>",
+    "<?php ?>",
+    "<![CDATA[x]]>",
+    "&lt;b&gt;",
+    f"&#33;&#91;d&#93;&#40;{MUTATION}&#41;",
+    "&excl;&lsqb;d&rsqb;",
+    "</div></td></table>",
+    f"<style>@import '//{HOST}'",
+    "<svg onload=alert(1)>",
+    f"<base href=//{HOST}>",
+    f"<meta http-equiv=refresh content='0;//{HOST}'>",
+]
 INVISIBLE = [
     "a\u200bb\u2060c\ufeffd",
     "\u202egnp.exe\u202c",
@@ -52,20 +108,28 @@ def strange(path: str) -> str:
 
 
 def lay_out_injections(root: Path, model_dir: Path, judge_url: str) -> Workspace:
-    """A workspace of few rows: names of files, fields, roles, strata, model and judge, and the texts, are injections."""
+    """A workspace of few rows: names of files, fields, roles, strata, model and judge, and the texts, are
+    injections."""
     model = root / strange("model")
     shutil.copytree(model_dir, model)
     workspace = lay_out(
-        root, model, {strange("pool.jsonl"): [*_pool(), *map(_unusable, CORPUS)]}, probes={"count": 24, "near_duplicate": 1.0},
-        selection={"arms": ["random", "icon"], "fraction": 0.5}, training=TRAINING,
+        root,
+        model,
+        {strange("pool.jsonl"): [*_pool(), *map(_unusable, CORPUS)]},
+        probes={"count": 24, "near_duplicate": 1.0},
+        selection={"arms": ["random", "icon"], "fraction": 0.5},
+        training=TRAINING,
         evaluation={
-            "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}], "held_out": f"eval/{strange('held_out.jsonl')}",
+            "multiple_choice": [{"name": "sums", "path": "eval/sums.jsonl"}],
+            "held_out": f"eval/{strange('held_out.jsonl')}",
             "pairwise": {
                 "prompts": [{"name": "talk", "path": f"eval/{strange('talk.jsonl')}"}],
-                "judge": {"url": judge_url, "model": AS_REPORTED}, "max_new_tokens": 4, "limit": 1,
+                "judge": {"url": judge_url, "model": AS_REPORTED},
+                "max_new_tokens": 4,
+                "limit": 1,
             },
         },
-    )  # fmt: skip
+    )
     (root / "probes" / "probes.jsonl").unlink()
     probes = [alpaca(f"Probe {n}: {text}", f"{text} {n}", stratum=text) for n, text in enumerate(CORPUS)]
     write_jsonl(root / "probes" / strange("probes.jsonl"), [*probes, dict.fromkeys(CORPUS[:2], 1), POOL_A[0]])

@@ -131,9 +131,8 @@ Talk = Callable[[socket.socket, str, Event], None]
 
 @contextmanager
 def talking(talk: Talk, secured: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The address of a server that answers each request with what `talk` sends, byte by byte as it likes. It gets the socket, the
-    key it was sent, and an event that is set when nobody wants to hear more.
-    """
+    """The address of a server that answers each request with what `talk` sends, byte by byte as it likes. It gets the
+    socket, the key it was sent, and an event that is set when nobody wants to hear more."""
     done = Event()
 
     def serve(connection: socket.socket) -> None:

@@ -1,6 +1,5 @@
-"""A workspace whose selections are on record, made without a model: real ingestion, store, ledger and arms; scores by the length
-of the response.
-"""
+"""A workspace whose selections are on record, made without a model: real ingestion, store, ledger and arms; scores by
+the length of the response."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,9 +27,11 @@ CONTROLS = {"kinds": ["none", "random_tokens"], "primary": "none"}
 
 
 def selected_workspace(
-    root: Path, files: dict[str, list[dict[str, Any]]], arms: tuple[str, ...] = ("full", "random", "icon"),
+    root: Path,
+    files: dict[str, list[dict[str, Any]]],
+    arms: tuple[str, ...] = ("full", "random", "icon"),
     fraction: float = 0.5,
-) -> Workspace:  # fmt: skip
+) -> Workspace:
     """Pool files that are ingested, scored and chosen from."""
     for name, rows in files.items():
         write_jsonl(root / "pool" / name, rows)

@@ -23,7 +23,8 @@ def change_rows(store: Store, table: str, where: str = "true", **values: Any) ->
     """Give other values to the first row that fits, in its file, in place."""
     for path in files_of(store, table):
         with pq.ParquetFile(path) as file:
-            rows, schema = pl.DataFrame(file.read()), file.schema_arrow
+            rows = pl.DataFrame(file.read())
+            schema = file.schema_arrow
         hit = rows.with_row_index("place").sql(f"SELECT place FROM self WHERE {where} ORDER BY place")
         if hit.height:
             here = pl.int_range(pl.len()) == hit["place"][0]

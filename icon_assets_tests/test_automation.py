@@ -1,4 +1,5 @@
-"""Unattended: what discovery reports, what conditions start and what they leave alone, and that there is one launcher."""
+"""Unattended: what discovery reports, what conditions start and what they leave alone, and that there is one
+launcher."""
 
 import json
 import os
@@ -27,11 +28,14 @@ class Daemon:
     """Dagster's daemon by hand: discovery ticks, evaluation of the conditions, and launching what they ask for."""
 
     def __init__(self, workspace: Workspace, instance: dg.DagsterInstance) -> None:
-        self.instance, self.cursors, self.evaluated = instance, {}, None
+        self.instance = instance
+        self.cursors = {}
+        self.evaluated = None
         self.restart(workspace)
 
     def restart(self, workspace: Workspace) -> None:
-        self.workspace, self.defs = workspace, build_defs(workspace)
+        self.workspace = workspace
+        self.defs = build_defs(workspace)
         self.pool = workspace.root / "pool"
 
     def discover(self) -> dict[str, Any]:
@@ -72,9 +76,12 @@ class Daemon:
         for key in sorted(requested, key=lambda name: order.index(dg.AssetKey(name))):
             for partition in sorted(requested[key], key=str):
                 job.execute_in_process(
-                    asset_selection=[dg.AssetKey(key)], partition_key=partition, instance=self.instance,
-                    raise_on_error=False, run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                )  # fmt: skip
+                    asset_selection=[dg.AssetKey(key)],
+                    partition_key=partition,
+                    instance=self.instance,
+                    raise_on_error=False,
+                    run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                )
 
     def settle(self) -> Requested:
         """Ticks until nothing is asked for any more; returns all that was started."""
@@ -102,11 +109,17 @@ def daemon(make_workspace: MakeWorkspace) -> Iterator[Daemon]:
 
 def test_a_folder_is_scored_and_selected_from_by_itself_and_only_what_changes_again(daemon: Daemon) -> None:
     started = daemon.settle()
-    a, b = daemon.shard("a.jsonl"), daemon.shard("b.jsonl")
+    a = daemon.shard("a.jsonl")
+    b = daemon.shard("b.jsonl")
     assert started == {
-        "raw_pool": {a, b}, "probe_set": {None}, "base_model": {None}, "probe_baseline": {None}, "sample_scores": {a, b},
-        "selected_subset": {"full", "icon"}, "selection_trust": {"full", "icon"},
-    }  # fmt: skip
+        "raw_pool": {a, b},
+        "probe_set": {None},
+        "base_model": {None},
+        "probe_baseline": {None},
+        "sample_scores": {a, b},
+        "selected_subset": {"full", "icon"},
+        "selection_trust": {"full", "icon"},
+    }
     assert daemon.settle() == {}, "nothing changed"
 
     write_jsonl(daemon.pool / "a.jsonl", [*POOL_A, alpaca("Name a city.", "Turin")])
@@ -270,9 +283,10 @@ def test_discovery_reports_each_version_once_and_keeps_its_cursor_small(daemon: 
 def test_a_check_says_how_many_shards_are_stale_and_why(daemon: Daemon, make_workspace: MakeWorkspace) -> None:
     def said() -> str | None:
         context = dg.build_sensor_context(
-            daemon.instance, cursor=daemon.cursors.get("report_freshness"),
+            daemon.instance,
+            cursor=daemon.cursors.get("report_freshness"),
             resources={"icon": WorkspaceResource(root=str(daemon.workspace.root))},
-        )  # fmt: skip
+        )
         result: Any = daemon.defs.resolve_sensor_def("report_freshness")(context)
         daemon.cursors["report_freshness"] = result.cursor
         return result.asset_events[0].description if result.asset_events else None

@@ -58,7 +58,8 @@ def test_the_comparison_of_answers_is_in_the_graph_when_the_settings_ask_for_it(
     plain = build_defs(make_workspace()).resolve_asset_graph()
     assert not {dg.AssetKey("answers"), dg.AssetKey("pairwise_results")} & plain.get_all_asset_keys()
     graph = build_defs(make_workspace(evaluation=_with_judge())).resolve_asset_graph()
-    results, answers = graph.get(dg.AssetKey("pairwise_results")), graph.get(dg.AssetKey("answers"))
+    results = graph.get(dg.AssetKey("pairwise_results"))
+    answers = graph.get(dg.AssetKey("answers"))
     assert results.partitions_def is not None
     assert answers.partitions_def is not None
     assert sorted(results.partitions_def.get_partition_keys()) == ["full|0", "icon|0"], "not against itself"

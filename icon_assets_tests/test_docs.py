@@ -48,7 +48,8 @@ def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
 
 
 def test_every_sql_statement_shown_runs(finished: Workspace) -> None:
-    store, statements = Store(finished.store_dir), list(_statements())
+    store = Store(finished.store_dir)
+    statements = list(_statements())
     assert len(statements) >= 8
     for statement in statements:
         assert store.answer(statement).frame.columns, statement

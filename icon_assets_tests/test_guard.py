@@ -64,9 +64,14 @@ def locked() -> Behind:
 
 JSON = {"Content-Type": "application/json"}
 CHANGES = [
-    ("POST", "/graphql"), ("POST", "/report_asset_materialization/raw_pool"), ("POST", "/report_asset_check/raw_pool"),
-    ("POST", "/report_asset_observation/raw_pool"), ("PUT", "/anything"), ("PATCH", "/anything"), ("DELETE", "/anything"),
-]  # fmt: skip
+    ("POST", "/graphql"),
+    ("POST", "/report_asset_materialization/raw_pool"),
+    ("POST", "/report_asset_check/raw_pool"),
+    ("POST", "/report_asset_observation/raw_pool"),
+    ("PUT", "/anything"),
+    ("PATCH", "/anything"),
+    ("DELETE", "/anything"),
+]
 FOREIGN: dict[str, Headers] = {
     "another site": {"Origin": "http://evil.example"},
     "another port of this host": {"Origin": "http://127.0.0.1:9999", "Sec-Fetch-Site": "same-site"},
@@ -119,9 +124,20 @@ def test_own_pages_and_scripts_open_websockets(behind: Behind, headers: Headers)
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:3000", "127.0.0.1.evil.example", "localhost.:3000", "127.0.0.1:3000@evil", "", "[::2]:3000",
-     "0.0.0.0:3000", "127.0.0.1:", "127.0.0.1:3000 x", "127.0.0.2"],
-)  # fmt: skip
+    [
+        "evil.example",
+        "evil.example:3000",
+        "127.0.0.1.evil.example",
+        "localhost.:3000",
+        "127.0.0.1:3000@evil",
+        "",
+        "[::2]:3000",
+        "0.0.0.0:3000",
+        "127.0.0.1:",
+        "127.0.0.1:3000 x",
+        "127.0.0.2",
+    ],
+)
 def test_a_foreign_name_that_leads_here_is_refused(behind: Behind, host: str) -> None:
     for method in ("GET", "POST"):
         answer = behind.client.request(method, "/anything", headers={"Host": host})
@@ -182,10 +198,14 @@ def test_the_graphiql_page_is_shown_to_those_who_open_it(behind: Behind) -> None
 @pytest.mark.parametrize(
     ("mode", "destination", "code"),
     [
-        ("navigate", "document", 200), ("navigate", "iframe", 403), ("navigate", "object", 403), ("no-cors", "image", 403),
-        ("no-cors", "script", 403), ("cors", "empty", 403),
+        ("navigate", "document", 200),
+        ("navigate", "iframe", 403),
+        ("navigate", "object", 403),
+        ("no-cors", "image", 403),
+        ("no-cors", "script", 403),
+        ("cors", "empty", 403),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_another_site_may_link_to_a_page_and_embed_nothing(
     behind: Behind, site: str, mode: str, destination: str, code: int
@@ -219,9 +239,12 @@ def test_a_name_of_a_proxy_is_exactly_one_name(name: str) -> None:
 
 def test_every_answer_carries_the_security_headers_refusals_too(locked: Behind, behind: Behind) -> None:
     answers = [
-        behind.client.get("/page"), behind.client.get("/anything"), behind.client.get("/graphql"),
-        behind.client.get("/page", headers={"Host": "evil.example"}), locked.client.get("/page"),
-    ]  # fmt: skip
+        behind.client.get("/page"),
+        behind.client.get("/anything"),
+        behind.client.get("/graphql"),
+        behind.client.get("/page", headers={"Host": "evil.example"}),
+        locked.client.get("/page"),
+    ]
     assert [answer.status_code for answer in answers] == [200, 200, 405, 421, 401]
     for answer in answers:
         policy = answer.headers["Content-Security-Policy"]
@@ -254,8 +277,14 @@ def test_the_scripts_of_dagsters_graphiql_page_are_named_by_their_hash() -> None
 
 
 def test_without_the_token_nothing_is_answered(locked: Behind) -> None:
-    for headers in ({}, {"Authorization": "Bearer wrong-wrong-wrong"}, {"Authorization": f"Basic {TOKEN}"},
-                    {"Authorization": "Bearer "}, {"Cookie": "icon_assets_ui_3000=wrong"}, {"Cookie": f"icon_assets_ui_1={TOKEN}"}):  # fmt: skip
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong-wrong-wrong"},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": "Bearer "},
+        {"Cookie": "icon_assets_ui_3000=wrong"},
+        {"Cookie": f"icon_assets_ui_1={TOKEN}"},
+    ):
         answer = locked.client.get("/anything", headers=headers)
         assert answer.status_code == 401
         assert TOKEN not in answer.text
@@ -314,10 +343,16 @@ def test_the_cookie_is_for_https_only_where_the_page_came_so() -> None:
 @pytest.mark.parametrize(
     ("host", "token", "asked"),
     [
-        ("127.0.0.1", "auto", False), ("localhost", "auto", False), ("::1", "auto", False), ("0.0.0.0", "auto", True),
-        ("192.0.2.7", "auto", True), ("myhost", "auto", True), ("127.0.0.1", "always", True), ("0.0.0.0", "never", False),
+        ("127.0.0.1", "auto", False),
+        ("localhost", "auto", False),
+        ("::1", "auto", False),
+        ("0.0.0.0", "auto", True),
+        ("192.0.2.7", "auto", True),
+        ("myhost", "auto", True),
+        ("127.0.0.1", "always", True),
+        ("0.0.0.0", "never", False),
     ],
-)  # fmt: skip
+)
 def test_a_token_is_asked_for_beyond_this_machine_unless_the_settings_say_otherwise(
     host: str, token: str, asked: bool
 ) -> None:

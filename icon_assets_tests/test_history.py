@@ -111,11 +111,15 @@ def executed(name: str, sql: str) -> Change:
         (written("history/runs/index.db", b"\0" * 9000), "history/runs/index.db", "not a database"),
         (written("schedules/schedules.db", b"garbage " * 9), "schedules/schedules.db", "not a database"),
         (lambda home: os.truncate(home / "history/runs.db", 8192), "history/runs.db", "malformed"),
-        (executed("history/runs.db", "INSERT INTO alembic_version VALUES ('5771160a95ad')"), "history/runs.db", "2 versions"),
+        (
+            executed("history/runs.db", "INSERT INTO alembic_version VALUES ('5771160a95ad')"),
+            "history/runs.db",
+            "2 versions",
+        ),
         (executed("history/runs.db", "DROP TABLE run_tags"), "history/runs.db", "no table run_tags"),
         (executed("history/runs/index.db", "DROP TABLE asset_keys"), "history/runs/index.db", "no table asset_keys"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_history_is_one_line_that_says_what_to_move_away(
     home: Path, spoil: Change, name: str, why: str
 ) -> None:

@@ -141,12 +141,23 @@ def test_the_small_preset_is_what_applies_without_one() -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (".", "is or holds"), ("", "is or holds"), ("..", "is or holds"), ("/", "is or holds"), ("pool/..", "is or holds"),
-        ("store", "is or holds"), ("exports", "is or holds"), ("checkpoints", "is or holds"), ("linked", "is or holds"),
-        ("store/tables/samples", "lies in store/"), ("models/x", "lies in models/"), ("linked/tables", "lies in store/"),
-        ("dagster_home/x", "lies in dagster_home/"), ("round", "is no path"), ("a\0b", "is no path"),
+        (".", "is or holds"),
+        ("", "is or holds"),
+        ("..", "is or holds"),
+        ("/", "is or holds"),
+        ("pool/..", "is or holds"),
+        ("store", "is or holds"),
+        ("exports", "is or holds"),
+        ("checkpoints", "is or holds"),
+        ("linked", "is or holds"),
+        ("store/tables/samples", "lies in store/"),
+        ("models/x", "lies in models/"),
+        ("linked/tables", "lies in store/"),
+        ("dagster_home/x", "lies in dagster_home/"),
+        ("round", "is no path"),
+        ("a\0b", "is no path"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("key", ["pool.path", "probes.path", "evaluation.held_out"])
 def test_what_the_platform_writes_is_no_input(make_workspace: MakeWorkspace, key: str, value: str, says: str) -> None:
     root = make_workspace().root

@@ -36,19 +36,30 @@ from icon_assets.resources import WorkspaceResource
 from icon_assets.workspace import Workspace
 
 _RESULT_COLUMNS = {
-    "checkpoint_id": pl.String, "arm": pl.String, "seed": pl.Int64, "task": pl.String, "metric": pl.String, "value": pl.Float64,
+    "checkpoint_id": pl.String,
+    "arm": pl.String,
+    "seed": pl.Int64,
+    "task": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
     "stderr": pl.Float64,
-}  # fmt: skip
+}
 
 
 @dg.asset(
-    deps=[base_model], group_name="evaluation", kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu",
-    code_version=CODE_VERSIONS["base_eval"], metadata=column_schema("eval_results"),
-)  # fmt: skip
+    deps=[base_model],
+    group_name="evaluation",
+    kinds={"pytorch", "huggingface"},
+    owners=OWNERS,
+    pool="gpu",
+    code_version=CODE_VERSIONS["base_eval"],
+    metadata=column_schema("eval_results"),
+)
 @mendable
 def base_eval(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The metrics of the base model before any fine-tuning: what every arm starts from."""
-    store, recipe = icon.store, icon.recipes.of("base_eval")
+    store = icon.store
+    recipe = icon.recipes.of("base_eval")
     if event := kept(context, icon, recipe):
         return _counted(context, store, recipe, event)
     record, dtype = icon.base_model()
@@ -61,16 +72,23 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
     """The assets of this group that follow checkpoints; their partitions are arms and seeds."""
 
     @dg.asset(
-        partitions_def=run_partitions(workspace), deps=[checkpoint], group_name="evaluation",
-        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["eval_results"],
+        partitions_def=run_partitions(workspace),
+        deps=[checkpoint],
+        group_name="evaluation",
+        kinds={"pytorch", "huggingface"},
+        owners=OWNERS,
+        pool="gpu",
+        code_version=CODE_VERSIONS["eval_results"],
         metadata=column_schema("eval_results"),
-    )  # fmt: skip
+    )
     @mendable
     def eval_results(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
         """Multiple-choice accuracy (lm-evaluation-harness) and held-out perplexity of one checkpoint."""
         arm, seed = arm_and_seed(context)
-        store, recipes = icon.store, icon.recipes
-        upstream, recipe = recipes.needed("checkpoint", f"{arm}|{seed}"), recipes.of("eval_results", f"{arm}|{seed}")
+        store = icon.store
+        recipes = icon.recipes
+        upstream = recipes.needed("checkpoint", f"{arm}|{seed}")
+        recipe = recipes.of("eval_results", f"{arm}|{seed}")
         if event := kept(context, icon, recipe):
             return _counted(context, store, recipe, event)
         refuse(icon.workspace, "checkpoint", f"{arm}|{seed}", files_are_as_recorded, contents_are_as_recorded)
@@ -81,15 +99,19 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         return _store_results(context, store, recipe, metrics, str(upstream.summary["checkpoint_id"]), arm, seed)
 
     @dg.asset(
-        deps=[eval_results, base_eval], group_name="evaluation", kinds={"duckdb", "polars"}, owners=OWNERS,
-        code_version=CODE_VERSIONS["leaderboard"], metadata=column_schema("leaderboard_differences"),
-    )  # fmt: skip
+        deps=[eval_results, base_eval],
+        group_name="evaluation",
+        kinds={"duckdb", "polars"},
+        owners=OWNERS,
+        code_version=CODE_VERSIONS["leaderboard"],
+        metadata=column_schema("leaderboard_differences"),
+    )
     @mendable
     def leaderboard(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """Arms compared: mean and spread over seeds of every metric, differences with their intervals, a verdict per arm, and
-        what each arm cost. The SQL views `leaderboard` and `leaderboard_differences`.
-        """
-        store, settings = icon.store, icon.settings.evaluation
+        """Arms compared: mean and spread over seeds of every metric, differences with their intervals, a verdict per
+        arm, and what each arm cost. The SQL views `leaderboard` and `leaderboard_differences`."""
+        store = icon.store
+        settings = icon.settings.evaluation
         recipe = icon.recipes.of("leaderboard")
         if event := kept(context, icon, recipe):
             return unchanged(event)
@@ -98,26 +120,32 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         )
         differences = comparison.as_frame(found)
         store.replace("leaderboard_differences", differences)
-        board, verdicts = (
-            store.query("FROM leaderboard ORDER BY task, metric, arm"),
-            verdicts_of(differences, icon.settings.selection.reference),
-        )
+        board = store.query("FROM leaderboard ORDER BY task, metric, arm")
+        verdicts = verdicts_of(differences, icon.settings.selection.reference)
         summary = {
-            "arms": board["arm"].n_unique(), "metrics": board.select("task", "metric").n_unique(),
-            "comparisons": differences.height, "verdicts": verdicts,
+            "arms": board["arm"].n_unique(),
+            "metrics": board.select("task", "metric").n_unique(),
+            "comparisons": differences.height,
+            "verdicts": verdicts,
             "results": store.query("FROM delta.results_now").item(),
-        }  # fmt: skip
+        }
         product = digest([frame_digest(board.drop(*COSTS)), frame_digest(differences)])
         pictures = {**board_metadata(board), **difference_metadata(differences, settings.confidence)}
         return finish(context, store, recipe, product, summary, {**pictures, "verdicts": named_list(verdicts)})
 
     @dg.asset(
-        deps=[leaderboard], group_name="evaluation", kinds={"html"}, owners=OWNERS, code_version=CODE_VERSIONS["report"],
-    )  # fmt: skip
+        deps=[leaderboard],
+        group_name="evaluation",
+        kinds={"html"},
+        owners=OWNERS,
+        code_version=CODE_VERSIONS["report"],
+    )
     @mendable
     def report(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """One self-contained page to send to a colleague: verdict, leaderboard, cost, scores, examples, trust, lineage."""
-        store, path = icon.store, icon.workspace.exports_dir / "report.html"
+        """One self-contained page to send to a colleague: verdict, leaderboard, cost, scores, examples, trust,
+        lineage."""
+        store = icon.store
+        path = icon.workspace.exports_dir / "report.html"
         recipe = icon.recipes.of("report")
         event = ledger.made(store, recipe)
         if event and path.is_file() and file_digest(path) == event.digest:
@@ -169,15 +197,21 @@ def _counted(context: dg.AssetExecutionContext, store: Store, recipe: Recipe, ev
 
 
 def _evaluate(context: dg.AssetExecutionContext, icon: WorkspaceResource, model: Any, tokenizer: Any) -> list[Metric]:
-    workspace, settings = icon.workspace, icon.settings.evaluation
+    workspace = icon.workspace
+    settings = icon.settings.evaluation
     tasks = {task.name: read_choice_items(workspace.input_path(task.path)) for task in settings.multiple_choice}
     metrics: list[Metric] = []
     with freed_memory_kept(icon.device()):
         if tasks or settings.tasks:
             metrics += choice_metrics(
-                model, tokenizer, tasks, names=settings.tasks, limit=settings.limit, batch_size=settings.batch_size,
+                model,
+                tokenizer,
+                tasks,
+                names=settings.tasks,
+                limit=settings.limit,
+                batch_size=settings.batch_size,
                 device=icon.device(),
-            )  # fmt: skip
+            )
         if settings.held_out:
             samples = _held_out(context, icon, settings.held_out)
             metrics += held_out_metrics(model, samples, device=icon.device())
@@ -200,25 +234,38 @@ def _held_out(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: 
 
 
 def _store_results(
-    context: dg.AssetExecutionContext, store: Store, recipe: Recipe, metrics: Sequence[Metric], checkpoint_id: str,
-    arm: str, seed: int,
-) -> dg.MaterializeResult:  # fmt: skip
+    context: dg.AssetExecutionContext,
+    store: Store,
+    recipe: Recipe,
+    metrics: Sequence[Metric],
+    checkpoint_id: str,
+    arm: str,
+    seed: int,
+) -> dg.MaterializeResult:
     named = {"checkpoint_id": checkpoint_id, "arm": arm, "seed": seed}
     rows = [{**named, "task": m.task, "metric": m.metric, "value": m.value, "stderr": m.stderr} for m in metrics]
     frame = pl.DataFrame(rows, _RESULT_COLUMNS)
     store.replace("eval_items", _items(metrics, checkpoint_id), checkpoint_id=checkpoint_id)
     store.replace("eval_results", frame, checkpoint_id=checkpoint_id)
-    return finish(context, store, recipe, frame_digest(frame), {"checkpoint_id": checkpoint_id, "metrics": len(rows)}, {
-        "results": markdown_table(frame.select("task", "metric", "value", "stderr")),
-        "dagster/row_count": frame.height,
-    })  # fmt: skip
+    return finish(
+        context,
+        store,
+        recipe,
+        frame_digest(frame),
+        {"checkpoint_id": checkpoint_id, "metrics": len(rows)},
+        {
+            "results": markdown_table(frame.select("task", "metric", "value", "stderr")),
+            "dagster/row_count": frame.height,
+        },
+    )
 
 
 def _items(metrics: Sequence[Metric], checkpoint_id: str) -> pl.DataFrame:
     rows = [
         (checkpoint_id, metric.task, metric.metric, item.item, item.value, item.weight)
-        for metric in metrics for item in metric.items
-    ]  # fmt: skip
+        for metric in metrics
+        for item in metric.items
+    ]
     columns = ["checkpoint_id", "task", "metric", "item", "value", "weight"]
     kinds = [pl.String, pl.String, pl.String, pl.Int64, pl.Float64, pl.Float64]
     return pl.DataFrame(rows, dict(zip(columns, kinds, strict=True)), orient="row")

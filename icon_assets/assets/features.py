@@ -20,15 +20,23 @@ from icon_assets.resources import WorkspaceResource
 
 
 @dg.asset(
-    partitions_def=SHARDS, deps=[raw_pool, base_model], group_name="scoring", kinds={"pytorch", "deltalake"}, owners=OWNERS,
-    pool="gpu", code_version=CODE_VERSIONS["sample_features"], metadata=column_schema("sample_features"),
-)  # fmt: skip
+    partitions_def=SHARDS,
+    deps=[raw_pool, base_model],
+    group_name="scoring",
+    kinds={"pytorch", "deltalake"},
+    owners=OWNERS,
+    pool="gpu",
+    code_version=CODE_VERSIONS["sample_features"],
+    metadata=column_schema("sample_features"),
+)
 @mendable
 def sample_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """One pass over every sample of a shard: NLL of its response with and without its prompt, and its embedding. For the
-    selector, for the arms `rds`, `perplexity` and `ifd`, and for diversity. Only samples that are not stored yet are read.
-    """
-    shard, store, key = context.partition_key, icon.store, icon.score_key()
+    """One pass over every sample of a shard: NLL of its response with and without its prompt, and its embedding. For
+    the selector, for the arms `rds`, `perplexity` and `ifd`, and for diversity. Only samples that are not stored yet
+    are read."""
+    shard = context.partition_key
+    store = icon.store
+    key = icon.score_key()
     recipe = icon.recipes.of("sample_features", shard)
     if event := kept(context, icon, recipe):
         return unchanged(event)
@@ -43,13 +51,19 @@ def sample_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) 
 
 
 @dg.asset(
-    deps=[probe_set, base_model], group_name="scoring", kinds={"pytorch", "deltalake"}, owners=OWNERS, pool="gpu",
-    code_version=CODE_VERSIONS["probe_features"], metadata=column_schema("probe_features"),
-)  # fmt: skip
+    deps=[probe_set, base_model],
+    group_name="scoring",
+    kinds={"pytorch", "deltalake"},
+    owners=OWNERS,
+    pool="gpu",
+    code_version=CODE_VERSIONS["probe_features"],
+    metadata=column_schema("probe_features"),
+)
 @mendable
 def probe_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The embedding of every probe, as samples have it: what the arm `rds` compares them with."""
-    store, key = icon.store, icon.score_key()
+    store = icon.store
+    key = icon.score_key()
     recipe = icon.recipes.of("probe_features")
     if event := kept(context, icon, recipe):
         return unchanged(event)
@@ -76,7 +90,13 @@ def _figures(store: Store, key: ScoreKey, shard: str) -> pl.DataFrame:
 
 def _summary(key: ScoreKey, n: int, spent: Spent) -> dict[str, int | float | str]:
     return {
-        "score_key": key.value, "samples": n, "new_samples": spent.pairs, "forwards": spent.forwards, "tokens": spent.tokens,
-        "seconds": round(spent.seconds, 2), "tokens_per_second": round(spent.tokens_per_second, 1), "flops": spent.flops,
+        "score_key": key.value,
+        "samples": n,
+        "new_samples": spent.pairs,
+        "forwards": spent.forwards,
+        "tokens": spent.tokens,
+        "seconds": round(spent.seconds, 2),
+        "tokens_per_second": round(spent.tokens_per_second, 1),
+        "flops": spent.flops,
         "peak_share": round(spent.peak_share, 3),
-    }  # fmt: skip
+    }

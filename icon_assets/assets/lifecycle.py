@@ -23,16 +23,22 @@ from icon_assets.resources import WorkspaceResource
 
 _RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
 _OF_THAT_RUN = {
-    "tokens", "seconds", "tokens_per_second", "engine", "flops", "peak_share",
-    "drift_samples", "drift_rank_correlation", "drift_mean_shift",
-}  # fmt: skip
+    "tokens",
+    "seconds",
+    "tokens_per_second",
+    "engine",
+    "flops",
+    "peak_share",
+    "drift_samples",
+    "drift_rank_correlation",
+    "drift_mean_shift",
+}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def mendable(function: F) -> F:
-    """An IconError, or a disk that refuses, fails the step with one line; neither step nor run is retried: only the user
-    can mend it.
-    """
+    """An IconError, or a disk that refuses, fails the step with one line; neither step nor run is retried: only the
+    user can mend it."""
 
     @functools.wraps(function)
     def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
@@ -56,15 +62,16 @@ def guard(log: logging.Logger) -> None:
 
 def _make_visible(record: logging.LogRecord) -> bool:
     if getattr(record, "dagster_event", None) is None:
-        record.msg, record.args = unlinked(record.getMessage()), None
+        record.msg = unlinked(record.getMessage())
+        record.args = None
     return True
 
 
 def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Recipe) -> Event | None:
     """The newest event of the recipe's partition, if it was made by this very recipe and what is stored of it is sound.
 
-    Broken rows are made anew: without a look at them they would stay for ever, since nothing they are made from changes.
-    """
+    Broken rows are made anew: without a look at them they would stay for ever, since nothing they are made from
+    changes."""
     event = ledger.made(icon.store, recipe)
     if event is None:
         return None
@@ -105,9 +112,8 @@ def unchanged(event: Event) -> dg.MaterializeResult:
 def unchanged_and_newest(
     context: dg.AssetExecutionContext, store: Store, recipe: Recipe, event: Event, *, counts: bool
 ) -> dg.MaterializeResult:
-    """The same of a product that views count by when it was made last: where others were made in another way meanwhile, so that
-    it does not count any more, it is recorded again. These are the settings of now.
-    """
+    """The same of a product that views count by when it was made last: where others were made in another way meanwhile,
+    so that it does not count any more, it is recorded again. These are the settings of now."""
     if not counts:
         ledger.record(store, recipe, event.digest, context.run.run_id, event.summary)
         store.publish()

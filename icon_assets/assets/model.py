@@ -13,15 +13,19 @@ from icon_assets.resources import WorkspaceResource
 
 
 @dg.asset(
-    group_name="model", kinds={"huggingface", "pytorch"}, owners=OWNERS, code_version=CODE_VERSIONS["base_model"],
+    group_name="model",
+    kinds={"huggingface", "pytorch"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["base_model"],
     metadata=column_schema("models"),
-)  # fmt: skip
+)
 @mendable
 def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The language model that scores and is fine-tuned: a safetensors directory in the workspace, pinned by revision
     and by the digest of its weights, configuration and tokenizer.
     """
-    workspace, store = icon.workspace, icon.store
+    workspace = icon.workspace
+    store = icon.store
     settings = workspace.settings.model
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
@@ -31,16 +35,27 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
         return unchanged(event)
     path = record.directory.relative_to(workspace.root).as_posix()
     row = {
-        "model_digest": record.digest, "name": record.name, "revision": record.revision, "path": path, "dtype": dtype,
-        "device": device, "n_parameters": record.n_parameters,
-    }  # fmt: skip
+        "model_digest": record.digest,
+        "name": record.name,
+        "revision": record.revision,
+        "path": path,
+        "dtype": dtype,
+        "device": device,
+        "n_parameters": record.n_parameters,
+    }
     newest = store.query("SELECT * EXCLUDE prepared_at FROM delta.models ORDER BY prepared_at DESC LIMIT 1")
     if newest.to_dicts() != [row]:  # a run that was killed before its ledger row has written it
         store.append("models", pl.DataFrame([{**row, "prepared_at": store.now_after("models", "prepared_at")}]))
     summary = {
-        "name": record.name, "revision": record.revision, "path": path, "dtype": dtype, "device": device,
+        "name": record.name,
+        "revision": record.revision,
+        "path": path,
+        "dtype": dtype,
+        "device": device,
         "asked": asked_of_hardware(settings),
-        "model_digest": record.digest, "parameters": record.n_parameters, "max_positions": record.max_positions,
-    }  # fmt: skip
+        "model_digest": record.digest,
+        "parameters": record.n_parameters,
+        "max_positions": record.max_positions,
+    }
     # What follows is computed in this dtype: the same files in another one are another model.
     return finish(context, store, recipe, digest([record.digest, dtype]), summary)

@@ -1,4 +1,5 @@
-"""Group `evaluation`, where the settings ask for it: what checkpoints answer to prompts, and whose answers a judge prefers."""
+"""Group `evaluation`, where the settings ask for it: what checkpoints answer to prompts, and whose answers a judge
+prefers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,16 +39,24 @@ def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> li
         return []
 
     @dg.asset(
-        partitions_def=run_partitions(workspace), deps=[checkpoint], group_name="evaluation",
-        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["answers"],
+        partitions_def=run_partitions(workspace),
+        deps=[checkpoint],
+        group_name="evaluation",
+        kinds={"pytorch", "huggingface"},
+        owners=OWNERS,
+        pool="gpu",
+        code_version=CODE_VERSIONS["answers"],
         metadata=column_schema("answers"),
-    )  # fmt: skip
+    )
     @mendable
     def answers(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """What one checkpoint answers to the prompts of `evaluation.pairwise`, greedily. Only missing answers are generated."""
+        """What one checkpoint answers to the prompts of `evaluation.pairwise`, greedily. Only missing answers are
+        generated."""
         arm, seed = arm_and_seed(context)
-        store, recipes = icon.store, icon.recipes
-        upstream, recipe = recipes.needed("checkpoint", f"{arm}|{seed}"), recipes.of("answers", f"{arm}|{seed}")
+        store = icon.store
+        recipes = icon.recipes
+        upstream = recipes.needed("checkpoint", f"{arm}|{seed}")
+        recipe = recipes.of("answers", f"{arm}|{seed}")
         key = answer_key(icon.settings)
         if event := kept(context, icon, recipe):
             return unchanged(event)
@@ -61,22 +70,35 @@ def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> li
             {"checkpoint": checkpoint_id},
         )
         summary = {
-            "checkpoint_id": checkpoint_id, "answer_key": key, "answers": frame.height, "new_answers": len(missing),
-            "unfinished": int((~frame["finished"]).sum()), "mean_tokens": round(float(frame["n_tokens"].mean() or 0), 1),  # pyright: ignore
-        }  # fmt: skip
+            "checkpoint_id": checkpoint_id,
+            "answer_key": key,
+            "answers": frame.height,
+            "new_answers": len(missing),
+            "unfinished": int((~frame["finished"]).sum()),
+            "mean_tokens": round(float(frame["n_tokens"].mean() or 0), 1),  # pyright: ignore
+        }
         return finish(context, store, recipe, frame_digest(frame), summary, {"dagster/row_count": frame.height})
 
     @dg.asset(
-        partitions_def=pairwise_partitions(workspace), deps=[_both_arms(workspace, answers)], group_name="evaluation",
-        kinds={"openai", "polars"}, owners=OWNERS, code_version=CODE_VERSIONS["pairwise_results"], metadata=column_schema("pairwise_results"),
-    )  # fmt: skip
+        partitions_def=pairwise_partitions(workspace),
+        deps=[_both_arms(workspace, answers)],
+        group_name="evaluation",
+        kinds={"openai", "polars"},
+        owners=OWNERS,
+        code_version=CODE_VERSIONS["pairwise_results"],
+        metadata=column_schema("pairwise_results"),
+    )
     @mendable
     def pairwise_results(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """How often a judge prefers the arm's answers to those of `evaluation.pairwise.against`, same seed, both orders."""
+        """How often a judge prefers the arm's answers to those of `evaluation.pairwise.against`, same seed, both
+        orders."""
         arm, seed = arm_and_seed(context)
-        store, recipes, pairwise = icon.store, icon.recipes, pairwise_settings(icon.settings)
+        store = icon.store
+        recipes = icon.recipes
+        pairwise = pairwise_settings(icon.settings)
         own, other = (recipes.needed("answers", f"{each}|{seed}") for each in (arm, pairwise.against))
-        judge, confidence = Judge(pairwise.judge, pairwise.timeout_seconds), icon.settings.evaluation.confidence
+        judge = Judge(pairwise.judge, pairwise.timeout_seconds)
+        confidence = icon.settings.evaluation.confidence
         recipe = recipes.of("pairwise_results", f"{arm}|{seed}")
         if event := kept(context, icon, recipe):
             return unchanged(event)
@@ -87,19 +109,31 @@ def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> li
             if done == total or done % 20 == 0:
                 context.log.info(f"{arm} seed {seed}: {done:,} of {total:,} judgements")
 
-        asked = judge_missing(
-            store, judge, pairs, *ids, at_once=pairwise.judge.requests_at_once, on_judged=on_judged
-        )  # fmt: skip
+        asked = judge_missing(store, judge, pairs, *ids, at_once=pairwise.judge.requests_at_once, on_judged=on_judged)
         found = results(store, judge, pairs, *ids)
-        frame = _frame(found, confidence, {
-            "checkpoint_id": ids[0], "other_id": ids[1], "arm": arm, "against": pairwise.against, "seed": seed, "judge": judge.name,
-        })  # fmt: skip
+        frame = _frame(
+            found,
+            confidence,
+            {
+                "checkpoint_id": ids[0],
+                "other_id": ids[1],
+                "arm": arm,
+                "against": pairwise.against,
+                "seed": seed,
+                "judge": judge.name,
+            },
+        )
         store.replace("pairwise_results", frame, checkpoint_id=ids[0])
         summary = {
-            "checkpoint_id": ids[0], "other_id": ids[1], "judge": judge.name, "asked": asked, "pairs": len(pairs),
-            "unreadable": sum(each.unreadable for each in found), "first_shown_preferred": sum(each.first for each in found),
+            "checkpoint_id": ids[0],
+            "other_id": ids[1],
+            "judge": judge.name,
+            "asked": asked,
+            "pairs": len(pairs),
+            "unreadable": sum(each.unreadable for each in found),
+            "first_shown_preferred": sum(each.first for each in found),
             "sets": [{"prompt_set": each.prompt_set, "pairs": each.n + each.unreadable} for each in found],
-        }  # fmt: skip
+        }
         shown = frame.drop("checkpoint_id", "other_id", "judge")
         return finish(context, store, recipe, frame_digest(frame), summary, {"results": markdown_table(shown)})
 
@@ -113,10 +147,12 @@ def _both_arms(workspace: Workspace, answers: dg.AssetsDefinition) -> dg.AssetDe
     against = settings.evaluation.pairwise.against
     others = {arm for arm in settings.selection.arms if arm != against}
     arms = dg.StaticPartitionMapping({**{arm: {arm} for arm in others}, against: others})
-    mapping = dg.MultiPartitionMapping({
-        "arm": dg.DimensionPartitionMapping("arm", arms),
-        "seed": dg.DimensionPartitionMapping("seed", dg.IdentityPartitionMapping()),
-    })  # fmt: skip
+    mapping = dg.MultiPartitionMapping(
+        {
+            "arm": dg.DimensionPartitionMapping("arm", arms),
+            "seed": dg.DimensionPartitionMapping("seed", dg.IdentityPartitionMapping()),
+        }
+    )
     return dg.AssetDep(answers, partition_mapping=mapping)
 
 
@@ -137,25 +173,40 @@ def _named(checkpoint_id: str, arm: str, seed: int, key: str) -> dict[str, Any]:
 
 
 def _answer(
-    context: dg.AssetExecutionContext, icon: WorkspaceResource, path: str, missing: list[tuple[str, Sample]],
+    context: dg.AssetExecutionContext,
+    icon: WorkspaceResource,
+    path: str,
+    missing: list[tuple[str, Sample]],
     named: Mapping[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Generate and store batch by batch, so that a killed run goes on where it was."""
     refuse(icon.workspace, "checkpoint", f"{named['arm']}|{named['seed']}", files_are_as_recorded)
-    (record, dtype), settings = icon.base_model(), icon.settings
+    record, dtype = icon.base_model()
+    settings = icon.settings
     model, tokenizer = load_fine_tuned(record.directory, icon.workspace.root / path, dtype, icon.device())
     batches = greedy_answers(
-        model, tokenizer, [prompt for _, prompt in missing], template=settings.training.template,
-        max_new_tokens=pairwise_settings(settings).max_new_tokens, batch_size=settings.evaluation.batch_size, device=icon.device(),
-    )  # fmt: skip
+        model,
+        tokenizer,
+        [prompt for _, prompt in missing],
+        template=settings.training.template,
+        max_new_tokens=pairwise_settings(settings).max_new_tokens,
+        batch_size=settings.evaluation.batch_size,
+        device=icon.device(),
+    )
     done = 0
     for batch in batches:
         rows = [
-            {**named, "prompt_set": missing[index][0], "prompt_id": missing[index][1].sample_id,
-             "prompt": prompt_text(missing[index][1]), "answer": answer.text, "n_tokens": answer.n_tokens,
-             "finished": answer.finished}
+            {
+                **named,
+                "prompt_set": missing[index][0],
+                "prompt_id": missing[index][1].sample_id,
+                "prompt": prompt_text(missing[index][1]),
+                "answer": answer.text,
+                "n_tokens": answer.n_tokens,
+                "finished": answer.finished,
+            }
             for index, answer in batch
-        ]  # fmt: skip
+        ]
         icon.store.append("answers", pl.DataFrame(rows))
         done += len(rows)
         context.log.info(f"{named['arm']} seed {named['seed']}: {done:,} of {len(missing):,} answers")
@@ -165,8 +216,18 @@ def _frame(found: list[Result], confidence: float, named: Mapping[str, Any]) -> 
     rows = []
     for each in found:
         low, high = wilson(each.win_rate, each.n, confidence) if each.win_rate is not None else (None, None)
-        rows.append({
-            **named, "prompt_set": each.prompt_set, "n": each.n, "wins": each.wins, "ties": each.ties, "losses": each.losses,
-            "win_rate": each.win_rate, "low": low, "high": high, "unreadable": each.unreadable,
-        })  # fmt: skip
+        rows.append(
+            {
+                **named,
+                "prompt_set": each.prompt_set,
+                "n": each.n,
+                "wins": each.wins,
+                "ties": each.ties,
+                "losses": each.losses,
+                "win_rate": each.win_rate,
+                "low": low,
+                "high": high,
+                "unreadable": each.unreadable,
+            }
+        )
     return pl.DataFrame(rows, schema_overrides=dict.fromkeys(("win_rate", "low", "high"), pl.Float64))

@@ -17,15 +17,24 @@ from icon_assets.resources import WorkspaceResource
 _LOGGED = 20  # quarantined rows
 
 pool_files = dg.AssetSpec(
-    "pool_files", partitions_def=SHARDS, group_name="pool", kinds={"file"}, owners=OWNERS,
+    "pool_files",
+    partitions_def=SHARDS,
+    group_name="pool",
+    kinds={"file"},
+    owners=OWNERS,
     description="The source files as they lie in the pool folder; the sensor `discover_pool` reports new versions.",
-)  # fmt: skip
+)
 
 
 @dg.asset(
-    partitions_def=SHARDS, deps=[pool_files], group_name="pool", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["raw_pool"],
+    partitions_def=SHARDS,
+    deps=[pool_files],
+    group_name="pool",
+    kinds={"python", "deltalake"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["raw_pool"],
     metadata=column_schema("samples"),
-)  # fmt: skip
+)
 @mendable
 def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The samples of one source file: Alpaca, prompt/completion or chat rows in canonical form, with content ids.
@@ -33,7 +42,8 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     Rows that can't be used go to `quarantine` with file, row and reason.
     """
     source = _source(icon, context.partition_key)
-    settings, store = icon.settings.pool, icon.store
+    settings = icon.settings.pool
+    store = icon.store
     file = _as_it_lies(source, store, settings.settle_seconds)
     if event := kept(context, icon, raw_pool_recipe(source, file.digest, icon.settings)):
         if file.kind != "unchanged":
@@ -41,7 +51,8 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
             store.publish()
         return unchanged(event)
     ingested = ingest(source, settings.max_chars)
-    samples, quarantine = sample_frame(source, ingested), quarantine_frame(source, ingested)
+    samples = sample_frame(source, ingested)
+    quarantine = quarantine_frame(source, ingested)
     store.replace("samples", samples, shard=source.shard)
     store.replace("quarantine", quarantine, shard=source.shard)
     store.replace("shards", shard_row(source, ingested), shard=source.shard)
@@ -50,10 +61,17 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     if quarantine.height > _LOGGED:  # an event costs milliseconds, and a file may hold a million bad rows
         context.log.warning(f"{source.file}: {quarantine.height - _LOGGED:,} more are in the table `quarantine`")
     recipe = raw_pool_recipe(source, ingested.digest, icon.settings)
-    return finish(context, store, recipe, ingested.content_digest, _summary(store, source, ingested), {
-        "dagster/row_count": samples.height,
-        "quarantined_rows": markdown_table(quarantine.select("row", "reason", "detail").head(20)),
-    })  # fmt: skip
+    return finish(
+        context,
+        store,
+        recipe,
+        ingested.content_digest,
+        _summary(store, source, ingested),
+        {
+            "dagster/row_count": samples.height,
+            "quarantined_rows": markdown_table(quarantine.select("row", "reason", "detail").head(20)),
+        },
+    )
 
 
 def _source(icon: WorkspaceResource, shard: str) -> SourceFile:

@@ -23,31 +23,43 @@ from icon_assets.resources import WorkspaceResource
 from icon_assets.workspace import Workspace
 
 probe_files = dg.AssetSpec(
-    "probe_files", group_name="probes", kinds={"file"}, owners=OWNERS,
+    "probe_files",
+    group_name="probes",
+    kinds={"file"},
+    owners=OWNERS,
     description="Files of candidate probes, and the evaluation data that no probe may share text with; the sensor "
     "`discover_probes` reports new versions.",
-)  # fmt: skip
+)
 
 
 @dg.asset(
-    deps=[raw_pool, probe_files], group_name="probes", kinds={"python", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["probe_set"],
+    deps=[raw_pool, probe_files],
+    group_name="probes",
+    kinds={"python", "deltalake"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["probe_set"],
     metadata=column_schema("probe_candidates"),
-)  # fmt: skip
+)
 @mendable
 def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """M probes drawn evenly over strata, seeded, without near-duplicates, and without any that the pool or the
     evaluation data holds (the same prompt, or 13 words of the response in a row). Every reason is kept.
     """
-    workspace, store = icon.workspace, icon.store
+    workspace = icon.workspace
+    store = icon.store
     settings = workspace.settings.probes
     recipe = icon.recipes.of("probe_set")
     if event := kept(context, icon, recipe):
         return unchanged(event)
     candidates, quarantined = _candidates(workspace)
     verdicts = select_probes(
-        candidates, settings.count, settings.seed, settings.near_duplicate,
-        overlaps(candidates, pool_references(_pool_rows(store))), overlaps(candidates, evaluation_references(workspace)),
-    )  # fmt: skip
+        candidates,
+        settings.count,
+        settings.seed,
+        settings.near_duplicate,
+        overlaps(candidates, pool_references(_pool_rows(store))),
+        overlaps(candidates, evaluation_references(workspace)),
+    )
     chosen = sorted(v.candidate.probe_id for v in verdicts if v.status == "selected")
     if not chosen:
         raise IconError(f"{workspace.input_path(settings.path)}: no usable probe among {len(candidates)}; add probes")
@@ -58,18 +70,28 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     counts = frame.group_by("status").len().sort("status")
     strata = frame.filter(pl.col("status") == "selected").group_by("stratum").len().sort("stratum")
     summary = {"probes": len(chosen), "strata": strata.height, "candidates": frame.height}
-    return finish(context, store, recipe, lines_digest(chosen), summary, {
-        "dagster/row_count": len(chosen),
-        "candidates_by_status": markdown_table(counts),
-        "probes_by_stratum": markdown_table(strata),
-        "left_out": markdown_table(
-            frame.filter(~pl.col("status").is_in(["selected", "spare"])).select("file", "row", "status", "detail").head(20)
-        ),
-    })  # fmt: skip
+    return finish(
+        context,
+        store,
+        recipe,
+        lines_digest(chosen),
+        summary,
+        {
+            "dagster/row_count": len(chosen),
+            "candidates_by_status": markdown_table(counts),
+            "probes_by_stratum": markdown_table(strata),
+            "left_out": markdown_table(
+                frame.filter(~pl.col("status").is_in(["selected", "spare"]))
+                .select("file", "row", "status", "detail")
+                .head(20)
+            ),
+        },
+    )
 
 
 def _candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
-    candidates, quarantined = [], []
+    candidates = []
+    quarantined = []
     for source in discover(workspace.input_path(workspace.settings.probes.path), "probes.path"):
         ingested = ingest(source, workspace.settings.pool.max_chars)
         quarantined += [(source.file, row) for row in ingested.quarantine]
@@ -90,15 +112,21 @@ def _pool_rows(store: Store) -> Iterator[dict[str, Any]]:
 def _frame(verdicts: list[Verdict], quarantined: list[tuple[str, Quarantined]]) -> pl.DataFrame:
     rows = [
         {
-            "probe_id": v.candidate.probe_id, "stratum": v.candidate.stratum,
-            "instruction": v.candidate.sample.instruction, "input": v.candidate.sample.input,
-            "response": v.candidate.sample.response, "turns": v.candidate.sample.turns_json(),
-            "file": v.candidate.file, "row": v.candidate.row, "status": v.status, "detail": v.detail,
+            "probe_id": v.candidate.probe_id,
+            "stratum": v.candidate.stratum,
+            "instruction": v.candidate.sample.instruction,
+            "input": v.candidate.sample.input,
+            "response": v.candidate.sample.response,
+            "turns": v.candidate.sample.turns_json(),
+            "file": v.candidate.file,
+            "row": v.candidate.row,
+            "status": v.status,
+            "detail": v.detail,
         }
         for v in verdicts
     ] + [
         {"file": file, "row": row.row, "status": "quarantined", "detail": f"{row.reason}: {row.detail}"}
         for file, row in quarantined
-    ]  # fmt: skip
+    ]
     names = schemas()["probe_candidates"].names
     return pl.DataFrame(rows, schema={name: pl.Int64 if name == "row" else pl.String for name in names})

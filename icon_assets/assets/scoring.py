@@ -23,21 +23,30 @@ from icon_assets.resources import WorkspaceResource
 
 
 @dg.asset(
-    deps=[probe_set, base_model], group_name="scoring", kinds={"pytorch", "deltalake"}, owners=OWNERS, pool="gpu",
-    code_version=CODE_VERSIONS["probe_baseline"], metadata=column_schema("control_scores"),
-)  # fmt: skip
+    deps=[probe_set, base_model],
+    group_name="scoring",
+    kinds={"pytorch", "deltalake"},
+    owners=OWNERS,
+    pool="gpu",
+    code_version=CODE_VERSIONS["probe_baseline"],
+    metadata=column_schema("control_scores"),
+)
 @mendable
 def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """NLL of every probe without context: what every score is measured by. Control contexts join it as samples need them."""
-    store, key = icon.store, icon.score_key()
+    """NLL of every probe without context: what every score is measured by. Control contexts join it as samples need
+    them."""
+    store = icon.store
+    key = icon.score_key()
     recipe = icon.recipes.of("probe_baseline")
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse_changed(icon, recipe.inputs)
     row = {
-        "score_key": key.value, "model_digest": key.model_digest, "settings": canonical_json(key.settings()),
+        "score_key": key.value,
+        "model_digest": key.model_digest,
+        "settings": canonical_json(key.settings()),
         "created_at": store.now_after("score_keys", "created_at"),
-    }  # fmt: skip
+    }
     before = ledger.newest(store, "probe_baseline")
     scorer = icon.scorer(context.log)
     spent = scorer.complete_baseline()
@@ -45,10 +54,17 @@ def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
         spent.add(scorer.complete_controls(icon.settings.controls))
     store.append("score_keys", pl.DataFrame([row]))
     frame = _baseline(store, key)
-    return finish(context, store, recipe, frame_digest(frame), _summary(key, spent), {
-        "dagster/row_count": frame.height,
-        "perplexity_by_stratum": markdown_table(_by_stratum(frame)),
-    })  # fmt: skip
+    return finish(
+        context,
+        store,
+        recipe,
+        frame_digest(frame),
+        _summary(key, spent),
+        {
+            "dagster/row_count": frame.height,
+            "perplexity_by_stratum": markdown_table(_by_stratum(frame)),
+        },
+    )
 
 
 def _baseline(store: Store, key: ScoreKey) -> pl.DataFrame:
@@ -71,18 +87,27 @@ def _by_stratum(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 @dg.asset(
-    partitions_def=SHARDS, deps=[raw_pool, probe_set, base_model, probe_baseline], group_name="scoring",
-    kinds={"pytorch", "duckdb", "deltalake"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["sample_scores"],
+    partitions_def=SHARDS,
+    deps=[raw_pool, probe_set, base_model, probe_baseline],
+    group_name="scoring",
+    kinds={"pytorch", "duckdb", "deltalake"},
+    owners=OWNERS,
+    pool="gpu",
+    code_version=CODE_VERSIONS["sample_scores"],
     metadata=column_schema("sample_scores"),
-)  # fmt: skip
+)
 @mendable
 def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The contribution of every sample of a shard (arXiv 2505.05327): how much better the model answers the probes when
     the sample stands in its context. Only pairs that are not stored yet are computed; scores are SQL over the pairs.
     """
-    shard, store, recipes = context.partition_key, icon.store, icon.recipes
-    settings, key = recipes.settings.controls, recipes.key
-    recipe, budget = recipes.of("sample_scores", shard), recipes.budget
+    shard = context.partition_key
+    store = icon.store
+    recipes = icon.recipes
+    settings = recipes.settings.controls
+    key = recipes.key
+    recipe = recipes.of("sample_scores", shard)
+    budget = recipes.budget
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "sample_scores", shard, no_sample_is_a_probe)
@@ -97,21 +122,38 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     moved = drift(store, shard, primary)
     store.replace("sample_scores", scores, shard=shard, score_key=key.value)
     figures = {
-        "samples": primary.height, "mean_contribution": primary["contribution"].mean() or 0.0,
-        "pairs_per_sample": primary["n_probes"].mean() or 0.0, "because": why or "new", **moved,
-    }  # fmt: skip
-    return finish(context, store, recipe, frame_digest(scores), {**_summary(key, spent), **figures}, {
-        "dagster/row_count": scores.height,
-        **(_pictures(primary, settings.primary) if primary.height else {}),
-    })  # fmt: skip
+        "samples": primary.height,
+        "mean_contribution": primary["contribution"].mean() or 0.0,
+        "pairs_per_sample": primary["n_probes"].mean() or 0.0,
+        "because": why or "new",
+        **moved,
+    }
+    return finish(
+        context,
+        store,
+        recipe,
+        frame_digest(scores),
+        {**_summary(key, spent), **figures},
+        {
+            "dagster/row_count": scores.height,
+            **(_pictures(primary, settings.primary) if primary.height else {}),
+        },
+    )
 
 
 def _summary(key: ScoreKey, spent: Spent) -> dict[str, int | float | str]:
     return {
-        "score_key": key.value, "new_pairs": spent.pairs, "control_pairs": spent.control_pairs, "forwards": spent.forwards, "tokens": spent.tokens,
-        "seconds": round(spent.seconds, 2), "tokens_per_second": round(spent.tokens_per_second, 1),
-        "flops": spent.flops, "peak_share": round(spent.peak_share, 3), "engine": spent.engine,
-    }  # fmt: skip
+        "score_key": key.value,
+        "new_pairs": spent.pairs,
+        "control_pairs": spent.control_pairs,
+        "forwards": spent.forwards,
+        "tokens": spent.tokens,
+        "seconds": round(spent.seconds, 2),
+        "tokens_per_second": round(spent.tokens_per_second, 1),
+        "flops": spent.flops,
+        "peak_share": round(spent.peak_share, 3),
+        "engine": spent.engine,
+    }
 
 
 def _pictures(primary: pl.DataFrame, control: str) -> dict[str, dg.MarkdownMetadataValue]:

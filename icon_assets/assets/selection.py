@@ -33,15 +33,20 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     """The assets of this group; their partitions are the arms of the settings."""
 
     @dg.asset(
-        partitions_def=arm_partitions(workspace), deps=_dependencies(workspace.settings), group_name="selection",
-        kinds={"polars", "deltalake"}, owners=OWNERS, code_version=CODE_VERSIONS["selected_subset"], metadata=column_schema("selections"),
-    )  # fmt: skip
+        partitions_def=arm_partitions(workspace),
+        deps=_dependencies(workspace.settings),
+        group_name="selection",
+        kinds={"polars", "deltalake"},
+        owners=OWNERS,
+        code_version=CODE_VERSIONS["selected_subset"],
+        metadata=column_schema("selections"),
+    )
     @mendable
     def selected_subset(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """The samples one arm chose, with rank, score and reason. `full` is the whole pool, duplicates once. Where chance chooses, it
-        does so once for each training seed: `random`, `random.1`, ...
-        """
-        arm, seeds = context.partition_key, icon.settings.training.seeds
+        """The samples one arm chose, with rank, score and reason. `full` is the whole pool, duplicates once. Where
+        chance chooses, it does so once for each training seed: `random`, `random.1`, ..."""
+        arm = context.partition_key
+        seeds = icon.settings.training.seeds
         # The arm's own last: it is what the partition shows.
         results = [_choose(context, icon, name) for name in reversed(draws(arm, seeds))]
         versions = [result.data_version.value for result in results if result.data_version]
@@ -50,18 +55,25 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
         )
 
     @dg.asset(
-        partitions_def=arm_partitions(workspace), group_name="selection", kinds={"polars", "duckdb"}, owners=OWNERS,
-        deps=[dg.AssetDep(selected_subset, partition_mapping=dg.AllPartitionMapping())], code_version=CODE_VERSIONS["selection_trust"],
+        partitions_def=arm_partitions(workspace),
+        group_name="selection",
+        kinds={"polars", "duckdb"},
+        owners=OWNERS,
+        deps=[dg.AssetDep(selected_subset, partition_mapping=dg.AllPartitionMapping())],
+        code_version=CODE_VERSIONS["selection_trust"],
         metadata=column_schema("trust_figures"),
-    )  # fmt: skip
+    )
     @mendable
     def selection_trust(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
         """Whether to believe an arm's selection: how much of it length explains, how much other probes and other random
         contexts would keep, what it is made of, and how much of it the other arms have chosen too.
         """
-        arm, store, settings = context.partition_key, icon.store, icon.settings
+        arm = context.partition_key
+        store = icon.store
+        settings = icon.settings
         recipes = icon.recipes
-        recipe, subset = recipes.of("selection_trust", arm), recipes.needed("selected_subset", arm)
+        recipe = recipes.of("selection_trust", arm)
+        subset = recipes.needed("selected_subset", arm)
         if event := kept(context, icon, recipe):
             return unchanged(event)
         subsets = recipes.made("selected_subset")
@@ -75,17 +87,26 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
         for line in said:
             context.log.warning(line)
         summary = {"subset_id": subset.digest, "figures": figures.height, "warnings": len(said)}
-        return finish(context, store, recipe, frame_digest(figures), summary, {
-            "dagster/row_count": figures.height, "trust": markdown_table(figures.drop("arm")),
-            "warned_of": markdown_list(said),
-        })  # fmt: skip
+        return finish(
+            context,
+            store,
+            recipe,
+            frame_digest(figures),
+            summary,
+            {
+                "dagster/row_count": figures.height,
+                "trust": markdown_table(figures.drop("arm")),
+                "warned_of": markdown_list(said),
+            },
+        )
 
     return [selected_subset, selection_trust]
 
 
 def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: str) -> dg.MaterializeResult:
     """Choose and store the subset of an arm, or of one of its draws."""
-    store, settings = icon.store, icon.settings
+    store = icon.store
+    settings = icon.settings
     recipe = icon.recipes.of("selected_subset", name)
     if event := kept(context, icon, recipe):
         counts = store.query("SELECT is_comparable FROM subsets WHERE arm = $arm", {"arm": name}).item()
@@ -94,17 +115,30 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
     pool = _candidates(icon, name)
     subset = select(name, pool)
     store.replace(
-        "selections", subset.rows.with_columns(subset_id=pl.lit(subset.subset_id), arm=pl.lit(name)),
-        arm=name, subset_id=subset.subset_id,
-    )  # fmt: skip
+        "selections",
+        subset.rows.with_columns(subset_id=pl.lit(subset.subset_id), arm=pl.lit(name)),
+        arm=name,
+        subset_id=subset.subset_id,
+    )
     summary = {
-        "subset_id": subset.subset_id, "samples": subset.rows.height, "pool_samples": pool.samples.height,
+        "subset_id": subset.subset_id,
+        "samples": subset.rows.height,
+        "pool_samples": pool.samples.height,
         **({"skipped_near_duplicates": subset.skipped} if settings.selection.diversity else {}),
-        **_token_figures(subset, pool), **_scoring_cost(store, icon.score_key().value, name, settings),
-    }  # fmt: skip
-    return finish(context, store, recipe, subset.subset_id, summary, {
-        "dagster/row_count": subset.rows.height, **_pictures(subset, pool.samples),
-    })  # fmt: skip
+        **_token_figures(subset, pool),
+        **_scoring_cost(store, icon.score_key().value, name, settings),
+    }
+    return finish(
+        context,
+        store,
+        recipe,
+        subset.subset_id,
+        summary,
+        {
+            "dagster/row_count": subset.rows.height,
+            **_pictures(subset, pool.samples),
+        },
+    )
 
 
 def _dependencies(settings: Settings) -> list[dg.AssetDep]:
@@ -117,7 +151,8 @@ def _dependencies(settings: Settings) -> list[dg.AssetDep]:
 
 def _candidates(icon: WorkspaceResource, arm: str) -> Candidates:
     """The pool as the arm sees it."""
-    settings, store = icon.settings, icon.store
+    settings = icon.settings
+    store = icon.store
     controls = controls_needed(arm, settings.selection)
     pool = read_candidates(store, icon.score_key(), settings.selection, controls, settings.probes.seed)
     if settings.selection.budget != "tokens":
@@ -132,7 +167,8 @@ def _training_tokens(
     store: Store, record: ModelRecord, settings_json: str, shards: tuple[tuple[str, str], ...]
 ) -> pl.DataFrame:
     """Tokens that each sample has in training, once per epoch; counted once for all arms of a run."""
-    settings, counted = TrainingSettings.model_validate_json(settings_json), list[pl.DataFrame]()
+    settings = TrainingSettings.model_validate_json(settings_json)
+    counted = list[pl.DataFrame]()
     for shard, _ in shards:
         rows = store.query("FROM delta.pool WHERE shard = $shard", {"shard": shard})
         lengths = [len(each.prompt_ids) + len(each.response_ids) for each in encode_samples(record, rows, settings)]
@@ -145,9 +181,10 @@ def _token_figures(subset: Subset, pool: Candidates) -> dict[str, int | float]:
         return {}
     taken = subset.rows.join(pool.samples.select("sample_id", TOKENS), on="sample_id")
     return {
-        "training_tokens": int(taken[TOKENS].sum()), "pool_training_tokens": int(pool.samples[TOKENS].sum()),
+        "training_tokens": int(taken[TOKENS].sum()),
+        "pool_training_tokens": int(pool.samples[TOKENS].sum()),
         "token_budget": token_budget(pool),
-    }  # fmt: skip
+    }
 
 
 def _chosen(store: Store, arm: str, subset_id: str) -> list[str]:

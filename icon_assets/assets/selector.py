@@ -1,4 +1,5 @@
-"""Group `selection`, before the arms: the model that learned to foretell contribution, and what it says of the whole pool."""
+"""Group `selection`, before the arms: the model that learned to foretell contribution, and what it says of the whole
+pool."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from icon_assets.core.selector.learning import (
     SELECTOR,
     Trained,
     scored_samples,
-    write_card,  # fmt: skip
+    write_card,
 )
 from icon_assets.core.selector.light import predict_by_features, train_light
 from icon_assets.core.selector.lora import predict_by_classifier, train_classifier
@@ -35,17 +36,26 @@ _ALL_SHARDS = dg.AllPartitionMapping()
 
 
 @dg.asset(
-    deps=[dg.AssetDep(sample_scores, partition_mapping=_ALL_SHARDS), dg.AssetDep(sample_features, partition_mapping=_ALL_SHARDS)],
-    group_name="selection", kinds={"scikitlearn", "pytorch"}, owners=OWNERS, pool="gpu",
-    code_version=CODE_VERSIONS["selector"], metadata=column_schema("selectors"),
-)  # fmt: skip
+    deps=[
+        dg.AssetDep(sample_scores, partition_mapping=_ALL_SHARDS),
+        dg.AssetDep(sample_features, partition_mapping=_ALL_SHARDS),
+    ],
+    group_name="selection",
+    kinds={"scikitlearn", "pytorch"},
+    owners=OWNERS,
+    pool="gpu",
+    code_version=CODE_VERSIONS["selector"],
+    metadata=column_schema("selectors"),
+)
 @mendable
 def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """What learned from the directly scored samples to foretell contribution: ridge regression on the features, or the
     paper's LoRA classifier. How well it does is measured beside length alone and chance, on samples that it was neither
     trained on nor chosen by; of the classifier also how far those that it was trained on crowd its top.
     """
-    workspace, store, settings = icon.workspace, icon.store, icon.settings
+    workspace = icon.workspace
+    store = icon.store
+    settings = icon.settings
     control = learned_control(settings)
     if control not in settings.controls.kinds:
         raise IconError(f"selector.control: {control!r} is not computed; add it to controls.kinds")
@@ -58,23 +68,39 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     target = workspace.selectors_dir / name
     with sole_writer(target), new_directory(target) as partial:
         trained = _train(context, icon, scored, partial)
-        write_card(partial, {
-            "selector_id": recipe.fingerprint, "kind": settings.selector.kind, "control": control, "n_train": trained.n_train,
-            "settings": dict(recipe.settings), **trained.figures,
-        })  # fmt: skip
+        write_card(
+            partial,
+            {
+                "selector_id": recipe.fingerprint,
+                "kind": settings.selector.kind,
+                "control": control,
+                "n_train": trained.n_train,
+                "settings": dict(recipe.settings),
+                **trained.figures,
+            },
+        )
         product = directory_digest(partial)
     metrics = skill(scored, trained.held_out, settings.selector)
     if trained.in_sample is not None:
         metrics = pl.concat([metrics, crowding(trained.in_sample, trained.held_out, settings.selector)])
     made = _Made(recipe, control, target.relative_to(workspace.root).as_posix(), product, trained, metrics)
     _store(icon, made)
-    return finish(context, store, recipe, product, made.summary, {
-        "skill": markdown_table(metrics),
-        "predicted_against_measured": scatter(
-            trained.held_out.join(scored, on="sample_id").select("score", "contribution").rows(),
-            f"Held-out samples, control {control}", "predicted", "contribution",
-        ),
-    })  # fmt: skip
+    return finish(
+        context,
+        store,
+        recipe,
+        product,
+        made.summary,
+        {
+            "skill": markdown_table(metrics),
+            "predicted_against_measured": scatter(
+                trained.held_out.join(scored, on="sample_id").select("score", "contribution").rows(),
+                f"Held-out samples, control {control}",
+                "predicted",
+                "contribution",
+            ),
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -92,10 +118,13 @@ class _Made:
     def summary(self) -> dict[str, Any]:
         own = self.metrics.filter(pl.col("predictor") == SELECTOR).select("metric", "value").iter_rows()
         return {
-            "selector_id": self.recipe.fingerprint, "path": self.path, "train_samples": self.trained.n_train,
-            "held_out_samples": self.trained.held_out.height, **{name: round(value, 4) for name, value in own},
+            "selector_id": self.recipe.fingerprint,
+            "path": self.path,
+            "train_samples": self.trained.n_train,
+            "held_out_samples": self.trained.held_out.height,
+            **{name: round(value, 4) for name, value in own},
             **self.trained.figures,
-        }  # fmt: skip
+        }
 
 
 def _train(
@@ -110,36 +139,60 @@ def _train(
         context.log.info(f"epoch {epoch} of {settings.selector.lora.epochs}: average precision {precision:.3f}")
 
     return train_classifier(
-        icon.store, icon.score_key(), record, icon.encoder(), scored, settings.selector, directory, dtype, icon.device(), say
-    )  # fmt: skip
+        icon.store,
+        icon.score_key(),
+        record,
+        icon.encoder(),
+        scored,
+        settings.selector,
+        directory,
+        dtype,
+        icon.device(),
+        say,
+    )
 
 
 def _store(icon: WorkspaceResource, made: _Made) -> None:
     """Metrics first: the row in `selectors` is what makes it the current one."""
-    own, store = made.recipe.fingerprint, icon.store
+    own = made.recipe.fingerprint
+    store = icon.store
     row = {
-        "selector_id": own, "kind": icon.settings.selector.kind, "model_digest": icon.base_model()[0].digest,
-        "control": made.control, "n_train": made.trained.n_train, "n_held_out": made.trained.held_out.height,
-        "path": made.path, "digest": made.digest, "settings": canonical_json(dict(made.recipe.settings)),
+        "selector_id": own,
+        "kind": icon.settings.selector.kind,
+        "model_digest": icon.base_model()[0].digest,
+        "control": made.control,
+        "n_train": made.trained.n_train,
+        "n_held_out": made.trained.held_out.height,
+        "path": made.path,
+        "digest": made.digest,
+        "settings": canonical_json(dict(made.recipe.settings)),
         "created_at": store.now_after("selectors", "created_at"),
-    }  # fmt: skip
+    }
     store.replace("selector_metrics", made.metrics.with_columns(selector_id=pl.lit(own)), selector_id=own)
     store.append("selectors", pl.DataFrame([row]))
 
 
 @dg.asset(
-    partitions_def=SHARDS, deps=[raw_pool, sample_features, selector], group_name="selection", kinds={"numpy", "deltalake"},
-    owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["predicted_scores"], metadata=column_schema("predicted_scores"),
-)  # fmt: skip
+    partitions_def=SHARDS,
+    deps=[raw_pool, sample_features, selector],
+    group_name="selection",
+    kinds={"numpy", "deltalake"},
+    owners=OWNERS,
+    pool="gpu",
+    code_version=CODE_VERSIONS["predicted_scores"],
+    metadata=column_schema("predicted_scores"),
+)
 @mendable
 def predicted_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """The selector's score of every sample of a shard, scored directly or not. Of samples that the light selector learned
-    from, by a model that had not seen them, so that all are ranked alike; of those that the classifier was trained on, what it
-    says itself: they stand too high in the one list, by how much is in `selector_metrics` (`top_share_...`).
-    """
-    shard, store = context.partition_key, icon.store
+    """The selector's score of every sample of a shard, scored directly or not. Of samples that the light selector
+    learned from, by a model that had not seen them, so that all are ranked alike; of those that the classifier was
+    trained on, what it says itself: they stand too high in the one list, by how much is in `selector_metrics`
+    (`top_share_...`)."""
+    shard = context.partition_key
+    store = icon.store
     recipes = icon.recipes
-    recipe, made = recipes.of("predicted_scores", shard), recipes.needed("selector")
+    recipe = recipes.of("predicted_scores", shard)
+    made = recipes.needed("selector")
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "selector")

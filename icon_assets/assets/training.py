@@ -29,17 +29,22 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
     """The assets of this group; their partitions are the arms and seeds of the settings."""
 
     @dg.asset(
-        partitions_def=run_partitions(workspace), deps=[selected_subset, base_model], group_name="training",
-        kinds={"pytorch", "huggingface"}, owners=OWNERS, pool="gpu", code_version=CODE_VERSIONS["checkpoint"],
+        partitions_def=run_partitions(workspace),
+        deps=[selected_subset, base_model],
+        group_name="training",
+        kinds={"pytorch", "huggingface"},
+        owners=OWNERS,
+        pool="gpu",
+        code_version=CODE_VERSIONS["checkpoint"],
         metadata=column_schema("checkpoints"),
-    )  # fmt: skip
+    )
     @mendable
     def checkpoint(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """The base model fine-tuned on an arm's subset, or on the draw for this seed, on response tokens only, with the manifest of
-        its samples.
-        """
+        """The base model fine-tuned on an arm's subset, or on the draw for this seed, on response tokens only, with the
+        manifest of its samples."""
         arm, seed = arm_and_seed(context)
-        store, settings = icon.store, icon.settings.training
+        store = icon.store
+        settings = icon.settings.training
         recipes = icon.recipes
         subset = recipes.needed("selected_subset", drawn_for(arm, settings.seeds, seed))
         recipe = recipes.of("checkpoint", f"{arm}|{seed}")
@@ -52,11 +57,19 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
         run = _train(context, icon, recipe, arm, seed, subset)
         _store(store, run, recipe)
         summary = {
-            "checkpoint_id": run.checkpoint_id, "subset_id": subset.digest, "path": run.path,
-            "samples": run.result.n_samples, "tokens": run.result.n_tokens, "response_tokens": run.result.n_response_tokens,
-            "steps": run.result.n_steps, "seconds": round(run.result.seconds, 2), "final_loss": run.final_loss,
-            "truncated_samples": run.result.n_truncated, "flops": run.result.flops, "resumed_from_step": run.result.resumed_from_step,
-        }  # fmt: skip
+            "checkpoint_id": run.checkpoint_id,
+            "subset_id": subset.digest,
+            "path": run.path,
+            "samples": run.result.n_samples,
+            "tokens": run.result.n_tokens,
+            "response_tokens": run.result.n_response_tokens,
+            "steps": run.result.n_steps,
+            "seconds": round(run.result.seconds, 2),
+            "final_loss": run.final_loss,
+            "truncated_samples": run.result.n_truncated,
+            "flops": run.result.flops,
+            "resumed_from_step": run.result.resumed_from_step,
+        }
         points = [(float(p.step), p.loss) for p in run.result.loss_curve]
         picture = curve(points, f"Training loss, {arm} seed {seed}", "optimizer step", "nats per response token")
         return finish(context, store, recipe, run.digest, summary, {"loss_curve": picture})
@@ -95,10 +108,13 @@ def _train(
     subset: Event,
 ) -> _Run:
     record, dtype = icon.base_model()
-    workspace, store, settings = icon.workspace, icon.store, icon.settings.training
+    workspace = icon.workspace
+    store = icon.store
+    settings = icon.settings.training
     checkpoint_id = recipe.fingerprint
     name = f"{arm}-seed{seed}-{checkpoint_id[:8]}"
-    target, work = workspace.checkpoints_dir / name, workspace.checkpoints_dir / f".{name}.work"
+    target = workspace.checkpoints_dir / name
+    work = workspace.checkpoints_dir / f".{name}.work"
     manifest = manifest_of(store, subset)
     # One row per sample to train on; the manifest names every source line that holds it.
     chosen = manifest.unique("sample_id", keep="first", maintain_order=True)
@@ -111,9 +127,16 @@ def _train(
     with sole_writer(target), new_directory(target) as partial:
         remove_abandoned(target, f"{arm}-seed{seed}")
         result = fine_tune(
-            record.directory, encoded, settings, seed,
-            out_dir=partial, work_dir=work, dtype=dtype, device=icon.device(), on_step=on_step,
-        )  # fmt: skip
+            record.directory,
+            encoded,
+            settings,
+            seed,
+            out_dir=partial,
+            work_dir=work,
+            dtype=dtype,
+            device=icon.device(),
+            on_step=on_step,
+        )
         manifest.select("sample_id", "file", "row", "rank", "score").write_ndjson(partial / MANIFEST)
         write_card(partial, recipe, record.name, record.revision, record.digest, checkpoint_id)
         product = directory_digest(partial)
@@ -140,12 +163,23 @@ def _count(store: Store, checkpoint_id: str) -> None:
 def _store(store: Store, run: _Run, recipe: Recipe) -> None:
     result = run.result
     row = {
-        "checkpoint_id": run.checkpoint_id, "arm": run.arm, "seed": run.seed, "subset_id": run.subset_id,
-        "model_digest": run.model_digest, "path": run.path, "digest": run.digest, "n_samples": result.n_samples,
-        "n_tokens": result.n_tokens, "n_response_tokens": result.n_response_tokens, "n_steps": result.n_steps,
-        "seconds": result.seconds, "final_loss": run.final_loss, "flops": result.flops, "settings": canonical_json(dict(recipe.settings)),
+        "checkpoint_id": run.checkpoint_id,
+        "arm": run.arm,
+        "seed": run.seed,
+        "subset_id": run.subset_id,
+        "model_digest": run.model_digest,
+        "path": run.path,
+        "digest": run.digest,
+        "n_samples": result.n_samples,
+        "n_tokens": result.n_tokens,
+        "n_response_tokens": result.n_response_tokens,
+        "n_steps": result.n_steps,
+        "seconds": result.seconds,
+        "final_loss": run.final_loss,
+        "flops": result.flops,
+        "settings": canonical_json(dict(recipe.settings)),
         "created_at": store.now_after("checkpoints", "created_at"),
-    }  # fmt: skip
+    }
     named = pl.lit(run.checkpoint_id).alias("checkpoint_id")
     losses = pl.DataFrame([vars(point) for point in result.loss_curve])
     store.replace("checkpoint_samples", run.manifest.with_columns(named), checkpoint_id=run.checkpoint_id)

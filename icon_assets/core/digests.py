@@ -57,12 +57,14 @@ def directory_digest(root: Path) -> str:
 
 
 def draw_key(seed: int, *parts: str) -> str:
-    """A pseudo-random sort key that depends on the seed and the item alone, so that a draw survives growth of the pool."""
+    """A pseudo-random sort key that depends on the seed and the item alone, so that a draw survives growth of the
+    pool."""
     return hashlib.sha256("\x1f".join([str(seed), *parts]).encode("utf-8")).hexdigest()
 
 
 def share_ceiling(share: float) -> str | None:
-    """Ids below it are a random share of all, since ids are digests; None: every id. A larger share holds a smaller one."""
+    """Ids below it are a random share of all, since ids are digests; None: every id. A larger share holds a smaller
+    one."""
     return None if share >= 1 else f"{round(share * 16 ** (2 * ID_BYTES)):0{2 * ID_BYTES}x}"
 
 

@@ -14,7 +14,8 @@ _MEMORY_IN_WORDS = re.compile(
 
 
 class IconError(Exception):
-    """A fault the user can fix. The message is one line: what (file, row, key or value), why, and what to do. No secret is in it."""
+    """A fault the user can fix. The message is one line: what (file, row, key or value), why, and what to do. No secret
+    is in it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(scrubbed(message)))
@@ -28,11 +29,14 @@ class StoreDamaged(IconError):
             f"store table {table}: {part} {why}; `icon-assets repair` says what can be done, `icon-assets repair --yes` does it, "
             "and the next run makes it again"
         )
-        self.table, self.part, self.why = table, part, why
+        self.table = table
+        self.part = part
+        self.why = why
 
 
 class DiskRefused(IconError):
-    """A disk that is full or may not be written to. Nothing after it could be stored: it ends a run of many partitions."""
+    """A disk that is full or may not be written to. Nothing after it could be stored: it ends a run of many
+    partitions."""
 
     def __init__(self, part: str, error: BaseException) -> None:
         said = str(error)

@@ -101,7 +101,8 @@ def publish_directory(partial: Path, target: Path) -> None:
 
 
 def new_file(target: Path, text: str) -> None:
-    """Write a file that is seen whole or not at all. What one writer leaves when it is killed, the next one writes over."""
+    """Write a file that is seen whole or not at all. What one writer leaves when it is killed, the next one writes
+    over."""
     partial = target.with_name(f".{target.name}.partial")
     with _locked(partial) as handle:
         try:

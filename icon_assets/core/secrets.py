@@ -1,5 +1,5 @@
-"""Secrets of this process, and texts without them: whatever is raised, shown or stored of what a service sent goes through
-`scrubbed`.
+"""Secrets of this process, and texts without them: whatever is raised, shown or stored of what a service sent goes
+through `scrubbed`.
 
 A service that repeats a key does so in some encoding. One that wants to give the key away can: it has it.
 """
@@ -24,14 +24,16 @@ def hide(secret: str) -> None:
 
 
 def scrubbed(text: str) -> str:
-    """The text without the secrets that were hidden, in any usual encoding, and without user names and passwords in URLs."""
+    """The text without the secrets that were hidden, in any usual encoding, and without user names and passwords in
+    URLs."""
     for pattern in _hidden.values():
         text = pattern.sub(HIDDEN, text)
     return _CREDENTIALS.sub(f"{HIDDEN}@", text)
 
 
 def _escaped(secret: str) -> str:
-    """Each character as it is, or as URLs, JSON, Python and HTML write it. Every repetition is bounded: time grows with the text."""
+    """Each character as it is, or as URLs, JSON, Python and HTML write it. Every repetition is bounded: time grows with
+    the text."""
     return "".join(
         rf"(?:\\{{0,4}}{re.escape(c)}|%(?:25){{0,3}}{ord(c):02x}|\\{{1,4}}(?:u00|x){ord(c):02x}"
         rf"|&#0{{0,5}}(?:{ord(c)}|x0{{0,5}}{ord(c):x});|{re.escape(escape(c))})"
@@ -40,7 +42,8 @@ def _escaped(secret: str) -> str:
 
 
 def _in_base64(secret: str) -> list[str]:
-    """Base64 of any text that holds the secret, such as `user:secret`: it may begin at each of three places of a group."""
+    """Base64 of any text that holds the secret, such as `user:secret`: it may begin at each of three places of a
+    group."""
     found = []
     for offset in range(3):
         length = offset + len(secret.encode())

@@ -1,25 +1,29 @@
 """Strings of data on their way to a person: nothing in them is invisible, and nothing in them is Markdown that works.
 
-Every such string goes through `printable` (plain text: logs, errors, HTML beside its own escaping) or `markdown` (whatever
-is rendered as Markdown: Dagster's UI, data cards on hubs).
-"""
+Every such string goes through `printable` (plain text: logs, errors, HTML beside its own escaping) or `markdown`
+(whatever is rendered as Markdown: Dagster's UI, data cards on hubs)."""
 
 import re
 import unicodedata
 from html import unescape
 from typing import Any
 
-# Control characters, line separators, half surrogates (in a name: bytes that are not UTF-8), what turns the direction of
-# writing, and all else that Unicode lets no font show (Default_Ignorable_Code_Point).
+# Control characters, line separators, half surrogates (in a name: bytes that are not UTF-8), what turns the direction
+# of writing, and all else that Unicode lets no font show (Default_Ignorable_Code_Point).
 _INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufff0-\ufffb"
     "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-_NON_JOINER, _JOINER, _KEYCAP, _VIRAMA = "\u200c", "\u200d", "\u20e3", 9  # the last: a combining class
+# the last: a combining class
+_NON_JOINER = "\u200c"
+_JOINER = "\u200d"
+_KEYCAP = "\u20e3"
+_VIRAMA = 9
 _VARIANTS = "\ufe0e\ufe0f"  # of a symbol: as text, as emoji
 
-# What GFM makes links of without being asked. Renderers look for it after escapes are resolved, so that only code stops them.
+# What GFM makes links of without being asked. Renderers look for it after escapes are resolved, so that only code stops
+# them.
 _ADDRESS = r"(?:://|(?i:www)\.|(?<=[\w.+-])@)[\w.:@-]*"
 # What is Markdown wherever it stands (`_` within a word is not), and what is at the beginning of a block.
 _SIGN = r"[\\`*\[\]<|~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|\A>|\A[-+=#:](?=[-+=#:\s]|\Z)"
@@ -50,7 +54,8 @@ def printable_lines(text: str) -> str:
 
 
 def unlinked(text: str) -> str:
-    """`printable_lines` where addresses become links without any Markdown, as in Dagster's logs: http[:]//example.org."""
+    """`printable_lines` where addresses become links without any Markdown, as in Dagster's logs:
+    http[:]//example.org."""
     return _SCHEME.sub(r"\1[:]//", printable_lines(text))
 
 
@@ -60,7 +65,8 @@ def linked(text: str) -> str:
 
 
 def _escape(match: re.Match[str]) -> str:
-    before, after = match.string[: match.start()][-1:], match.string[match.end() :][:1]
+    before = match.string[: match.start()][-1:]
+    after = match.string[match.end() :][:1]
     if _belongs(match[0], before, after):
         return match[0]
     return match[0].encode("unicode_escape").decode()
@@ -82,7 +88,8 @@ def _belongs(character: str, before: str, after: str) -> bool:
 
 
 def markdown(value: Any) -> Markdown:
-    """Markdown that shows the value as the text it is, in one line: no link, image, HTML, code or emphasis, and no block.
+    """Markdown that shows the value as the text it is, in one line: no link, image, HTML, code or emphasis, and no
+    block.
 
     Addresses stand in code, because renderers make links of them otherwise: http`://example.org`/page.
     """

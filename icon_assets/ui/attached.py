@@ -1,8 +1,8 @@
-"""Runs a module as `python -m` does, and ends with whoever started it: `python -m icon_assets.ui.attached MODULE ARGUMENT...`.
+"""Runs a module as `python -m` does, and ends with whoever started it: `python -m icon_assets.ui.attached MODULE
+ARGUMENT...`.
 
-Standard input is a pipe that only the starter holds open. When it closes, however the starter ended, the whole process group
-ends: the module may have processes of its own that nobody else knows.
-"""
+Standard input is a pipe that only the starter holds open. When it closes, however the starter ended, the whole process
+group ends: the module may have processes of its own that nobody else knows."""
 
 import os
 import runpy

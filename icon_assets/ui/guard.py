@@ -33,10 +33,9 @@ _GRAPHQL_TYPES = {"application/json", "application/graphql"}
 class Policy:
     """Who may ask for what.
 
-    `hosts` are names without port, `origins` host and port of sites that count as this one (a proxy's), `token` is None where
-    none is asked for, `page_scripts` names for a path the scripts that its page has inline, as sources of a
-    content-security policy.
-    """
+    `hosts` are names without port, `origins` host and port of sites that count as this one (a proxy's), `token` is None
+    where none is asked for, `page_scripts` names for a path the scripts that its page has inline, as sources of a
+    content-security policy."""
 
     hosts: frozenset[str]
     origins: frozenset[str] = frozenset()
@@ -97,7 +96,8 @@ class Guard:
     """Answers what the policy refuses, hands on the rest, and puts security headers on every answer."""
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
-        self.app, self.policy = app, policy
+        self.app = app
+        self.policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
@@ -182,7 +182,8 @@ def _is_graphql(scope: Scope) -> bool:
 
 
 def _graphql_fault(scope: Scope, headers: Headers) -> Refusal | None:
-    """Dagster runs mutations of any request, so also of an image's address. Its own pages use POST; GET shows GraphiQL."""
+    """Dagster runs mutations of any request, so also of an image's address. Its own pages use POST; GET shows
+    GraphiQL."""
     if scope["type"] == "websocket" or not _is_graphql(scope):
         return None
     if scope["method"] in {"GET", "HEAD"}:
@@ -246,8 +247,19 @@ def content_policy(policy: Policy, scope: Scope, headers: Headers | MutableHeade
     )
     hosts = Headers(scope=scope).getlist("host")
     sockets = f" ws://{hosts[0]} wss://{hosts[0]}" if _host_fault(policy, Headers(scope=scope)) is None else ""
-    return "; ".join([
-        "default-src 'none'", f"script-src {scripts}".rstrip(), "style-src 'self' 'unsafe-inline'", "img-src 'self' data:",
-        "font-src 'self' data:", f"connect-src 'self'{sockets}", "worker-src 'self' blob:", "manifest-src 'self'",
-        "media-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
-    ])  # fmt: skip
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {scripts}".rstrip(),
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data:",
+            "font-src 'self' data:",
+            f"connect-src 'self'{sockets}",
+            "worker-src 'self' blob:",
+            "manifest-src 'self'",
+            "media-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )

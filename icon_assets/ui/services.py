@@ -33,7 +33,9 @@ from icon_assets.workspace import WORKSPACE_VARIABLE, Workspace
 
 LOCATION = "icon_assets.definitions"
 _TOKEN_VARIABLE = "ICON_UI__TOKEN"  # noqa: S105  (its name)
-_CANCEL_SECONDS, _END_SECONDS, _LOOK_SECONDS = 15.0, 5.0, 0.3
+_CANCEL_SECONDS = 15.0
+_END_SECONDS = 5.0
+_LOOK_SECONDS = 0.3
 
 
 def main() -> None:
@@ -122,18 +124,32 @@ class Services:
     def _start(self, name: str, module: str, *arguments: str, **environment: str) -> None:
         self.processes[name] = subprocess.Popen(
             [sys.executable, "-m", "icon_assets.ui.attached", module, *arguments],
-            stdin=subprocess.PIPE, pass_fds=[self.listener.fileno()] if name == "webserver" else [],
+            stdin=subprocess.PIPE,
+            pass_fds=[self.listener.fileno()] if name == "webserver" else [],
             env={**os.environ, "DAGSTER_IS_DEV_CLI": "1", **environment},
-        )  # fmt: skip
+        )
 
     def _start_code_server(self) -> None:
         """And wait until it has loaded the definitions, or failed to: then its page says why."""
         reference = serialize_value(self.instance.get_ref())
         self._start(
-            "code server", "dagster", "code-server", "start", "--socket", str(self.code_socket), "--module-name", LOCATION,
-            "--location-name", LOCATION, "--log-level", "warning", "--use-python-environment-entry-point",
-            "--instance-ref", reference, "--inject-env-vars-from-instance",
-        )  # fmt: skip
+            "code server",
+            "dagster",
+            "code-server",
+            "start",
+            "--socket",
+            str(self.code_socket),
+            "--module-name",
+            LOCATION,
+            "--location-name",
+            LOCATION,
+            "--log-level",
+            "warning",
+            "--use-python-environment-entry-point",
+            "--instance-ref",
+            reference,
+            "--inject-env-vars-from-instance",
+        )
         client = DagsterGrpcClient(socket=str(self.code_socket))
         while not self._code_server_answers(client) and not self.ending.wait(_LOOK_SECONDS):
             if self.processes["code server"].poll() is not None:
@@ -154,9 +170,17 @@ class Services:
         locations.write_text(yaml.safe_dump({"load_from": [{"grpc_server": {**server, "additional_metadata": shown}}]}))
         reference = serialize_value(self.instance.get_ref())
         self._start(
-            "webserver", "icon_assets.ui.webserver", "--socket", str(self.listener.fileno()), "--instance", reference,
-            "--locations", str(locations), *["--read-only"] * self.read_only, **{_TOKEN_VARIABLE: self.token or "never"},
-        )  # fmt: skip
+            "webserver",
+            "icon_assets.ui.webserver",
+            "--socket",
+            str(self.listener.fileno()),
+            "--instance",
+            reference,
+            "--locations",
+            str(locations),
+            *["--read-only"] * self.read_only,
+            **{_TOKEN_VARIABLE: self.token or "never"},
+        )
         if not self.read_only:  # a viewer starts nothing
             self._start("daemon", "dagster._daemon", "run", "--instance-ref", reference, "--workspace", str(locations))
 
@@ -189,7 +213,8 @@ class Services:
         return False
 
     def _show_address(self) -> None:
-        host, port = self.workspace.settings.ui.host, self.listener.getsockname()[1]
+        host = self.workspace.settings.ui.host
+        port = self.listener.getsockname()[1]
         anywhere = host in {"0.0.0.0", "::"}  # noqa: S104  (compared, not bound)
         name = socket.gethostname() if anywhere else f"[{host}]" if ":" in host else host
         say(f"Serving Dagster on http://{name}:{port}{f'/?token={self.token}' if self.token else ''}")
@@ -236,7 +261,8 @@ def _wait_or_kill(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _kill_session(but: Collection[int] = ()) -> None:
-    """Every other process of this session: code servers hold nothing, and what their parents left behind is nobody's."""
+    """Every other process of this session: code servers hold nothing, and what their parents left behind is
+    nobody's."""
     ours = os.getsid(0)
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):

@@ -1,4 +1,5 @@
-"""The process a person sees: it starts the services in a session of their own, and hears for them that they are to end."""
+"""The process a person sees: it starts the services in a session of their own, and hears for them that they are to
+end."""
 
 import signal
 import subprocess
@@ -12,13 +13,14 @@ _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def run_ui(port: int, read_only: bool, as_json: bool) -> int:
     """Run webserver, daemon and code server until one of the signals comes; returns the exit code.
 
-    The services end when the pipe to them closes, and so also when this process is killed. A second signal ends them at once.
-    """
+    The services end when the pipe to them closes, and so also when this process is killed. A second signal ends them at
+    once."""
     options = [name for name, given in (("--read-only", read_only), ("--json", as_json)) if given]
     services = subprocess.Popen(
         [sys.executable, "-m", "icon_assets.ui.services", "--port", str(port), *options],
-        stdin=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
     pipe: IO[bytes] | None = services.stdin
     assert pipe is not None
 

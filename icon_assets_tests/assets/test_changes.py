@@ -1,4 +1,5 @@
-"""What a change of the pool, the probes or the settings makes stale, what the plan says of it, and what is scored again."""
+"""What a change of the pool, the probes or the settings makes stale, what the plan says of it, and what is scored
+again."""
 
 import json
 import os
@@ -25,7 +26,9 @@ class Team:
     """A scored workspace, and what a team does to it."""
 
     def __init__(self, workspace: Workspace, instance: dg.DagsterInstance) -> None:
-        self.workspace, self.instance, self.pool = workspace, instance, workspace.root / "pool"
+        self.workspace = workspace
+        self.instance = instance
+        self.pool = workspace.root / "pool"
         self.icon = WorkspaceResource(root=str(workspace.root))
         self.run()
 
@@ -68,9 +71,15 @@ def test_nothing_is_planned_and_no_run_started_for_an_unchanged_pool(team: Team)
 def test_an_edited_line_is_the_only_sample_scored_again(team: Team) -> None:
     write_jsonl(team.pool / "a.jsonl", [*POOL_A[:2], alpaca("Name a city.", "Turin"), POOL_A[3]])
     assert team.plan()["a.jsonl"] == {
-        "status": "stale", "because": "text", "samples": 4, "new_samples": 1, "removed_samples": 1, "unchanged_samples": 3,
-        "unscored_samples": 1, "new_pairs": 4,
-    }  # fmt: skip
+        "status": "stale",
+        "because": "text",
+        "samples": 4,
+        "new_samples": 1,
+        "removed_samples": 1,
+        "unchanged_samples": 3,
+        "unscored_samples": 1,
+        "new_pairs": 4,
+    }
     assert team.plan()["b.jsonl"]["status"] == "unchanged"
     assert any(
         "stale     a.jsonl (text): 1 new, 1 removed, 3 unchanged; 4 new pairs" in line
@@ -88,8 +97,12 @@ def test_a_renamed_and_a_split_file_score_nothing_again(team: Team) -> None:
     write_jsonl(team.pool / "more" / "a2.jsonl", POOL_A[2:])
     plan = team.plan()
     assert {name: row["status"] for name, row in plan.items()} == {
-        "a1.jsonl": "new", "more/a2.jsonl": "new", "renamed.jsonl": "new", "a.jsonl": "removed", "b.jsonl": "removed",
-    }  # fmt: skip
+        "a1.jsonl": "new",
+        "more/a2.jsonl": "new",
+        "renamed.jsonl": "new",
+        "a.jsonl": "removed",
+        "b.jsonl": "removed",
+    }
     assert not any(row.get("new_pairs") or row.get("removed_samples") for row in plan.values())
     before = team.texts()
     assert team.run() == 0
@@ -137,12 +150,23 @@ def test_a_file_that_is_being_written_to_is_left_by_the_plan_and_waited_for_by_t
     ("settings", "reason", "pairs"),
     [
         ({"scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 32}}, "settings", 24),
-        ({"scoring": {"max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64, "separator": "\n"}}, "settings", 24),
+        (
+            {
+                "scoring": {
+                    "max_context_tokens": 128,
+                    "max_prompt_tokens": 64,
+                    "max_response_tokens": 64,
+                    "separator": "\n",
+                }
+            },
+            "settings",
+            24,
+        ),
         ({"controls": {"lengths": [8, 32], "draws": 1}}, "settings", 0),
         ({"probes": {"count": 5}}, "probes", 6),
         ({"model": {"dtype": "bfloat16", "device": "cpu"}}, "model", 24),
     ],
-)  # fmt: skip
+)
 def test_a_changed_setting_makes_every_shard_stale_and_says_which_part(
     make_workspace: MakeWorkspace, settings: dict[str, Any], reason: str, pairs: int
 ) -> None:

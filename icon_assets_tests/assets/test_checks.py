@@ -20,7 +20,8 @@ from icon_assets.runner import Outcome, run_stages
 from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, alpaca, write_jsonl
 
-A, B = shard_key("a.jsonl"), shard_key("b.jsonl")
+A = shard_key("a.jsonl")
+B = shard_key("b.jsonl")
 
 
 @pytest.fixture
@@ -40,9 +41,11 @@ def check_only(
     """The checks of an asset without the asset."""
     assets = build_assets(workspace)
     defs = dg.Definitions(
-        assets=assets, asset_checks=build_checks(assets), resources={"icon": WorkspaceResource(root=str(workspace.root))},
+        assets=assets,
+        asset_checks=build_checks(assets),
+        resources={"icon": WorkspaceResource(root=str(workspace.root))},
         jobs=[dg.define_asset_job("checks", selection=dg.AssetSelection.checks_for_assets(dg.AssetKey(asset)))],
-    )  # fmt: skip
+    )
     return defs.resolve_job_def("checks").execute_in_process(instance=instance, raise_on_error=False, tags=tags)
 
 
@@ -99,9 +102,12 @@ def test_a_blocking_check_stops_what_follows_in_the_same_run(finished: Workspace
         raise AssertionError("must not run")
 
     ran = dg.materialize(
-        [*assets, *build_checks(assets), follower], instance=instance, partition_key="icon", raise_on_error=False,
+        [*assets, *build_checks(assets), follower],
+        instance=instance,
+        partition_key="icon",
+        raise_on_error=False,
         resources={"icon": WorkspaceResource(root=str(finished.root))},
-    )  # fmt: skip
+    )
     assert not ran.success
     assert {
         event.asset_key.to_user_string() for event in ran.get_asset_materialization_events() if event.asset_key
@@ -126,10 +132,8 @@ def test_broken_rows_are_made_anew_although_nothing_they_are_made_from_has_chang
     finished: Workspace, instance: dg.DagsterInstance
 ) -> None:
     store = Store(finished.store_dir)
-    samples, scores = (
-        store.query("FROM delta.samples ORDER BY ALL"),
-        store.query("FROM delta.sample_scores ORDER BY ALL"),
-    )
+    samples = store.query("FROM delta.samples ORDER BY ALL")
+    scores = store.query("FROM delta.sample_scores ORDER BY ALL")
     store.append("samples", samples.head(1))
     store.replace("sample_scores", scores.filter(pl.col("shard") != B))
     outcomes = run(finished, instance, "raw_pool", "sample_scores")
@@ -143,7 +147,8 @@ def test_broken_rows_are_made_anew_although_nothing_they_are_made_from_has_chang
 def test_a_file_that_was_taken_out_and_put_back_is_in_the_pool_again(
     finished: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    store, path = Store(finished.store_dir), finished.root / "pool" / "b.jsonl"
+    store = Store(finished.store_dir)
+    path = finished.root / "pool" / "b.jsonl"
     text = path.read_text()
     path.unlink()
     run(finished, instance, "leaderboard")

@@ -46,16 +46,18 @@ def new_pairs(outcomes: dict[str, Outcome]) -> dict[str, int]:
     """Pairs each scoring asset computed; 0 for what was unchanged."""
     return {
         name: o.metadata["new_pairs"] if o.metadata["changed"] else 0
-        for name, o in outcomes.items() if name.startswith(("sample_scores", "probe_baseline"))
-    }  # fmt: skip
+        for name, o in outcomes.items()
+        if name.startswith(("sample_scores", "probe_baseline"))
+    }
 
 
 def control_pairs(outcomes: dict[str, Outcome]) -> dict[str, int]:
     """Probes without context and behind control contexts that each scoring asset computed."""
     return {
         name: o.metadata["control_pairs"] if o.metadata["changed"] else 0
-        for name, o in outcomes.items() if name.startswith(("sample_scores", "probe_baseline"))
-    }  # fmt: skip
+        for name, o in outcomes.items()
+        if name.startswith(("sample_scores", "probe_baseline"))
+    }
 
 
 def test_every_asset_is_produced_and_a_second_run_changes_nothing(
@@ -95,8 +97,11 @@ def test_each_seed_trains_on_a_random_draw_of_its_own(
     change(workspace, "training", {**TRAINING, "seeds": [0, 1, 2]})
     second = {o.name: o.metadata["changed"] for o in run(workspace, instance, stages) if not o.error}
     assert {name: second[f"checkpoint[{name}]"] for name in ("random|0", "random|2", "icon|0", "icon|1")} == {
-        "random|0": False, "random|2": True, "icon|0": False, "icon|1": True,
-    }  # fmt: skip
+        "random|0": False,
+        "random|2": True,
+        "icon|0": False,
+        "icon|1": True,
+    }
     store = Store(workspace.store_dir)
     trained = store.query("SELECT arm, seed, list_sort(list(sample_id)) AS ids FROM training_lineage GROUP BY ALL")
     assert trained.filter(arm="icon")["ids"].n_unique() == 1
@@ -145,9 +150,10 @@ def test_an_arm_does_not_choose_from_scores_of_which_some_are_of_before(
     some = run(workspace, instance, ("probe_baseline", "selected_subset"))
     said = {o.name: str(o.error) for o in some if o.error}
     assert set(said) == {"selected_subset[random]", "selected_subset[icon]"}
-    assert "sample_scores: 2 of 2 shards are not made yet, or not as text, probes, model and settings are now" in said[
-        "selected_subset[icon]"
-    ]  # fmt: skip
+    assert (
+        "sample_scores: 2 of 2 shards are not made yet, or not as text, probes, model and settings are now"
+        in said["selected_subset[icon]"]
+    )
     assert [o.error for o in run(workspace, instance, stages) if o.error] == []
 
 
@@ -232,7 +238,7 @@ def test_going_back_to_earlier_settings_computes_nothing_and_doubles_no_row(
 def test_a_deleted_file_leaves_the_views_and_stays_in_the_ledger(
     make_workspace: MakeWorkspace, instance: dg.DagsterInstance
 ) -> None:
-    (workspace,) = (make_workspace(),)
+    workspace = make_workspace()
     score(workspace, instance)
     (workspace.root / "pool" / "b.jsonl").unlink()
     score(workspace, instance)

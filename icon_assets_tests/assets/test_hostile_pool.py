@@ -34,7 +34,8 @@ def run(workspace: Workspace, instance: dg.DagsterInstance, *stages: str) -> lis
 def test_a_pool_of_hostile_files_gives_its_good_rows_and_the_reasons_for_the_others(
     make_workspace: MakeWorkspace, instance: dg.DagsterInstance
 ) -> None:
-    workspace, cases = make_workspace(), small_corpus()
+    workspace = make_workspace()
+    cases = small_corpus()
     lay_out(cases, workspace.root / "pool")
     outcomes = run(workspace, instance, "raw_pool")
     assert [o.error for o in outcomes if o.error] == []
@@ -66,9 +67,14 @@ def test_odd_texts_and_hostile_probes_go_through_the_whole_graph(
         write_jsonl(workspace.root / folder / "odd.jsonl", odd if folder == "pool" else odd[:1])
         (workspace.root / folder / "outside.jsonl").symlink_to("/dev/zero")
         (workspace.root / folder / "broken.parquet").write_bytes(b"PAR1")
-    write_jsonl(workspace.root / "eval" / "held_out.jsonl", [
-        alpaca("Held.", "Out."), alpaca(f"Say {SPECIAL_TOKENS}", "Said."), alpaca("lengthy " * 4000, "Cut."),
-    ])  # fmt: skip
+    write_jsonl(
+        workspace.root / "eval" / "held_out.jsonl",
+        [
+            alpaca("Held.", "Out."),
+            alpaca(f"Say {SPECIAL_TOKENS}", "Said."),
+            alpaca("lengthy " * 4000, "Cut."),
+        ],
+    )
     outcomes = run(workspace, instance, *STAGES)
     assert [o.error for o in outcomes if o.error] == []
     store = Store(workspace.store_dir)
@@ -78,8 +84,9 @@ def test_odd_texts_and_hostile_probes_go_through_the_whole_graph(
         "SELECT file, detail FROM probe_candidates WHERE status = 'quarantined' ORDER BY file"
     ).rows()
     assert [(file, detail.partition(":")[0]) for file, detail in left_out] == [
-        ("broken.parquet", "bad_parquet"), ("outside.jsonl", "outside_folder"),
-    ]  # fmt: skip
+        ("broken.parquet", "bad_parquet"),
+        ("outside.jsonl", "outside_folder"),
+    ]
 
 
 def test_a_file_that_vanishes_during_a_run_costs_no_other(

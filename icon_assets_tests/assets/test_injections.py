@@ -67,7 +67,8 @@ def test_injections_through_the_whole_graph_are_text_in_its_history_and_on_its_p
         assert_pages_show_text(workspace, instance, PAGES)
 
 
-CHECKED, FAILED = dg.DagsterEventType.ASSET_CHECK_EVALUATION, dg.DagsterEventType.STEP_FAILURE
+CHECKED = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+FAILED = dg.DagsterEventType.STEP_FAILURE
 
 
 def _evaluation(entry: dg.EventLogEntry) -> dg.AssetCheckEvaluation:
@@ -129,9 +130,11 @@ def assert_definitions_are_text(defs: dg.Definitions) -> None:
     texts += [graph.get_check_spec(key).description for key in graph.asset_check_keys]
     texts += [job.description for job in defs.resolve_all_job_defs()]
     texts += [
-        column.description for node in nodes if "dagster/column_schema" in node.metadata
+        column.description
+        for node in nodes
+        if "dagster/column_schema" in node.metadata
         for column in node.metadata["dagster/column_schema"].columns
-    ]  # fmt: skip
+    ]
     assert [found for text in texts if text and (found := live(text))] == []
 
 
@@ -236,7 +239,8 @@ def _assert_text_only(page: Page) -> None:
 
 def assert_pages_show_text(workspace: Workspace, instance: dg.DagsterInstance, pages: list[tuple[str, str]]) -> None:
     """No request leaves for anything but the UI's own, and no element appears."""
-    runs, sent = {}, list[Request]()
+    runs = {}
+    sent = list[Request]()
     for run in instance.get_runs():
         for key in run.asset_selection or ():
             runs.setdefault(key.to_user_string() if run.is_success else "failed", run.run_id)

@@ -26,14 +26,16 @@ def difference(arm: str, task: str, metric: str, by: float, verdict: str, agains
     return Difference(arm, against, task, metric, by, by - 0.02, by + 0.02, 3, verdict, 100, 0.01, 6)
 
 
-DIFFERENCES = as_frame([
-    difference("icon", "mean", "acc", 0.05, "better"),
-    difference("icon", "science", "acc", 0.9, "better"),
-    difference("icon", "held_out", "perplexity", -0.01, "not distinguishable"),
-    difference("full", "mean", "acc", -0.05, "worse"),
-    difference("full", "held_out", "perplexity", -0.2, "better"),
-    difference("full", "mean", "acc", 0.01, "not distinguishable", against="base"),
-])  # fmt: skip
+DIFFERENCES = as_frame(
+    [
+        difference("icon", "mean", "acc", 0.05, "better"),
+        difference("icon", "science", "acc", 0.9, "better"),
+        difference("icon", "held_out", "perplexity", -0.01, "not distinguishable"),
+        difference("full", "mean", "acc", -0.05, "worse"),
+        difference("full", "held_out", "perplexity", -0.2, "better"),
+        difference("full", "mean", "acc", 0.01, "not distinguishable", against="base"),
+    ]
+)
 
 
 def test_differences_are_shown_per_arm_with_interval_and_verdict() -> None:
@@ -77,10 +79,22 @@ def _trained(store: Store, arm: str, seed: int, flops: int | None, subset: str =
     checkpoint = f"{arm}-{seed}"
     text = {"subset_id": subset, "settings": settings, **dict.fromkeys(("path", "digest"), "x")}
     numbers = dict.fromkeys(("n_samples", "n_response_tokens", "n_steps"), 1)
-    store.append("checkpoints", _row(
-        **text, **numbers, checkpoint_id=checkpoint, arm=arm, seed=seed, model_digest="m", n_tokens=1000, seconds=1.0,
-        final_loss=1.0, flops=flops, created_at=datetime.now(UTC),
-    ))  # fmt: skip
+    store.append(
+        "checkpoints",
+        _row(
+            **text,
+            **numbers,
+            checkpoint_id=checkpoint,
+            arm=arm,
+            seed=seed,
+            model_digest="m",
+            n_tokens=1000,
+            seconds=1.0,
+            final_loss=1.0,
+            flops=flops,
+            created_at=datetime.now(UTC),
+        ),
+    )
     _measured(store, checkpoint, arm, seed)
 
 
@@ -110,9 +124,11 @@ def store(tmp_path: Path) -> Store:
         }
         store.append("scoring_costs", _row(**cost, created_at=NOW, score_key=key, work=work, flops=flops))
     summaries = {
-        "icon": {"owes": ["pairs", "controls"], "scoring_tokens": 1}, "rds": {"owes": ["features"], "scoring_tokens": 0},
-        "random": {"owes": [], "scoring_tokens": 0}, "rico": {"scoring_tokens": 7},
-    }  # fmt: skip
+        "icon": {"owes": ["pairs", "controls"], "scoring_tokens": 1},
+        "rds": {"owes": ["features"], "scoring_tokens": 0},
+        "random": {"owes": [], "scoring_tokens": 0},
+        "rico": {"scoring_tokens": 7},
+    }
     for arm, summary in summaries.items():
         ledger.record(store, Recipe("selected_subset", arm), "digest", "run", summary)
         _trained(store, arm, 0, 40_000)
@@ -124,11 +140,19 @@ def test_an_arm_owes_the_scoring_it_waited_for_and_its_training(store: Store) ->
     board = {row["arm"]: row for row in store.query("FROM leaderboard").to_dicts()}
     owed = {arm: (row["scoring_flops"], row["scoring_tokens"], row["scoring_seconds"]) for arm, row in board.items()}
     assert owed == {
-        "icon": (960, 960, 3.0), "rico": (960, 960, 3.0), "rds": (5, 5, 1.0), "random": (0, 0, 0.0), "base": (None, None, None),
-    }  # fmt: skip
+        "icon": (960, 960, 3.0),
+        "rico": (960, 960, 3.0),
+        "rds": (5, 5, 1.0),
+        "random": (0, 0, 0.0),
+        "base": (None, None, None),
+    }
     assert {arm: row["total_flops"] for arm, row in board.items()} == {
-        "icon": 40_960, "rico": 40_960, "rds": 40_005, "random": 40_000, "base": 0,
-    }  # fmt: skip
+        "icon": 40_960,
+        "rico": 40_960,
+        "rds": 40_005,
+        "random": 40_000,
+        "base": 0,
+    }
     shown = wide_board(store.query("FROM leaderboard"))
     costs = ["n_samples", "training_tokens", "scoring_tflop", "training_tflop", "total_tflop"]
     assert shown.columns == ["arm", "n_seeds", "t acc", *costs]

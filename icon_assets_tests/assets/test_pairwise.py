@@ -1,4 +1,5 @@
-"""Answers and their comparison as assets, with a real judge service: what is made, kept, made anew, and what it says."""
+"""Answers and their comparison as assets, with a real judge service: what is made, kept, made anew, and what it
+says."""
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -47,9 +48,10 @@ def test_answers_are_generated_and_judged_once(
     with serving(judges.good) as service:
         training = {"seeds": [0], "epochs": 8, "batch_size": 1, "micro_batch_size": 1, "max_tokens": 128}
         workspace = make_workspace(
-            evaluation=evaluation(service), selection={"arms": ["random", "icon"], "fraction": 0.5},
+            evaluation=evaluation(service),
+            selection={"arms": ["random", "icon"], "fraction": 0.5},
             training={**training, "learning_rate": 0.05},
-        )  # fmt: skip
+        )
         prompts = [{"instruction": "Name a river."}, {"prompt": "Why?</s>"}, {"prompt": "What is 2 plus 2?"}]
         write_jsonl(workspace.root / "eval" / "talk.jsonl", prompts)
         made = run(STAGES)

@@ -35,7 +35,8 @@ def report(workspace: Workspace, instance: dg.DagsterInstance) -> Outcome:
 def test_the_report_is_kept_until_what_it_shows_or_its_file_changes(
     workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    first, page = report(workspace, instance), workspace.exports_dir / "report.html"
+    first = report(workspace, instance)
+    page = workspace.exports_dir / "report.html"
     assert (first.error, first.warning, first.metadata["changed"]) == (None, None, True)
     made = page.read_bytes()
     assert not report(workspace, instance).metadata["changed"]

@@ -126,16 +126,37 @@ def test_an_arm_that_can_not_be_had_stops_no_other(workspace: Workspace, instanc
 def put_features(workspace: Workspace) -> None:
     """What the features of samples and probes would be; the vectors lie in four directions."""
     icon = WorkspaceResource(root=str(workspace.root))
-    store, key = icon.store, icon.score_key().value
+    store = icon.store
+    key = icon.score_key().value
     samples = store.query("SELECT DISTINCT sample_id FROM delta.pool ORDER BY ALL")["sample_id"].to_list()
-    store.append("sample_features", pl.DataFrame([
-        {"score_key": key, "origin": "a", "sample_id": each, "n_tokens": 5, "nll_sum": 5.0 + i, "nll_alone": 9.0 + i / 2,
-         "truncated": False, "embedding": [float(i % 4 == j) + 0.001 * i for j in range(4)]} for i, each in enumerate(samples)
-    ]))  # fmt: skip
+    store.append(
+        "sample_features",
+        pl.DataFrame(
+            [
+                {
+                    "score_key": key,
+                    "origin": "a",
+                    "sample_id": each,
+                    "n_tokens": 5,
+                    "nll_sum": 5.0 + i,
+                    "nll_alone": 9.0 + i / 2,
+                    "truncated": False,
+                    "embedding": [float(i % 4 == j) + 0.001 * i for j in range(4)],
+                }
+                for i, each in enumerate(samples)
+            ]
+        ),
+    )
     probes = store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"].to_list()
-    store.append("probe_features", pl.DataFrame([
-        {"score_key": key, "probe_id": each, "embedding": [float(i == j) for j in range(4)]} for i, each in enumerate(probes)
-    ]))  # fmt: skip
+    store.append(
+        "probe_features",
+        pl.DataFrame(
+            [
+                {"score_key": key, "probe_id": each, "embedding": [float(i == j) for j in range(4)]}
+                for i, each in enumerate(probes)
+            ]
+        ),
+    )
     recipes = icon.recipes
     for shard in recipes.pool:
         ledger.record(store, recipes.of("sample_features", shard), "made by hand", "run", {"score_key": key})

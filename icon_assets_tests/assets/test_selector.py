@@ -112,7 +112,8 @@ def test_the_papers_classifier_ranks_the_pool_too(workspace: Workspace, instance
     assert scores.is_between(0, 1).all()
     (selector,) = store.query("FROM selectors").iter_rows(named=True)
     scored = store.query("SELECT count(DISTINCT sample_id) FROM sample_scores").item()
-    learned, held = selector["n_train"], selector["n_held_out"]
+    learned = selector["n_train"]
+    held = selector["n_held_out"]
     assert 0 < scored - learned - held < learned, "some chose the epoch"
     crowding = store.query("SELECT metric FROM selector_metrics WHERE metric LIKE 'top_share_%' ORDER BY ALL")
     assert crowding["metric"].to_list() == ["top_share_held_out", "top_share_trained_on"]

@@ -1,4 +1,5 @@
-"""What is changed behind the store's back is found, named and made again; what can't be read stops only who reads it."""
+"""What is changed behind the store's back is found, named and made again; what can't be read stops only who reads
+it."""
 
 import json
 import math
@@ -30,7 +31,8 @@ from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import SCORING_STAGES
 from icon_assets_tests.tampering import change_rows, cut, empty, files_of, flip, log_of, remove_table
 
-A, B = shard_key("a.jsonl"), shard_key("b.jsonl")
+A = shard_key("a.jsonl")
+B = shard_key("b.jsonl")
 
 
 @pytest.fixture
@@ -75,13 +77,28 @@ def _foreign_shard(store: Store) -> None:
 
 # Faults that are put into one workspace together, and what must be named of each.
 VALUES = {
-    "a response": (lambda s: change_rows(s, "samples", "response = 'Blue.'", response="Red."), f"samples shard={A}: 4 rows, whose values"),
-    "an instruction of the same length": (lambda s: change_rows(s, "samples", "response = 'Fast'", response="Slow"), f"samples shard={B}"),
-    "a contribution": (lambda s: change_rows(s, "sample_scores", contribution=9.5), f"sample_scores shard={A} score_key="),
-    "an NLL in its last digit": (lambda s: change_rows(s, "pair_scores", nll_sum=_next(s)), f"pair_scores score_key=\\w+ origin={A}: 16 rows, whose"),
+    "a response": (
+        lambda s: change_rows(s, "samples", "response = 'Blue.'", response="Red."),
+        f"samples shard={A}: 4 rows, whose values",
+    ),
+    "an instruction of the same length": (
+        lambda s: change_rows(s, "samples", "response = 'Fast'", response="Slow"),
+        f"samples shard={B}",
+    ),
+    "a contribution": (
+        lambda s: change_rows(s, "sample_scores", contribution=9.5),
+        f"sample_scores shard={A} score_key=",
+    ),
+    "an NLL in its last digit": (
+        lambda s: change_rows(s, "pair_scores", nll_sum=_next(s)),
+        f"pair_scores score_key=\\w+ origin={A}: 16 rows, whose",
+    ),
     "a control": (lambda s: change_rows(s, "control_scores", nll_sum=0.5), "control_scores score_key="),
     "a context length": (lambda s: change_rows(s, "contexts", n_context_tokens=1), "contexts score_key="),
-    "a probe": (lambda s: change_rows(s, "probe_candidates", "status = 'selected'", response="x"), "probe_candidates: 5 rows"),
+    "a probe": (
+        lambda s: change_rows(s, "probe_candidates", "status = 'selected'", response="x"),
+        "probe_candidates: 5 rows",
+    ),
     "an embedding": (lambda s: change_rows(s, "sample_features", embedding=[0.5] * 32), "sample_features score_key="),
     "a prediction": (lambda s: change_rows(s, "predicted_scores", score=9.0), f"predicted_scores shard={A}"),
     "a choice": (lambda s: change_rows(s, "selections", rank=7), "selections arm=icon"),
@@ -91,16 +108,25 @@ VALUES = {
     "a manifest": (lambda s: change_rows(s, "checkpoint_samples", row=99), "checkpoint_samples checkpoint_id="),
     "a difference": (lambda s: change_rows(s, "leaderboard_differences", difference=1.0), "leaderboard_differences: "),
     "an entry of the ledger": (lambda s: change_rows(s, "ledger", "asset = 'report'", digest="0" * 32), "ledger: "),
-}  # fmt: skip
+}
 SHAPES = {
     "a file in the place of another": (_swap_file, f"samples shard={A}: 3 rows, 4 recorded"),
     "rows that a foreign program added": (_foreign_commit, "eval_results checkpoint_id="),
-    "rows that a foreign program deleted": (_foreign_delete, f"sample_features score_key=\\w+ origin={B}: 0 rows, 2 recorded"),
+    "rows that a foreign program deleted": (
+        _foreign_delete,
+        f"sample_features score_key=\\w+ origin={B}: 0 rows, 2 recorded",
+    ),
     "a row under a shard that never was": (_foreign_shard, "quarantine shard=x: 1 rows, 0 recorded"),
-    "no pairs at all": (lambda s: remove_table(s, "pair_scores"), f"pair_scores score_key=\\w+ origin={A}: 0 rows, 16 recorded"),
+    "no pairs at all": (
+        lambda s: remove_table(s, "pair_scores"),
+        f"pair_scores score_key=\\w+ origin={A}: 0 rows, 16 recorded",
+    ),
     "the newest entry of a log gone": (lambda s: log_of(s, "sample_scores")[-1].unlink(), f"sample_scores shard={B}"),
-    "the newest entry of a log emptied": (lambda s: empty(log_of(s, "predicted_scores")[-1]), f"predicted_scores shard={B}"),
-}  # fmt: skip
+    "the newest entry of a log emptied": (
+        lambda s: empty(log_of(s, "predicted_scores")[-1]),
+        f"predicted_scores shard={B}",
+    ),
+}
 
 
 @pytest.mark.parametrize("faults", [VALUES, SHAPES], ids=["values", "shapes"])
@@ -216,7 +242,7 @@ DAMAGE = {
     "a whole log gone": ("contexts", lambda s: shutil.rmtree(log_of(s, "contexts")[0].parent)),
     "a damaged checkpoint of a log": ("quarantine", lambda s: _garbage_checkpoint(s, "quarantine")),
     "a damaged checkpoint of the ledger's log": ("ledger", lambda s: _garbage_checkpoint(s, "ledger")),
-}  # fmt: skip
+}
 
 
 def test_every_damage_is_one_line_and_repair_takes_back_what_is_still_there(store: Store) -> None:
@@ -242,7 +268,8 @@ def test_every_damage_is_one_line_and_repair_takes_back_what_is_still_there(stor
 
 
 def _forget_contents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the workspace one that an earlier version wrote: without contents in commits and ledger, and ids without a counter."""
+    """Make the workspace one that an earlier version wrote: without contents in commits and ledger, and ids without a
+    counter."""
     rows = store.query("FROM delta.ledger").with_columns(
         event_id=pl.col("event_id").map_elements(lambda each: each.replace("-", "")[::-1], pl.String),
     )

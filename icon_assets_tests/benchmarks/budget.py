@@ -2,10 +2,9 @@
 
 Every pair is scored once, exactly. Then the budgeted pass runs over a copy of the store, several times with other draws
 of the pilot; a pair it asks for is looked up instead of computed again, all else is the real code. Beside it, at the
-same cost, what comes out when every sample simply gets fewer probes. And whether estimates are as exact as they say: the
-share of the samples with fewer probes whose exact score lies in their 90 % interval, and the size of their errors in
-standard errors.
-"""
+same cost, what comes out when every sample simply gets fewer probes. And whether estimates are as exact as they say:
+the share of the samples with fewer probes whose exact score lies in their 90 % interval, and the size of their errors
+in standard errors."""
 
 import logging
 import math
@@ -67,16 +66,27 @@ def _curve(icon: WorkspaceResource, arguments: Namespace) -> dict[str, Any]:
         for error_rate in arguments.error_rates:
             budget = Budget(share, exact.fraction, arguments.control, error_rate, pilot_size(len(exact.scores)), 0)
             runs = [exact.budgeted(budget, seed) for seed in range(arguments.draws)]
-            rows.append({
-                "share": round(share, 3), "error_rate": error_rate,
-                "pairs_share": _mean([run["pairs_share"] for run in runs]),
-                "tokens_share": _mean([run["tokens_share"] for run in runs]),
-                "overlap": _mean([run["overlap"] for run in runs]), "overlaps": [run["overlap"] for run in runs],
-                "overlap_of_fewer_probes": _mean([run["overlap_of_fewer_probes"] for run in runs]),
-                "coverage": _mean([run["coverage"] for run in runs]), "root_mean_square_z": _mean([run["root_mean_square_z"] for run in runs]),
-            })  # fmt: skip
-    return {"samples": len(exact.scores), "probes": exact.n_probes, "wanted": len(exact.top), "control": arguments.control,
-            "gaps": exact.gaps(), "rows": rows}  # fmt: skip
+            rows.append(
+                {
+                    "share": round(share, 3),
+                    "error_rate": error_rate,
+                    "pairs_share": _mean([run["pairs_share"] for run in runs]),
+                    "tokens_share": _mean([run["tokens_share"] for run in runs]),
+                    "overlap": _mean([run["overlap"] for run in runs]),
+                    "overlaps": [run["overlap"] for run in runs],
+                    "overlap_of_fewer_probes": _mean([run["overlap_of_fewer_probes"] for run in runs]),
+                    "coverage": _mean([run["coverage"] for run in runs]),
+                    "root_mean_square_z": _mean([run["root_mean_square_z"] for run in runs]),
+                }
+            )
+    return {
+        "samples": len(exact.scores),
+        "probes": exact.n_probes,
+        "wanted": len(exact.top),
+        "control": arguments.control,
+        "gaps": exact.gaps(),
+        "rows": rows,
+    }
 
 
 def _mean(values: list[float]) -> float:
@@ -87,7 +97,10 @@ class Exact:
     """A workspace whose pairs are all scored: what a budgeted pass is measured against, and looks pairs up in."""
 
     def __init__(self, icon: WorkspaceResource, control: str) -> None:
-        self.icon, self.control, self.store, self.key = icon, control, icon.store, icon.score_key()
+        self.icon = icon
+        self.control = control
+        self.store = icon.store
+        self.key = icon.score_key()
         self.controls = ControlSettings(**{**icon.settings.controls.model_dump(), "primary": control})
         self.shards = self.store.query("SELECT shard FROM shards ORDER BY shard")["shard"].to_list()
         self.fraction = icon.settings.selection.fraction
@@ -129,14 +142,15 @@ class Exact:
         return sum(contexts[r.context] + sum(lengths[p] for p in r.probes) for rows in forwards for r in rows)
 
     def gaps(self) -> dict[str, float]:
-        """How close scores lie at the cut: the standard deviation of all, and the distance 1 and 5 ranks around the cut."""
+        """How close scores lie at the cut: the standard deviation of all, and the distance 1 and 5 ranks around the
+        cut."""
         ranked = sorted(self.scores.values(), reverse=True)
         at = len(self.top)
         return {
             "standard_deviation": round(pl.Series(ranked).std() or 0.0, 5),  # pyright: ignore
             "one_rank": round(ranked[at - 1] - ranked[at], 6),
             "five_ranks": round(ranked[at - 5] - ranked[at + 4], 5),
-        }  # fmt: skip
+        }
 
     def budgeted(self, budget: Budget, seed: int) -> dict[str, Any]:
         budget = Budget(budget.share, budget.fraction, budget.control, budget.error_rate, budget.pilot, seed)
@@ -157,10 +171,13 @@ class Exact:
         z = ((pl.col("contribution") - pl.col("exact")) / pl.col("standard_error")).abs()
         coverage, square = estimated.select((z < NINETY).mean().alias("coverage"), (z**2).mean().alias("square")).row(0)
         return {
-            "coverage": coverage, "root_mean_square_z": math.sqrt(square),
-            "pairs_share": replay.pairs / self.pairs.height, "tokens_share": replay.tokens / self.tokens,
-            "overlap": len(found & self.top) / len(self.top), "overlap_of_fewer_probes": self._overlap_of_fewer(replay.tokens / self.tokens, seed),
-        }  # fmt: skip
+            "coverage": coverage,
+            "root_mean_square_z": math.sqrt(square),
+            "pairs_share": replay.pairs / self.pairs.height,
+            "tokens_share": replay.tokens / self.tokens,
+            "overlap": len(found & self.top) / len(self.top),
+            "overlap_of_fewer_probes": self._overlap_of_fewer(replay.tokens / self.tokens, seed),
+        }
 
     def _overlap_of_fewer(self, share: float, seed: int) -> float:
         """The same tokens spent evenly: every sample gets the same random probes, and the plain mean over them."""
@@ -178,7 +195,10 @@ class Replay(Scorer):
     def __init__(self, exact: Exact, store: Store) -> None:
         icon = exact.icon
         super().__init__(store, exact.key, lambda: None, lambda: None, icon.settings.scoring)  # pyright: ignore
-        self.store, self._exact, self.pairs, self.tokens = store, exact, 0, 0
+        self.store = store
+        self._exact = exact
+        self.pairs = 0
+        self.tokens = 0
         for table in ("shards", "samples", "control_scores", "probe_candidates"):
             store.append(table, exact.store.query(f"FROM delta.{table}"))
         self._probes = exact.encoded
@@ -187,9 +207,13 @@ class Replay(Scorer):
         missing = self.store.query(
             sql_text("missing_pairs.sql"),
             {
-                "score_key": self._exact.key.value, "shard": shard, "samples": samples, "probes": probes, "ceiling": None,
+                "score_key": self._exact.key.value,
+                "shard": shard,
+                "samples": samples,
+                "probes": probes,
+                "ceiling": None,
             },
-        ).select("sample_id", probe_id="probe_ids")  # fmt: skip
+        ).select("sample_id", probe_id="probe_ids")
         if not missing.height:
             return Spent()
         fresh = missing.explode("probe_id").join(self._exact.pairs, on=["sample_id", "probe_id"])

@@ -50,9 +50,12 @@ def draw_lines(path: Path, n: int, seed: int, max_chars: int | None = None) -> l
 
 @contextmanager
 def workspace(
-    arguments: argparse.Namespace, shards: Sequence[Sequence[str]], n_probes: int, max_probe_chars: int | None = None,
+    arguments: argparse.Namespace,
+    shards: Sequence[Sequence[str]],
+    n_probes: int,
+    max_probe_chars: int | None = None,
     **sections: Any,
-) -> Iterator[WorkspaceResource]:  # fmt: skip
+) -> Iterator[WorkspaceResource]:
     """A temporary workspace whose pool is `shards` (lines of JSON), with pool, probes and model materialized."""
     with tempfile.TemporaryDirectory(prefix="icon-benchmark-") as folder:
         root = Path(folder)
@@ -69,9 +72,11 @@ def workspace(
         if model in SHAPES:
             model = random_llama(model, root / "shape")
         settings = {
-            "model": {"name": model, "dtype": arguments.dtype}, "evaluation": {"held_out": None},
-            "probes": {"count": n_probes, "seed": arguments.seed, "budget": "exact"}, **sections,
-        }  # fmt: skip
+            "model": {"name": model, "dtype": arguments.dtype},
+            "evaluation": {"held_out": None},
+            "probes": {"count": n_probes, "seed": arguments.seed, "budget": "exact"},
+            **sections,
+        }
         (root / "settings.yaml").write_text(yaml.safe_dump(settings), "utf-8")
         space = Workspace.load(root)
         with dg.DagsterInstance.ephemeral() as instance:
@@ -83,14 +88,21 @@ def workspace(
 
 SHAPES = {
     "llama-1b": {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "tie_word_embeddings": True,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
     },
     "llama-8b": {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
         "num_key_value_heads": 8,
     },
-}  # fmt: skip
+}
 
 
 def random_llama(shape: str, folder: Path) -> str:
@@ -125,7 +137,8 @@ def machine() -> str:
 
 
 class PeakMemory:
-    """Context manager: `mib` is the largest memory used inside it: of the GPU where there is one, else of this process."""
+    """Context manager: `mib` is the largest memory used inside it: of the GPU where there is one, else of this
+    process."""
 
     mib = 0.0
 

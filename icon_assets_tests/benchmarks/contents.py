@@ -1,8 +1,7 @@
 """How fast rows are compared with the ledger: `python -m icon_assets_tests.benchmarks.contents [ROWS]`.
 
-Rows like those of pair_scores and samples, as Delta writes them; each figure is the best of three passes over files whose bytes the
-system has in memory.
-"""
+Rows like those of pair_scores and samples, as Delta writes them; each figure is the best of three passes over files
+whose bytes the system has in memory."""
 
 import sys
 import tempfile
@@ -27,21 +26,34 @@ def _pairs(rows: int) -> pl.DataFrame:
     samples = [digest(["s", i]) for i in range(rows // _PROBES + 1)]
     probes = [digest(["p", i]) for i in range(_PROBES)]
     random = np.random.default_rng(0)
-    return pl.DataFrame({
-        "score_key": ["k" * 32] * rows, "origin": ["a.jsonl-27a16a60"] * rows,
-        "sample_id": [samples[i // _PROBES] for i in range(rows)], "probe_id": [probes[i % _PROBES] for i in range(rows)],
-        "nll_sum": random.random(rows) * 50, "n_tokens": random.integers(1, 99, rows),
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "score_key": ["k" * 32] * rows,
+            "origin": ["a.jsonl-27a16a60"] * rows,
+            "sample_id": [samples[i // _PROBES] for i in range(rows)],
+            "probe_id": [probes[i % _PROBES] for i in range(rows)],
+            "nll_sum": random.random(rows) * 50,
+            "n_tokens": random.integers(1, 99, rows),
+        }
+    )
 
 
 def _samples(rows: int) -> pl.DataFrame:
     made = [Sample(f"{_TEXT} {i}", "", _TEXT * 4) for i in range(rows)]
-    return pl.DataFrame({
-        "shard": ["a"] * rows, "file": ["a.jsonl"] * rows, "row": list(range(1, rows + 1)), "sample_id": [s.sample_id for s in made],
-        "instruction": [s.instruction for s in made], "input": [""] * rows, "response": [s.response for s in made],
-        "turns": pl.Series([None] * rows, dtype=pl.String), "n_chars": [s.n_chars for s in made],
-        "metadata": pl.Series([None] * rows, dtype=pl.String),
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "shard": ["a"] * rows,
+            "file": ["a.jsonl"] * rows,
+            "row": list(range(1, rows + 1)),
+            "sample_id": [s.sample_id for s in made],
+            "instruction": [s.instruction for s in made],
+            "input": [""] * rows,
+            "response": [s.response for s in made],
+            "turns": pl.Series([None] * rows, dtype=pl.String),
+            "n_chars": [s.n_chars for s in made],
+            "metadata": pl.Series([None] * rows, dtype=pl.String),
+        }
+    )
 
 
 def _best(work: Callable[[], object], times: int = 3) -> float:

@@ -1,8 +1,9 @@
-"""Faults at chosen points of a run, how often, and whether it held: kills, full disks, little memory, no rights, a ledger with holes.
+"""Faults at chosen points of a run, how often, and whether it held: kills, full disks, little memory, no rights, a
+ledger with holes.
 
-Every fault meets real processes on a small workspace with a random model. It holds when nobody sees half of anything, what is not
-killed says one line, and one normal run later every table is as in an undisturbed run, with no pair computed twice.
-"""
+Every fault meets real processes on a small workspace with a random model. It holds when nobody sees half of anything,
+what is not killed says one line, and one normal run later every table is as in an undisturbed run, with no pair
+computed twice."""
 
 import random
 import shutil
@@ -29,7 +30,8 @@ from icon_assets_tests.e2e.processes import start
 from icon_assets_tests.e2e.test_kills import assert_equal, assert_tidy, assert_whole
 
 PATIENCE_SECONDS = 900
-STORE, RECORD = "icon_assets.core.store.tables:Store", "icon_assets.core.store.ledger:record"
+STORE = "icon_assets.core.store.tables:Store"
+RECORD = "icon_assets.core.store.ledger:record"
 READING = (["status"], ["sql", "SELECT count(*) FROM samples"], ["trust"], ["plan"])
 Fault = Callable[[], None]
 
@@ -46,7 +48,9 @@ class Ground:
     """Workspaces to spoil, and the one that nothing happened to."""
 
     def __init__(self, folder: Path, seed: int, most: int) -> None:
-        self.folder, self.draw, self.most = folder, random.Random(seed), most
+        self.folder = folder
+        self.draw = random.Random(seed)
+        self.most = most
         self.model = folder / "model"
         make_model("llama").save_pretrained(self.model)
         make_tokenizer(bos=True).save_pretrained(self.model)
@@ -105,8 +109,10 @@ def noted(count: Count, what: str) -> Iterator[None]:
 
 
 def killed_again_and_again(ground: Ground, name: str, fault: Callable[[int], Fault]) -> Count:
-    """Runs of one new workspace, each killed a product or so later, until one comes through or enough have been killed."""
-    workspace, count = ground.new(name), Count()
+    """Runs of one new workspace, each killed a product or so later, until one comes through or enough have been
+    killed."""
+    workspace = ground.new(name)
+    count = Count()
     for number in range(ground.most):
         code, said = ground.run(workspace, fault=fault(number))
         if code == 0:
@@ -145,12 +151,12 @@ def in_compaction(ground: Ground) -> Count:
 
 
 def at_each_change(part: str, *select: str) -> Callable[[Ground], Count]:
-    """Killed before each renaming below `part`, and before other changes of files that Python makes there, evenly; each time on a copy
-    of what was there before.
-    """
+    """Killed before each renaming below `part`, and before other changes of files that Python makes there, evenly; each
+    time on a copy of what was there before."""
 
     def scenario(ground: Ground) -> Count:
-        count, before = Count(), ground.new(f"{part}-before")
+        count = Count()
+        before = ground.new(f"{part}-before")
         if part != "dagster_home":
             ground.run(before, "run", "--select", *STAGES_BEFORE)
         changes = _changes(ground, before, part, select)
@@ -181,7 +187,8 @@ STAGES_BEFORE = ("raw_pool", "probe_set", "base_model", "probe_baseline", "sampl
 
 def _changes(ground: Ground, before: Workspace, part: str, select: tuple[str, ...]) -> list[str]:
     """What happens to files below `part` in an undisturbed run."""
-    root, log = ground.folder / f"{part}-counted" / "workspace", ground.folder / f"{part}.txt"
+    root = ground.folder / f"{part}-counted" / "workspace"
+    log = ground.folder / f"{part}.txt"
     shutil.copytree(before.root, root, symlinks=True)
     counted = partial(faults.count_changes, str(log), str(root / part))
     code, said = ground.run(Workspace.load(root), "run", "--select", *select, fault=counted)
@@ -190,7 +197,9 @@ def _changes(ground: Ground, before: Workspace, part: str, select: tuple[str, ..
 
 
 def in_init(ground: Ground) -> Count:
-    count, whole, log = Count(), ground.folder / "init" / "whole", ground.folder / "init.txt"
+    count = Count()
+    whole = ground.folder / "init" / "whole"
+    log = ground.folder / "init.txt"
     whole.parent.mkdir()
     assert faults.forked(partial(create_workspace, whole), partial(faults.count_changes, str(log), str(whole))) == 0
     for number, change in enumerate(log.read_text().splitlines()):
@@ -207,7 +216,8 @@ def in_init(ground: Ground) -> Count:
 
 def no_room_for_temporary_files(ground: Ground) -> Count:
     """`TMPDIR` is a disk that is full."""
-    count, place = Count(), ground.folder / "tmp"
+    count = Count()
+    place = ground.folder / "tmp"
     place.mkdir()
     with Disk(place, 1) as disk:
         disk.fill()
@@ -221,7 +231,8 @@ def no_room_for_temporary_files(ground: Ground) -> Count:
 
 def a_whole_workspace_on_a_full_disk(ground: Ground) -> Count:
     """Everything, settings and history too, on one disk that gets full a moment after a run has begun."""
-    count, workspace = Count(), ground.new("full")
+    count = Count()
+    workspace = ground.new("full")
     with Disk(workspace.root, 48) as disk:
         for _ in range(6):
             with noted(count, "full"):
@@ -244,7 +255,8 @@ def a_whole_workspace_on_a_full_disk(ground: Ground) -> Count:
 
 def files_of_limited_size(ground: Ground) -> Count:
     """`ulimit -f`, from one block to more than anything needs."""
-    count, workspace = Count(), ground.new("limited")
+    count = Count()
+    workspace = ground.new("limited")
     for size in (4 << 10, 8 << 10, 64 << 10, 200 << 10, 400 << 10, 1 << 20, 4 << 20):
         with noted(count, f"{size} bytes"):
             code, said = ground.run(workspace, fault=partial(faults.limit_files, size))
@@ -260,7 +272,8 @@ def little_memory(*select: str) -> Callable[[Ground], Count]:
     """`ulimit -v`: nothing to spare, up to enough, while these assets are made."""
 
     def scenario(ground: Ground) -> Count:
-        count, workspace = Count(), ground.new(f"memory-{select[-1]}")
+        count = Count()
+        workspace = ground.new(f"memory-{select[-1]}")
         ground.run(workspace, "run", "--select", *STAGES_BEFORE[: 3 if select[0] == "probe_baseline" else None])
         for mebibytes in (96, 128, 192, 256, 384, 512, 1024, 2048):
             with noted(count, f"{mebibytes} MiB"):
@@ -280,7 +293,8 @@ def a_workspace_of_somebody_else(part: str) -> Callable[[Ground], Count]:
     """An ordinary user who may read everything and not write to `part`: reading goes on, a run says one line."""
 
     def scenario(ground: Ground) -> Count:
-        count, workspace = Count(), ground.copy(f"closed-{part or 'all'}")
+        count = Count()
+        workspace = ground.copy(f"closed-{part or 'all'}")
         faults.belong_to_somebody_else(workspace.root / part)
         for command in READING:
             with noted(count, command[0]):
@@ -300,7 +314,8 @@ def a_workspace_of_somebody_else(part: str) -> Callable[[Ground], Count]:
 
 
 def ledger_rows_are_deleted(ground: Ground) -> Count:
-    """A part of the ledger's rows, and all of them: what they were of is found again or made again, no pair is computed."""
+    """A part of the ledger's rows, and all of them: what they were of is found again or made again, no pair is
+    computed."""
     count = Count()
     for number, share in enumerate((0.1, 0.3, 0.5, 0.8, 1.0)):
         workspace = ground.copy(f"ledger{number}")
@@ -364,7 +379,8 @@ def _measure(ground: Ground, words: list[str]) -> dict[str, Any]:
     rows = []
     for name, scenario in SCENARIOS.items():
         if any(word in name for word in words):
-            start_, count = time.monotonic(), scenario(ground)
+            start_ = time.monotonic()
+            count = scenario(ground)
             held = count.tried - min(count.tried, len(count.broken))
             rows.append(
                 {

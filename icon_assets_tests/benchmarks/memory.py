@@ -45,14 +45,16 @@ def _measure(root: str, kept: bool, candidates: int) -> dict[str, Any]:
 
 
 def _score(icon: WorkspaceResource, candidates: int) -> dict[str, Any]:
-    engine, encoder = icon.engine(), icon.encoder()
+    engine = icon.engine()
+    encoder = icon.encoder()
     samples = icon.store.query("FROM samples ORDER BY sample_id LIMIT $n", {"n": candidates}).to_dicts()
     contexts = [[*encoder.context(row).ids, *encoder.separator] for row in samples]
     probes = [encoder.probe(row) for row in icon.store.query("FROM probes ORDER BY probe_id").iter_rows(named=True)]
     engine.compile_for(10**9)
     wanted = [range(len(probes))] * len(contexts)
     list(engine.score(contexts[:1], probes, wanted[:1]))  # compiles
-    before, start = engine.meter.work, time.monotonic()
+    before = engine.meter.work
+    start = time.monotonic()
     with PeakMemory() as peak:
         list(engine.score(contexts, probes, wanted))
     seconds = time.monotonic() - start
@@ -67,15 +69,24 @@ def _train(icon: WorkspaceResource) -> dict[str, Any]:
     settings = TrainingSettings(epochs=1, batch_size=16, max_tokens=512)
     samples = encode_samples(record, icon.store.query("FROM samples ORDER BY sample_id"), settings)
     lengths = tuple(len(sample.prompt_ids) + len(sample.response_ids) for sample in samples)
-    plan, times = BatchPlan(lengths, settings.batch_size, settings.epochs, 0), [time.monotonic()]
+    plan = BatchPlan(lengths, settings.batch_size, settings.epochs, 0)
+    times = [time.monotonic()]
     with PeakMemory() as peak, tempfile.TemporaryDirectory() as folder:
-        out, work = Path(folder) / "out", Path(folder) / "work"
+        out = Path(folder) / "out"
+        work = Path(folder) / "work"
         out.mkdir()
         work.mkdir()
         fine_tune(
-            record.directory, samples, settings, 0, out_dir=out, work_dir=work, dtype=dtype, device="cpu",
+            record.directory,
+            samples,
+            settings,
+            0,
+            out_dir=out,
+            work_dir=work,
+            dtype=dtype,
+            device="cpu",
             on_step=lambda *_: times.append(time.monotonic()),
-        )  # fmt: skip
+        )
     tokens = [sum(lengths[index] for index in step) for step in plan.epoch(0)]
     # The first step has the loading of the model in its time.
     bounds = [1 + (len(tokens) - 1) * quarter // QUARTERS for quarter in range(QUARTERS + 1)]
@@ -85,7 +96,8 @@ def _train(icon: WorkspaceResource) -> dict[str, Any]:
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
     for row in result["rows"]:
-        scoring, training = row["scoring"], row["training"]
+        scoring = row["scoring"]
+        training = row["training"]
         speeds = " ".join(f"{speed:,}" for speed in training["tokens_per_second"])
         yield (
             f"{'kept' if row['kept'] else 'given back':<11} scoring {scoring['tokens_per_second']:,} tokens/s, {scoring['peak_memory_mib']:,} "

@@ -32,7 +32,8 @@ def main() -> None:
         for n in range(arguments.samples + 2 * arguments.count)
     ]
     lines = [json.dumps(text) for text in texts]
-    arguments.model, arguments.dtype = "bundled:smollm2-135m-instruct", "auto"
+    arguments.model = "bundled:smollm2-135m-instruct"
+    arguments.dtype = "auto"
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as probes:
         probes.write("\n".join(lines[arguments.samples :]) + "\n")
         probes.flush()
@@ -43,35 +44,50 @@ def main() -> None:
 
 def _rerun(icon: WorkspaceResource, arguments: Namespace) -> dict[str, Any]:
     _make_up(icon)
-    space, loads = icon.workspace, resources._cached_model.cache_info().misses
+    space = icon.workspace
+    loads = resources._cached_model.cache_info().misses
     rows = []
     with dg.DagsterInstance.ephemeral() as instance:
         for name in ("pairs stored, scores to derive", "nothing changed"):
-            start, since = time.monotonic(), time.time()
+            start = time.monotonic()
+            since = time.time()
             stages = ("probe_baseline", "sample_scores")
             outcomes = list(run_stages(build_assets(space), space, instance, stages))
             failed = [outcome.error for outcome in outcomes if outcome.error]
             assert not failed, failed
-            rows.append({
-                "run": name, "seconds_in_all": round(time.monotonic() - start, 2),
-                "forwards": sum(outcome.metadata["forwards"] for outcome in outcomes),
-                "seconds_in_sample_scores": round(_step_seconds(instance, "sample_scores", since), 2),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "run": name,
+                    "seconds_in_all": round(time.monotonic() - start, 2),
+                    "forwards": sum(outcome.metadata["forwards"] for outcome in outcomes),
+                    "seconds_in_sample_scores": round(_step_seconds(instance, "sample_scores", since), 2),
+                }
+            )
     loaded = resources._cached_model.cache_info().misses - loads
     return {"samples": arguments.samples, "probes": arguments.count, "models_loaded": loaded, "rows": rows}
 
 
 def _make_up(icon: WorkspaceResource) -> None:
     """Pairs and controls for everything, as if they had been scored."""
-    store, key = icon.store, icon.score_key()
+    store = icon.store
+    key = icon.score_key()
     shard = store.query("SELECT shard FROM shards").item()
     samples = store.query("SELECT DISTINCT sample_id FROM samples ORDER BY ALL")["sample_id"]
     probes = store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"]
     draw = random.Random(1)
-    store.append("contexts", pl.DataFrame({
-        "score_key": key.value, "sample_id": samples, "origin": shard, "n_context_tokens": [draw.randint(20, 300) for _ in samples],
-        "n_context_chars": 100, "truncated": False,
-    }))  # fmt: skip
+    store.append(
+        "contexts",
+        pl.DataFrame(
+            {
+                "score_key": key.value,
+                "sample_id": samples,
+                "origin": shard,
+                "n_context_tokens": [draw.randint(20, 300) for _ in samples],
+                "n_context_chars": 100,
+                "truncated": False,
+            }
+        ),
+    )
     pairs = pl.DataFrame({"sample_id": samples}).join(pl.DataFrame({"probe_id": probes}), how="cross")
     nll = [draw.uniform(5, 30) for _ in range(pairs.height)]
     store.append(
@@ -81,10 +97,20 @@ def _make_up(icon: WorkspaceResource) -> None:
         ),
     )
     controls = [
-        {"score_key": key.value, "probe_id": probe, "control": kind, "seed": seed, "length": length, "n_context_tokens": length,
-         "nll_sum": draw.uniform(5, 30), "n_tokens": 10, "truncated": False}
-        for kind, seed, length in [NO_CONTEXT, *controls_for(key, icon.settings.controls, range(20, 301), [])] for probe in probes
-    ]  # fmt: skip
+        {
+            "score_key": key.value,
+            "probe_id": probe,
+            "control": kind,
+            "seed": seed,
+            "length": length,
+            "n_context_tokens": length,
+            "nll_sum": draw.uniform(5, 30),
+            "n_tokens": 10,
+            "truncated": False,
+        }
+        for kind, seed, length in [NO_CONTEXT, *controls_for(key, icon.settings.controls, range(20, 301), [])]
+        for probe in probes
+    ]
     store.append("control_scores", pl.DataFrame(controls))
 
 

@@ -1,4 +1,5 @@
-"""Cost against the number of candidates (x1, x4, x16) and of probes (x1, x4, x16): seconds per token and memory stay flat.
+"""Cost against the number of candidates (x1, x4, x16) and of probes (x1, x4, x16): seconds per token and memory stay
+flat.
 
 Each row in a process of its own, compiled and warm before the clock starts; it pays for the controls its samples need.
 """
@@ -35,8 +36,10 @@ def _row(arguments: Namespace, candidates: int, probes: int) -> dict[str, Any]:
 
 def _measure(root: str) -> dict[str, Any]:
     icon = WorkspaceResource(root=root)
-    shard, scorer = icon.store.query("SELECT shard FROM shards").item(), icon.scorer(logging.getLogger(__name__))
-    engine, probes = scorer._engine, list(scorer._probes.values())
+    shard = icon.store.query("SELECT shard FROM shards").item()
+    scorer = icon.scorer(logging.getLogger(__name__))
+    engine = scorer._engine
+    probes = list(scorer._probes.values())
     engine.compile_for(10**9)
     for _ in engine.score([list(range(100, 400))] * 4, probes, [range(len(probes))] * 4):
         pass  # memory and caches as a long run has them
@@ -45,11 +48,16 @@ def _measure(root: str) -> dict[str, Any]:
         spent = scorer.complete_shard(shard, icon.settings.controls)
         seconds = time.monotonic() - start
     return {
-        "engine": spent.engine, "pairs": spent.pairs, "control_pairs": spent.control_pairs, "tokens": spent.tokens,
-        "seconds": round(seconds, 2), "milliseconds_per_pair": round(1000 * seconds / spent.pairs, 1),
-        "tokens_per_pair": round(spent.tokens / spent.pairs, 1), "tokens_per_second": round(spent.tokens / seconds),
+        "engine": spent.engine,
+        "pairs": spent.pairs,
+        "control_pairs": spent.control_pairs,
+        "tokens": spent.tokens,
+        "seconds": round(seconds, 2),
+        "milliseconds_per_pair": round(1000 * seconds / spent.pairs, 1),
+        "tokens_per_pair": round(spent.tokens / spent.pairs, 1),
+        "tokens_per_second": round(spent.tokens / seconds),
         "peak_memory_mib": round(memory.mib),
-    }  # fmt: skip
+    }
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:

@@ -48,12 +48,17 @@ def main() -> None:
 
 def _compare(icon: WorkspaceResource, arguments: Namespace) -> dict[str, Any]:
     record, dtype = icon.base_model()
-    store, shape, controls = icon.store, model_shape(record.directory), icon.settings.controls
-    peak, scorer = matmul_peak(icon.device(), dtype), icon.scorer(logging.getLogger(__name__))
+    store = icon.store
+    shape = model_shape(record.directory)
+    controls = icon.settings.controls
+    peak = matmul_peak(icon.device(), dtype)
+    scorer = icon.scorer(logging.getLogger(__name__))
     start = time.monotonic()
     scorer._engine.compile_for(10**9)
     compile_seconds = time.monotonic() - start
-    ours, engine_seconds, engine_memory = Spent(), 0.0, PeakMemory()
+    ours = Spent()
+    engine_seconds = 0.0
+    engine_memory = PeakMemory()
     # In a process of its own, so that neither inherits the other's memory; they never compute at the same time.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other, engine_memory:
         other.submit(_start, icon.root).result()
@@ -69,30 +74,41 @@ def _compare(icon: WorkspaceResource, arguments: Namespace) -> dict[str, Any]:
     tokens = dict(store.query('SELECT "work", sum(tokens)::BIGINT FROM scoring_costs GROUP BY "work"').iter_rows())
     flops = {"reference": shape.flops(reference.work), "engine": ours.flops}
     return {
-        "model": record.name, "parameters": record.n_parameters, "dtype": dtype, "engine": ours.engine,
-        "candidates": arguments.candidates, "probes": arguments.count, "pairs": ours.pairs, "control_pairs": ours.control_pairs,
+        "model": record.name,
+        "parameters": record.n_parameters,
+        "dtype": dtype,
+        "engine": ours.engine,
+        "candidates": arguments.candidates,
+        "probes": arguments.count,
+        "pairs": ours.pairs,
+        "control_pairs": ours.control_pairs,
         "seconds": {
-            "reference": round(reference.seconds, 1), "engine": round(engine_seconds, 1), "of_it_controls": round(costs["controls"], 1),
+            "reference": round(reference.seconds, 1),
+            "engine": round(engine_seconds, 1),
+            "of_it_controls": round(costs["controls"], 1),
             "compiling_before": round(compile_seconds, 1),
         },
         "wall_ratio": round(reference.seconds / engine_seconds, 2),
         "wall_ratio_with_compiling": round(reference.seconds / (engine_seconds + compile_seconds), 2),
         "wall_ratio_without_controls": round(reference.pair_seconds / costs["pairs"], 2),
         "tokens_per_pair": {
-            "reference": round(reference.work.tokens / ours.pairs, 1), "engine": round(ours.tokens / ours.pairs, 1),
+            "reference": round(reference.work.tokens / ours.pairs, 1),
+            "engine": round(ours.tokens / ours.pairs, 1),
             "engine_without_controls": round(tokens["pairs"] / ours.pairs, 1),
         },
         "tokens_per_second": {
-            "reference": round(reference.work.tokens / reference.seconds), "engine": round(ours.tokens / ours.seconds)
+            "reference": round(reference.work.tokens / reference.seconds),
+            "engine": round(ours.tokens / ours.seconds),
         },
         "flops_ratio": round(flops["reference"] / flops["engine"], 2),
         "peak_flops_per_second": round(peak),
         "peak_share": {
-            "reference": round(flops["reference"] / reference.seconds / peak, 3), "engine": round(ours.peak_share, 3)
+            "reference": round(flops["reference"] / reference.seconds / peak, 3),
+            "engine": round(ours.peak_share, 3),
         },
         "peak_memory_mib": {"reference": round(reference_mib), "engine": round(engine_memory.mib)},
         **_agreement(icon, reference, arguments.control_seeds),
-    }  # fmt: skip
+    }
 
 
 _reference: Any = None  # of the other process
@@ -144,7 +160,9 @@ class Reference:
     memory: PeakMemory
 
     def __init__(self, model: LanguageModel, store: Store, encoder: Encoder) -> None:
-        self._model, self._store, self._encoder = model, store, encoder
+        self._model = model
+        self._store = store
+        self._encoder = encoder
         self._probes = {
             r["probe_id"]: encoder.probe(r) for r in store.query("FROM probes ORDER BY 1").iter_rows(named=True)
         }
@@ -194,7 +212,8 @@ class Reference:
 
 def _agreement(icon: WorkspaceResource, reference: Results, n_seeds: int) -> dict[str, Any]:
     """How far the figures are apart: NLL pair by pair, and the ranking under several controls."""
-    store, key = icon.store, icon.score_key()
+    store = icon.store
+    key = icon.score_key()
     pairs = store.query("SELECT sample_id, probe_id, nll_sum / n_tokens AS nll, n_tokens FROM pair_scores").iter_rows()
     differences = [(abs(nll - reference.nll[sample, probe]), n) for sample, probe, nll, n in pairs]
     rankings = {"reference random_chars": reference.contribution()}
@@ -227,7 +246,7 @@ def _agreement(icon: WorkspaceResource, reference: Results, n_seeds: int) -> dic
         "largest_of_responses_over_8_tokens": round(max((d for d, n in differences if n > 8), default=0.0), 5),
         "mean_nll_difference_per_token": round(sum(d for d, _ in differences) / len(differences), 5),
         "spearman_of_random_tokens_with": spearman,
-    }  # fmt: skip
+    }
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:

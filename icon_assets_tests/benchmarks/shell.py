@@ -1,8 +1,7 @@
 """What everything around the model costs as the pool grows: files, tables, SQL, runs, the UI. The NLLs are made up.
 
-The engine, its tokenizer and the model's files are stand-ins; ingest, plan, scoring pass, Delta commits, scores, selection and
-Dagster's runs are the real ones, in one workspace that grows to the whole pool in three steps.
-"""
+The engine, its tokenizer and the model's files are stand-ins; ingest, plan, scoring pass, Delta commits, scores,
+selection and Dagster's runs are the real ones, in one workspace that grows to the whole pool in three steps."""
 
 import json
 import os
@@ -104,23 +103,33 @@ def main() -> None:
         grown = Growth(arguments, Path(folder) / "grown")
         rows = [grown.step(share) for share in _STEPS]
         result = {
-            "samples": arguments.samples, "shards": arguments.shards, "probes": arguments.count, "budget": arguments.budget,
-            "steps": rows, "definitions_seconds": definitions_seconds(grown.root),
-            "ui": ui_seconds(grown.root, "sample_scores"), "discovery": discovery(arguments, Path(folder) / "files"),
-        }  # fmt: skip
+            "samples": arguments.samples,
+            "shards": arguments.shards,
+            "probes": arguments.count,
+            "budget": arguments.budget,
+            "steps": rows,
+            "definitions_seconds": definitions_seconds(grown.root),
+            "ui": ui_seconds(grown.root, "sample_scores"),
+            "discovery": discovery(arguments, Path(folder) / "files"),
+        }
     report(arguments, result, _lines)
 
 
 @contextmanager
 def made_up_model() -> Iterator[None]:
     """The stand-ins for whatever would load torch."""
-    engine, shape = MadeUpEngine(), ModelShape(10**8, 12, 768, 768, 2_000)
+    engine = MadeUpEngine()
+    shape = ModelShape(10**8, 12, 768, 768, 2_000)
     with ExitStack() as stack:
         for module in ("resources", "core.price", "core.costs"):
             for name, value in {
-                "_cached_engine": lambda *_: engine, "model_shape": lambda _: shape, "load_tokenizer": lambda _: Tokenizer(),
-                "choose_device": lambda _: "cpu", "matmul_peak": lambda *_: 1e12, "device_name": lambda _: "made up",
-            }.items():  # fmt: skip
+                "_cached_engine": lambda *_: engine,
+                "model_shape": lambda _: shape,
+                "load_tokenizer": lambda _: Tokenizer(),
+                "choose_device": lambda _: "cpu",
+                "matmul_peak": lambda *_: 1e12,
+                "device_name": lambda _: "made up",
+            }.items():
                 if hasattr(sys.modules[f"icon_assets.{module}"], name):
                     stack.enter_context(patch(f"icon_assets.{module}.{name}", value))
         yield
@@ -134,9 +143,11 @@ def make_workspace(root: Path, probes: int, budget: str, seed: int) -> Workspace
     share = budget if budget in ("exact", "auto") else float(budget)
     model = root / "models" / "stand-in"
     settings = {
-        "model": {"name": str(model), "dtype": "float32", "device": "cpu"}, "evaluation": {"held_out": None},
-        "probes": {"count": probes, "seed": seed, "budget": share}, "pool": {"settle_seconds": 0},
-    }  # fmt: skip
+        "model": {"name": str(model), "dtype": "float32", "device": "cpu"},
+        "evaluation": {"held_out": None},
+        "probes": {"count": probes, "seed": seed, "budget": share},
+        "pool": {"settle_seconds": 0},
+    }
     (root / "settings.yaml").write_text(yaml.safe_dump(settings), "utf-8")
     model.mkdir(parents=True)
     (model / "model.safetensors").touch()
@@ -148,10 +159,23 @@ def make_workspace(root: Path, probes: int, budget: str, seed: int) -> Workspace
     ledger.record(
         icon.store, Recipes(icon.workspace, icon.store, dtype="float32").of("base_model"), record.digest, "", summary
     )
-    icon.store.append("models", pl.DataFrame([{
-        "model_digest": record.digest, "name": "stand-in", "revision": "0", "path": "models/stand-in", "dtype": "float32",
-        "device": "cpu", "n_parameters": 10**8, "prepared_at": datetime.now(UTC),
-    }]))  # fmt: skip
+    icon.store.append(
+        "models",
+        pl.DataFrame(
+            [
+                {
+                    "model_digest": record.digest,
+                    "name": "stand-in",
+                    "revision": "0",
+                    "path": "models/stand-in",
+                    "dtype": "float32",
+                    "device": "cpu",
+                    "n_parameters": 10**8,
+                    "prepared_at": datetime.now(UTC),
+                }
+            ]
+        ),
+    )
     return icon
 
 
@@ -170,10 +194,13 @@ def write_shard(path: Path, samples: int, draw: random.Random) -> None:
 
 
 class Growth:
-    """One workspace and its Dagster history; each step adds shards up to a share of the pool and takes every time again."""
+    """One workspace and its Dagster history; each step adds shards up to a share of the pool and takes every time
+    again."""
 
     def __init__(self, arguments: Namespace, root: Path) -> None:
-        self.root, self._arguments, self._shards = root, arguments, 0
+        self.root = root
+        self._arguments = arguments
+        self._shards = 0
         os.environ["DAGSTER_HOME"] = str(root / "dagster_home")
         self.icon = make_workspace(root, arguments.count, arguments.budget, arguments.seed)
 
@@ -203,7 +230,8 @@ class Growth:
         each = self._arguments.samples // self._arguments.shards
         for number in range(self._shards, up_to):
             write_shard(self._file(number), each, random.Random(f"{self._arguments.seed} {number}"))
-        added, self._shards = up_to - self._shards, up_to
+        added = up_to - self._shards
+        self._shards = up_to
         return added * each
 
     def _file(self, number: int) -> Path:
@@ -211,7 +239,8 @@ class Growth:
 
     def _run(self, *stages: str) -> list[float]:
         """Seconds of each run, Dagster's own share included; partitions that were up to date take none."""
-        seconds, workspace = list[float](), self.icon.workspace
+        seconds = list[float]()
+        workspace = self.icon.workspace
         with open_instance(workspace) as instance:
             start = time.monotonic()
             for outcome in run_stages(build_assets(workspace), workspace, instance, stages):
@@ -222,7 +251,8 @@ class Growth:
         return seconds
 
     def _plan_with_one_edited(self) -> float:
-        file, before = self._file(0), self._file(0).stat()
+        file = self._file(0)
+        before = self._file(0).stat()
         text = file.read_bytes()
         write_shard(file, 100, random.Random("edited"))
         file.write_bytes(file.read_bytes() + text.split(b"\n", 100)[100])
@@ -295,9 +325,12 @@ def ui_seconds(root: Path, asset: str) -> dict[str, float]:
         server.terminate()
         server.wait()
     return {
-        "partitions": stats["numPartitions"], "materialized": stats["numMaterialized"], "started_seconds": started,
-        "page_seconds": page, "asset_query_seconds": statistics.median(seconds for seconds, _ in asked),
-    }  # fmt: skip
+        "partitions": stats["numPartitions"],
+        "materialized": stats["numMaterialized"],
+        "started_seconds": started,
+        "page_seconds": page,
+        "asset_query_seconds": statistics.median(seconds for seconds, _ in asked),
+    }
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
@@ -318,25 +351,34 @@ def _fetch(url: str, body: bytes | None = None) -> bytes:
 
 
 def discovery(arguments: Namespace, root: Path) -> dict[str, Any]:
-    """Ticks of `discover_pool` over a folder of many small files, until all are reported and when nothing is new; then the UI."""
+    """Ticks of `discover_pool` over a folder of many small files, until all are reported and when nothing is new; then
+    the UI."""
     os.environ["DAGSTER_HOME"] = str(root / "dagster_home")
     icon = make_workspace(root, arguments.count, "exact", arguments.seed)
     for number in range(arguments.files):
         write_shard(root / "pool" / f"part{number:05}.jsonl", 1, random.Random(number))
     sensor = next(sensor for sensor in build_sensors(icon.workspace) if sensor.name == "discover_pool")
-    ticks, writing, cursor, reported = [], 0.0, None, 0
+    ticks = []
+    writing = 0.0
+    cursor = None
+    reported = 0
     with open_instance(icon.workspace) as instance:
         while not ticks or reported:
             context = dg.build_sensor_context(instance, cursor=cursor, resources={"icon": icon})
             seconds, result = timed(lambda context=context: sensor(context))
             assert isinstance(result, dg.SensorResult)
             ticks.append(seconds)
-            cursor, reported = result.cursor, len(result.asset_events)
+            cursor = result.cursor
+            reported = len(result.asset_events)
             writing += timed(lambda result=result: _apply(instance, result))[0]
     return {
-        "files": arguments.files, "ticks": len(ticks), "first_tick_seconds": ticks[0], "unchanged_tick_seconds": ticks[-1],
-        "reports_written_seconds": writing, "ui": ui_seconds(root, pool_files.key.to_user_string()),
-    }  # fmt: skip
+        "files": arguments.files,
+        "ticks": len(ticks),
+        "first_tick_seconds": ticks[0],
+        "unchanged_tick_seconds": ticks[-1],
+        "reports_written_seconds": writing,
+        "ui": ui_seconds(root, pool_files.key.to_user_string()),
+    }
 
 
 def _apply(instance: dg.DagsterInstance, result: dg.SensorResult) -> None:

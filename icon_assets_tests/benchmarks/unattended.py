@@ -1,4 +1,5 @@
-"""From dropping a file into the pool folder to its scores in SQL, while Dagster's daemon runs with `scoring: on_change`."""
+"""From dropping a file into the pool folder to its scores in SQL, while Dagster's daemon runs with `scoring:
+on_change`."""
 
 import os
 import signal
@@ -39,7 +40,8 @@ def _watch(icon: WorkspaceResource, dropped: list[list[str]]) -> dict[str, Any]:
         first = _seconds_until(lambda: _scored(icon) == len(dropped[0]), start, daemon)
         later = []
         for number, lines in enumerate(dropped):
-            wanted, start = _scored(icon) + len(lines), time.monotonic()
+            wanted = _scored(icon) + len(lines)
+            start = time.monotonic()
             (root / "pool" / f"dropped{number}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
             later.append(_seconds_until(lambda wanted=wanted: _scored(icon) == wanted, start, daemon))
     finally:

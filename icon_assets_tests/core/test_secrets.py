@@ -24,12 +24,22 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        KEY, KEY.upper(), quote(KEY), quote(KEY, safe=""), quote(quote(KEY, safe=""), safe=""), json.dumps(KEY)[1:-1],
-        json.dumps(KEY)[1:-1].replace("/", "\\/"), json.dumps(json.dumps(KEY))[3:-3], repr(KEY)[1:-1], html.escape(KEY),
-        "".join(f"\\u{ord(c):04X}" for c in KEY), "".join(f"\\x{ord(c):02x}" for c in KEY), "".join(f"&#{ord(c)};" for c in KEY),
+        KEY,
+        KEY.upper(),
+        quote(KEY),
+        quote(KEY, safe=""),
+        quote(quote(KEY, safe=""), safe=""),
+        json.dumps(KEY)[1:-1],
+        json.dumps(KEY)[1:-1].replace("/", "\\/"),
+        json.dumps(json.dumps(KEY))[3:-3],
+        repr(KEY)[1:-1],
+        html.escape(KEY),
+        "".join(f"\\u{ord(c):04X}" for c in KEY),
+        "".join(f"\\x{ord(c):02x}" for c in KEY),
+        "".join(f"&#{ord(c)};" for c in KEY),
         KEY.encode().hex(),
     ],
-)  # fmt: skip
+)
 def test_a_secret_is_hidden_however_it_is_escaped(form: str) -> None:
     assert scrubbed(f"before {form} after") == f"before {HIDDEN} after"
 

@@ -19,10 +19,31 @@ AUTOLINK = re.compile(
     r"(https?://|www(?=\.))([-.\w]+)([^ \t\r\n]*)|(?<![-.\w+])[-.\w+]+@[-\w]+(?:\.[-\w]+)+", re.IGNORECASE
 )
 STILL = {
-    "paragraph_open", "paragraph_close", "inline", "text", "code_inline", "table_open", "table_close", "thead_open", "thead_close",
-    "tbody_open", "tbody_close", "tr_open", "tr_close", "th_open", "th_close", "td_open", "td_close",
-    "bullet_list_open", "bullet_list_close", "list_item_open", "list_item_close", "softbreak", "strong_open", "strong_close",
-}  # fmt: skip
+    "paragraph_open",
+    "paragraph_close",
+    "inline",
+    "text",
+    "code_inline",
+    "table_open",
+    "table_close",
+    "thead_open",
+    "thead_close",
+    "tbody_open",
+    "tbody_close",
+    "tr_open",
+    "tr_close",
+    "th_open",
+    "th_close",
+    "td_open",
+    "td_close",
+    "bullet_list_open",
+    "bullet_list_close",
+    "list_item_open",
+    "list_item_close",
+    "softbreak",
+    "strong_open",
+    "strong_close",
+}
 signs = st.text(st.sampled_from(list("\\`*_[]()<>!|~$&#;:/@.-+=1 ahtpw\n\t\u200b\u202e")), max_size=30)
 
 

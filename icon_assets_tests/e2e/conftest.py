@@ -1,4 +1,5 @@
-"""What tests with real processes share: a workspace with a little work at every stage, and what it becomes undisturbed."""
+"""What tests with real processes share: a workspace with a little work at every stage, and what it becomes
+undisturbed."""
 
 import threading
 import time
@@ -15,14 +16,22 @@ from icon_assets_tests.e2e.processes import start
 
 BUSY: dict[str, Any] = {
     "scoring": {
-        "max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64, "tokens_per_forward": 256,
+        "max_context_tokens": 128,
+        "max_prompt_tokens": 64,
+        "max_response_tokens": 64,
+        "tokens_per_forward": 256,
         "commit_seconds": 0.05,
     },
     "selection": {"arms": ["random", "icon"], "fraction": 0.3},
     "training": {
-        "seeds": [0], "epochs": 2, "batch_size": 2, "micro_batch_size": 2, "max_tokens": 128, "save_every_steps": 2,
+        "seeds": [0],
+        "epochs": 2,
+        "batch_size": 2,
+        "micro_batch_size": 2,
+        "max_tokens": 128,
+        "save_every_steps": 2,
     },
-}  # fmt: skip
+}
 
 
 def questions(shard: str, count: int) -> list[dict[str, Any]]:
@@ -61,7 +70,9 @@ def undisturbed(make_busy: Callable[..., Workspace]) -> Iterator[Callable[[], Wo
 @contextmanager
 def read_all_the_while(store: Store, sql: str) -> Iterator[list[list[tuple[Any, ...]]]]:
     """A user who asks the published views the same thing again and again; every answer. None of them may fail."""
-    answers, errors, done = list[list[tuple[Any, ...]]](), list[Exception](), threading.Event()
+    answers = list[list[tuple[Any, ...]]]()
+    errors = list[Exception]()
+    done = threading.Event()
 
     def read() -> None:
         while not done.is_set():

@@ -18,16 +18,22 @@ class Refused(Exception):
 
 
 class Disk:
-    """A tmpfs of so many MiB at `folder`, with what lay there, for processes that `enter`. Others see what `shown` last put there."""
+    """A tmpfs of so many MiB at `folder`, with what lay there, for processes that `enter`. Others see what `shown` last
+    put there."""
 
     def __init__(self, folder: Path, mebibytes: int) -> None:
-        self.folder, refusals = folder, list[str]()
+        self.folder = folder
+        refusals = list[str]()
         if shutil.which("unshare") is None:
             raise Refused("the command unshare is not there")
         for rights in ("-rm", "-m"):  # of one's own making, or those of root
             self._shell = subprocess.Popen(
-                ["unshare", rights, "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )  # fmt: skip
+                ["unshare", rights, "sh"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
             try:
                 self._do(f"mount -t tmpfs -o size={mebibytes}m tmpfs '{folder}'")
             except Refused as refusal:
@@ -57,7 +63,8 @@ class Disk:
         return Path(f"/proc/{self.pid}/root{self.folder}")
 
     def shown(self) -> None:
-        """Put a copy of what lies on the disk where those find it who have not entered: the same files at the same paths."""
+        """Put a copy of what lies on the disk where those find it who have not entered: the same files at the same
+        paths."""
         for path in self.folder.iterdir():  # not the folder itself: that would take the disk away
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.copytree(self.seen, self.folder, dirs_exist_ok=True)
@@ -100,7 +107,8 @@ def enter(pid: int) -> None:
     """See the disk of the process `pid`. Only a process of one thread can."""
     libc = ctypes.CDLL(None, use_errno=True)
     for name, flag in _NAMESPACES.items():
-        theirs, ours = Path(f"/proc/{pid}/ns/{name}"), Path(f"/proc/self/ns/{name}")
+        theirs = Path(f"/proc/{pid}/ns/{name}")
+        ours = Path(f"/proc/self/ns/{name}")
         if theirs.readlink() == ours.readlink():
             continue
         with theirs.open() as namespace:

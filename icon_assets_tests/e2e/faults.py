@@ -1,5 +1,5 @@
-"""Ends a process by SIGKILL at a chosen point of its own work, before its n-th change of a file or around a call of a function;
-or gives it less disk, memory or rights.
+"""Ends a process by SIGKILL at a chosen point of its own work, before its n-th change of a file or around a call of a
+function; or gives it less disk, memory or rights.
 
 To be called in the process that is to suffer it (`start(..., fault=...)`); nothing of the product knows about it.
 """
@@ -49,7 +49,8 @@ def forked(work: Callable[[], object], fault: Callable[[], None]) -> int:
 
 
 def die_at_change(number: int, below: str) -> None:
-    """Die before the `number`-th time (from 0) that Python changes or opens for writing something in the folder `below`."""
+    """Die before the `number`-th time (from 0) that Python changes or opens for writing something in the folder
+    `below`."""
     left = number
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
@@ -92,7 +93,8 @@ def die_around(where: str, number: int, when: When, seconds: float = 0) -> None:
     module, _, path = where.partition(":")
     *parents, name = path.split(".")
     owner = functools.reduce(getattr, parents, importlib.import_module(module))
-    original, calls = getattr(owner, name), iter(range(sys.maxsize))
+    original = getattr(owner, name)
+    calls = iter(range(sys.maxsize))
 
     @functools.wraps(original)
     def wrapped(*arguments: Any, **named: Any) -> Any:
@@ -132,7 +134,8 @@ class _Capabilities(ctypes.Structure):
 
 def give_up_privileges() -> None:
     """Root without its capabilities: may do what the owner and the mode of a file say, as everybody else."""
-    libc, nothing = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    nothing = (ctypes.c_uint32 * 6)()
     if libc.capset(ctypes.byref(_Capabilities(0x20080522, 0)), nothing):
         raise OSError(ctypes.get_errno(), "capset")
 

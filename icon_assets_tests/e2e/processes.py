@@ -16,19 +16,33 @@ from icon_assets_tests.e2e.disks import enter
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        __name__, "icon_assets.definitions", "icon_assets.home", "icon_assets.progress", "icon_assets.runner", "torch",
-        "deltalake", "duckdb", "transformers", "peft", "trl.trainer.sft_trainer", "datasets", "lm_eval", "matplotlib.pyplot",
+        __name__,
+        "icon_assets.definitions",
+        "icon_assets.home",
+        "icon_assets.progress",
+        "icon_assets.runner",
+        "torch",
+        "deltalake",
+        "duckdb",
+        "transformers",
+        "peft",
+        "trl.trainer.sft_trainer",
+        "datasets",
+        "lm_eval",
+        "matplotlib.pyplot",
     ]
-)  # fmt: skip
+)
 
 
 def start(
-    root: Path, *arguments: str, out: Path = Path(os.devnull), disk: int | None = None,
+    root: Path,
+    *arguments: str,
+    out: Path = Path(os.devnull),
+    disk: int | None = None,
     fault: Callable[[], None] | None = None,
-) -> BaseProcess:  # fmt: skip
-    """`icon-assets -w root ARGUMENTS` in a session of its own, on the disk of the process `disk`; what it prints goes to `out`.
-    `fault` (see `faults.py`) is called in it before.
-    """
+) -> BaseProcess:
+    """`icon-assets -w root ARGUMENTS` in a session of its own, on the disk of the process `disk`; what it prints goes
+    to `out`. `fault` (see `faults.py`) is called in it before."""
     process = SERVER.Process(target=_command, args=(["-w", str(root), *arguments], out, disk, fault), daemon=True)
     process.start()
     return process

@@ -40,9 +40,8 @@ def test_in_float32_every_pair_equals_the_plain_forward(model_dir: Path, problem
 def test_in_bfloat16_packing_costs_no_accuracy_beyond_bfloat16_itself(model_dir: Path, problem: Problem) -> None:
     """By every kernel, the errors of the response tokens are as large as those of the unchanged model in bfloat16.
 
-    Tokens are compared, not means of pairs, and the largest hundredth, not the largest: in a mean, errors of either sign
-    cancel by a luck that differs between CPUs, and one token of a thousand is luck, too.
-    """
+    Tokens are compared, not means of pairs, and the largest hundredth, not the largest: in a mean, errors of either
+    sign cancel by a luck that differs between CPUs, and one token of a thousand is luck, too."""
     loaded = load(model_dir, "bfloat16", "cpu")
     same_weights = load(model_dir, "bfloat16", "cpu")
     same_weights.model.float()
@@ -59,7 +58,8 @@ def test_in_bfloat16_packing_costs_no_accuracy_beyond_bfloat16_itself(model_dir:
 @pytest.mark.parametrize("template", ["alpaca", "chat"])
 def test_special_tokens_written_in_data_never_act_in_the_real_tokenizer(model_dir: Path, template: Template) -> None:
     tokenizer = load_tokenizer(model_dir)
-    tame, hostile = Sample("say", "", "so"), Sample(SPECIAL_TOKENS, "", SPECIAL_TOKENS)
+    tame = Sample("say", "", "so")
+    hostile = Sample(SPECIAL_TOKENS, "", SPECIAL_TOKENS)
     special = set(tokenizer.all_special_ids)
     counts = []
     for sample in (tame, hostile):

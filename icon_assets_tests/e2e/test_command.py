@@ -29,9 +29,13 @@ def environment() -> dict[str, str]:
 
 def command(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "icon_assets.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
-        env={**environment(), "PYTHONPATH": str(Path(__file__).parents[2])}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "icon_assets.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**environment(), "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+    )
 
 
 def test_a_new_workspace_is_laid_out_and_not_overwritten(tmp_path: Path) -> None:
@@ -113,9 +117,11 @@ def test_a_query_that_is_told_to_stop_stops_at_once_and_leaves_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(spill))
         process = subprocess.Popen(
-            [sys.executable, "-m", "icon_assets.cli", "-w", str(workspace.root), "sql", query], stderr=said.open("w"),
-            env={**environment(), "PYTHONPATH": str(Path(__file__).parents[2])}, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "icon_assets.cli", "-w", str(workspace.root), "sql", query],
+            stderr=said.open("w"),
+            env={**environment(), "PYTHONPATH": str(Path(__file__).parents[2])},
+            start_new_session=True,
+        )
     until = time.monotonic() + 60
     while not list(spill.iterdir()) and time.monotonic() < until:
         time.sleep(0.02)
@@ -199,10 +205,13 @@ def test_a_scoring_run_that_is_killed_goes_on_without_a_lost_or_doubled_pair(
 ) -> None:
     workspace = make_workspace(
         scoring={
-            "max_context_tokens": 128, "max_prompt_tokens": 64, "max_response_tokens": 64, "tokens_per_forward": 64,
+            "max_context_tokens": 128,
+            "max_prompt_tokens": 64,
+            "max_response_tokens": 64,
+            "tokens_per_forward": 64,
             "commit_seconds": 0.01,
         }
-    )  # fmt: skip
+    )
     rows = [alpaca(f"Question {n} about number {n * 17}?", f"The answer is {n * 31}.") for n in range(40)]
     write_jsonl(workspace.root / "pool" / "many.jsonl", rows)
     store = Store(workspace.store_dir)
@@ -223,8 +232,9 @@ def run_until_killed(workspace: Workspace, store: Store, target: int) -> int:
     process = subprocess.Popen(
         [sys.executable, "-m", "icon_assets.cli", "-w", str(workspace.root), "run", *SCORING],
         env={**environment(), "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     until = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < until:
         if stored(store) > target:
@@ -253,7 +263,8 @@ def undisturbed(workspace: Workspace) -> Store:
 
 def same_scores(a: Store, b: Store) -> bool:
     sql = "SELECT control, sample_id, contribution, n_probes FROM sample_scores ORDER BY control, sample_id"
-    one, two = a.query(sql), b.query(sql)
+    one = a.query(sql)
+    two = b.query(sql)
     assert one.height == two.height > 0
     difference = (one["contribution"] - two["contribution"]).abs().max()
     return one.drop("contribution").equals(two.drop("contribution")) and difference < 1e-5  # pyright: ignore

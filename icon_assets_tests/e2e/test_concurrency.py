@@ -49,7 +49,8 @@ def test_a_run_that_is_told_to_stop_stops_with_one_line_and_keeps_its_work(
     make_busy: Callable[..., Workspace], which: signal.Signals
 ) -> None:
     workspace = make_busy({"many.jsonl": questions("many", 300), "next.jsonl": questions("next", 2)})
-    said, store = workspace.root / "said.txt", Store(workspace.store_dir)
+    said = workspace.root / "said.txt"
+    store = Store(workspace.store_dir)
     run = start(workspace.root, "run", out=said)
     until = time.monotonic() + 120
     while store.query("SELECT count(*) FROM pair_scores").item() == 0 and time.monotonic() < until:

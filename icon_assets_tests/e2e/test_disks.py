@@ -14,8 +14,8 @@ from icon_assets_tests.e2e.disks import Disk, Refused
 from icon_assets_tests.e2e.processes import start
 from icon_assets_tests.e2e.test_kills import assert_equal, assert_tidy, assert_whole, finish, written
 
-# What is run, which folder is a disk of its own, how often it gets full, after how many new files at most (0: it is full
-# from the start), and which ones count.
+# What is run, which folder is a disk of its own, how often it gets full, after how many new files at most (0: it is
+# full from the start), and which ones count.
 STAGES = {
     "ingest": (["raw_pool", "probe_set"], "store", 2, 6, "tables"),
     "model": (["base_model"], "models", 1, 0, ""),
@@ -24,14 +24,15 @@ STAGES = {
     "training": (["checkpoint"], "checkpoints", 2, 14, ""),
     "evaluation": (["base_eval", "eval_results", "leaderboard"], "store", 2, 4, "tables"),
     "history": (["leaderboard"], "dagster_home", 1, 2, ""),
-}  # fmt: skip
+}
 MEND = "check free space and permissions, then run again: finished work is kept"
 
 
 def test_after_full_and_read_only_disks_everything_is_as_in_an_undisturbed_run(
     make_busy: Callable[..., Workspace], undisturbed: Callable[[], Workspace]
 ) -> None:
-    workspace, draw = make_busy(), random.Random(5)
+    workspace = make_busy()
+    draw = random.Random(5)
     for select, part, times, most, counted in STAGES.values():
         with small_disk(workspace.root / part) as disk:
             for _ in range(times):
@@ -58,7 +59,8 @@ def small_disk(folder: Path) -> Disk:
 def filled_at_work(
     workspace: Workspace, disk: Disk, select: list[str], counted: str, after: int
 ) -> tuple[int | None, str]:
-    """Fill the disk once a run has written so many files, and whatever becomes free again; exit code and what it said."""
+    """Fill the disk once a run has written so many files, and whatever becomes free again; exit code and what it
+    said."""
     before = written(disk.seen, counted)
     run = started(workspace, disk, select)
     while run.is_alive() and len(written(disk.seen, counted) - before) < after:

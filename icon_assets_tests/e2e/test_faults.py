@@ -1,4 +1,5 @@
-"""Kills at chosen points, a user who may not write, files that may not grow, a ledger with holes: the short form of `benchmarks/faults.py`."""
+"""Kills at chosen points, a user who may not write, files that may not grow, a ledger with holes: the short form of
+`benchmarks/faults.py`."""
 
 import errno
 import shutil

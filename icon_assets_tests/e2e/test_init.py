@@ -37,14 +37,16 @@ for number, change in enumerate(log.read_text().splitlines()):
 
 
 def test_wherever_init_is_killed_there_is_no_half_workspace_and_the_next_init_finishes_it(tmp_path: Path) -> None:
-    log, folder = tmp_path / "changes.txt", tmp_path / "workspaces"
+    log = tmp_path / "changes.txt"
+    folder = tmp_path / "workspaces"
     folder.mkdir()
     subprocess.run(
         [sys.executable, "-c", EVERYWHERE, str(log), str(folder)],
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    expected, changes = laid_out(folder / "whole"), log.read_text().splitlines()
+    expected = laid_out(folder / "whole")
+    changes = log.read_text().splitlines()
     assert {path.split("/")[0] for path in expected} == NAMES
     assert sum(change.startswith("os.rename") for change in changes) == 1 + len(NAMES)
     roots = list(folder.glob("killed*"))

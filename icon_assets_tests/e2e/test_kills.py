@@ -1,4 +1,5 @@
-"""kill -9 at twenty moments between the first file and the last metric: afterwards all is as if nothing had happened."""
+"""kill -9 at twenty moments between the first file and the last metric: afterwards all is as if nothing had
+happened."""
 
 import os
 import random
@@ -25,14 +26,26 @@ STAGES = {
 }
 # What must be equal: all but the time things took, and when.
 EQUAL = {
-    "shards": "* EXCLUDE (ingested_at, mtime_ns)", "samples": "*", "quarantine": "*", "probe_candidates": "*",
-    "models": "* EXCLUDE prepared_at", "score_keys": "* EXCLUDE created_at", "contexts": "*", "pair_scores": "*",
-    "control_scores": "*", "sample_scores": "*", "selections": "*", "checkpoints": "* EXCLUDE (created_at, seconds)",
-    "checkpoint_samples": "*", "loss_curves": "*", "eval_results": "*",
-}  # fmt: skip
+    "shards": "* EXCLUDE (ingested_at, mtime_ns)",
+    "samples": "*",
+    "quarantine": "*",
+    "probe_candidates": "*",
+    "models": "* EXCLUDE prepared_at",
+    "score_keys": "* EXCLUDE created_at",
+    "contexts": "*",
+    "pair_scores": "*",
+    "control_scores": "*",
+    "sample_scores": "*",
+    "selections": "*",
+    "checkpoints": "* EXCLUDE (created_at, seconds)",
+    "checkpoint_samples": "*",
+    "loss_curves": "*",
+    "eval_results": "*",
+}
 
 
-# What a reader sees of each shard: its rows as recorded and as found, those that stand in no shard before it, their scores.
+# What a reader sees of each shard: its rows as recorded and as found, those that stand in no shard before it, their
+# scores.
 SEEN = """
     SELECT n_samples, count(*) AS found, count(*) FILTER (NOT is_duplicate) AS own, count(c.sample_id) AS scored
     FROM shards JOIN samples s USING (shard)
@@ -44,7 +57,9 @@ SEEN = """
 def test_after_twenty_kills_everything_is_as_in_an_undisturbed_run(
     make_busy: Callable[..., Workspace], undisturbed: Callable[[], Workspace]
 ) -> None:
-    workspace, draw, kills = make_busy(), random.Random(20), 0
+    workspace = make_busy()
+    draw = random.Random(20)
+    kills = 0
     store = Store(workspace.store_dir)
     with read_all_the_while(store, SEEN) as answers:
         for select, times, most, counted in STAGES.values():

@@ -1,4 +1,5 @@
-"""`icon-assets ui` as it is: real processes, a real browser, a hostile page on another port of this machine, signals."""
+"""`icon-assets ui` as it is: real processes, a real browser, a hostile page on another port of this machine,
+signals."""
 
 import http.client
 import json
@@ -97,9 +98,11 @@ def open_ui(workspace: Workspace, *options: str) -> Ui:
             signal.signal(each, signal.SIG_DFL)
     with out.open("wb") as written:
         process = subprocess.Popen(
-            [sys.executable, "-m", "icon_assets.cli", "ui", "--port", "0", *options], stdout=written,
-            stderr=subprocess.STDOUT, env={**clean, "PYTHONPATH": str(Path(__file__).parents[2]), "ICON_WORKSPACE": str(workspace.root)},
-        )  # fmt: skip
+            [sys.executable, "-m", "icon_assets.cli", "ui", "--port", "0", *options],
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            env={**clean, "PYTHONPATH": str(Path(__file__).parents[2]), "ICON_WORKSPACE": str(workspace.root)},
+        )
     return Ui(workspace, process, out)
 
 
@@ -136,9 +139,12 @@ def test_the_interface_works_behind_the_guard_and_breaks_no_policy(ui: Ui, page:
     elsewhere = list[str]()
     page.on("request", lambda request: note_foreign(request.url, ui.address, elsewhere))
     for path, shown in [
-        ("/overview/activity/timeline", "Timeline"), ("/asset-groups", "Materialize all"), ("/automation", "nightly"),
-        ("/runs", "raw_pool"), ("/assets/probe_set", "Latest materialization"),
-    ]:  # fmt: skip
+        ("/overview/activity/timeline", "Timeline"),
+        ("/asset-groups", "Materialize all"),
+        ("/automation", "nightly"),
+        ("/runs", "raw_pool"),
+        ("/assets/probe_set", "Latest materialization"),
+    ]:
         page.goto(ui.address + path)
         page.get_by_text(shown).first.wait_for(timeout=30_000)
         assert page.evaluate("window.violations") == [], path
@@ -205,9 +211,18 @@ window.attacked = (async () => {
 })();
 </script>"""
 BY_QUERY = [
-    "by_image", "by_script", "by_frame", "by_object", "by_video", "by_style", "by_form", "by_text_form", "by_no_cors_query",
-    "by_no_cors_body", "by_json",
-]  # fmt: skip
+    "by_image",
+    "by_script",
+    "by_frame",
+    "by_object",
+    "by_video",
+    "by_style",
+    "by_form",
+    "by_text_form",
+    "by_no_cors_query",
+    "by_no_cors_body",
+    "by_json",
+]
 
 
 @contextmanager
@@ -276,7 +291,8 @@ def launch(ui: Ui, job: str) -> str:
 
 def test_sigterm_ends_everything_and_says_which_run_it_ends(ui: Ui) -> None:
     """The last one on this server: it is gone afterwards."""
-    run_id, store = launch(ui, "score_pool"), Store(ui.workspace.store_dir)
+    run_id = launch(ui, "score_pool")
+    store = Store(ui.workspace.store_dir)
     ui.wait_until(lambda: store.query("SELECT count(*) FROM pair_scores").item())
     assert len(ui.processes()) > 6
     ui.process.send_signal(signal.SIGTERM)

@@ -36,7 +36,8 @@ def random_tokens(vocabulary: Sequence[int], seed: int, length: int) -> ControlC
 
 
 def random_chars(tokenizer: "PreTrainedTokenizerBase", seed: int, length: int, max_tokens: int) -> ControlContext:
-    """`length` random letters, digits, punctuation marks and spaces, tokenized; about 4 times as many tokens as English."""
+    """`length` random letters, digits, punctuation marks and spaces, tokenized; about 4 times as many tokens as
+    English."""
     draw = random.Random(f"random_chars {seed} {length}")  # noqa: S311
     text = "".join(draw.choices(_CHARACTERS, k=length))
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

@@ -85,8 +85,10 @@ def encode_context(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max
 def encode_probe(
     tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_prompt_tokens: int, max_response_tokens: int
 ) -> Encoded:
-    """A probe: the prompt keeps its end (the response marker must stand before the response), the response its start."""
-    prompt, response = encode(tokenizer, rendered, "prompt"), encode(tokenizer, rendered, "response")
+    """A probe: the prompt keeps its end (the response marker must stand before the response), the response its
+    start."""
+    prompt = encode(tokenizer, rendered, "prompt")
+    response = encode(tokenizer, rendered, "response")
     cut = len(prompt) > max_prompt_tokens or len(response) > max_response_tokens
     return Encoded(tuple(prompt[-max_prompt_tokens:]), tuple(response[:max_response_tokens]), cut)
 
@@ -94,10 +96,10 @@ def encode_probe(
 def encode_training(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_tokens: int) -> Encoded:
     """A sample for fine-tuning: BOS where the tokenizer puts one, response closed, `max_tokens` at most.
 
-    The response is cut at its end, to a quarter of `max_tokens` at the least; then the prompt gives way, and keeps its end:
-    what stands right before a response says that one is due.
-    """
-    leading, prompt = list(leading_ids(tokenizer)), encode(tokenizer, rendered, "prompt")
+    The response is cut at its end, to a quarter of `max_tokens` at the least; then the prompt gives way, and keeps its
+    end: what stands right before a response says that one is due."""
+    leading = list(leading_ids(tokenizer))
+    prompt = encode(tokenizer, rendered, "prompt")
     response = [*encode(tokenizer, rendered, "response"), *closing_ids(tokenizer, rendered)]
     cut = len(leading) + len(prompt) + len(response) > max_tokens
     room = max_tokens - len(leading) - min(len(response), max(1, max_tokens // 4))

@@ -72,7 +72,8 @@ class Layout:
 
     @cached_property
     def table(self) -> "torch.Tensor":
-        """The parts as the fused kernel reads them, a row for each, for all layers: it finds contexts among the parts."""
+        """The parts as the fused kernel reads them, a row for each, for all layers: it finds contexts among the
+        parts."""
         import torch
 
         assert {(s.context_start, s.context_stop) for s in self.segments if s.context_start < s.context_stop} <= set(
@@ -92,9 +93,16 @@ def register() -> None:
     kernels = {"segments": segments, "flex": flex, "fused": torch.compiler.disable(fused_attention)}
 
     def packed_attention(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None,
-        *, packed_layout: Layout, **options: Any,
-    ) -> Any:  # fmt: skip
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any,
+        scaling: float | None = None,
+        *,
+        packed_layout: Layout,
+        **options: Any,
+    ) -> Any:
         attend = kernels[packed_layout.kernel]
         return attend(query, key, value, scaling, packed_layout, **options), None
 
@@ -126,7 +134,8 @@ def segment_attention(
     from torch.nn.functional import scaled_dot_product_attention
 
     _check(layout, **options)
-    heads, groups = key.shape[1], query.shape[1] // key.shape[1]
+    heads = key.shape[1]
+    groups = query.shape[1] // key.shape[1]
     size = query.shape[-1]
     # Query heads that share a key head stand one below the other: one larger product instead of repeated keys.
     grouped = query.unflatten(1, (heads, groups))
@@ -166,11 +175,15 @@ def flex_attention(
     _check(layout, **options)
     on_gpu = query.device.type == "cuda"
     out: Any = _compiled_flex()(
-        query, key, value, block_mask=layout.block_mask, scale=scaling,
+        query,
+        key,
+        value,
+        block_mask=layout.block_mask,
+        scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
         # The kernel for few queries, which short forwards would get, has no configuration for grouped heads.
         kernel_options={"BACKEND": "TRITON"} if on_gpu else None,
-    )  # fmt: skip
+    )
     return out.transpose(1, 2).contiguous()
 
 
@@ -190,7 +203,9 @@ def fused_attention(
     import torch
 
     _check(layout, **options)
-    heads, key_heads, (tokens, size) = query.shape[1], key.shape[1], query.shape[2:]
+    heads = query.shape[1]
+    key_heads = key.shape[1]
+    tokens, size = query.shape[2:]
     inputs = [x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)]
     shapes = [(1, heads, tokens, size), (1, key_heads, tokens, size), (1, key_heads, tokens, size)]
     suits = [
@@ -259,16 +274,21 @@ def block_mask(layout: Layout, tokens: int, device: "torch.device") -> "BlockMas
     for of in layout.parts():
         part[of.start : of.stop] = of.start
         context[of.start : of.stop] = of.context_start if of.context_stop > of.context_start else of.start
-    part, context = on_device(part, device), on_device(context, device)
+    part = on_device(part, device)
+    context = on_device(context, device)
 
     def visible(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
         return (key <= query) & ((part[key] == part[query]) | (part[key] == context[query]))
 
     mixed, full = block_table(layout, tokens)
     return BlockMask.from_kv_blocks(
-        *_padded(mixed, device), *_padded(full, device), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(tokens, tokens),
+        *_padded(mixed, device),
+        *_padded(full, device),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(tokens, tokens),
         compute_q_blocks=False,  # for gradients only
-    )  # fmt: skip
+    )
 
 
 def block_table(layout: Layout, tokens: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -278,7 +298,8 @@ def block_table(layout: Layout, tokens: int) -> tuple[list[list[int]], list[list
     full: list[set[int]] = [set() for _ in range(n_blocks)]
     for part in layout.parts():
         for index in range(part.start // BLOCK, -(-part.stop // BLOCK)):
-            first, last = max(index * BLOCK, part.start), min((index + 1) * BLOCK, part.stop)
+            first = max(index * BLOCK, part.start)
+            last = min((index + 1) * BLOCK, part.stop)
             alone = last - first == min(BLOCK, tokens - index * BLOCK)  # no other part has queries in this block
             for start, stop, seen in (
                 (part.context_start, part.context_stop, part.context_stop),

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Tokens to compute from which compiling pays for itself: measured on a CPU with 135M parameters, where it costs 17 s and
-# saves 0.15 ms per token; on CUDA a guess.
+# Tokens to compute from which compiling pays for itself: measured on a CPU with 135M parameters, where it costs 17 s
+# and saves 0.15 ms per token; on CUDA a guess.
 COMPILED_FROM = {"cpu": 150_000, "cuda": 2_000_000}
 
 

@@ -100,7 +100,8 @@ class ScoringEngine:
     def __init__(
         self, language_model: LanguageModel, tokens_per_forward: int | None = None, kernel: Kernel | None = None
     ) -> None:
-        """`tokens_per_forward`: None for what fits. `kernel`: None for those that suit the device, a faster one once it pays."""
+        """`tokens_per_forward`: None for what fits. `kernel`: None for those that suit the device, a faster one once it
+        pays."""
         self.language_model = language_model
         self._model = language_model.model
         self._device = language_model.device
@@ -112,7 +113,8 @@ class ScoringEngine:
         # Forwards that may be under way on a device of its own while the host lays out the next one.
         self.ahead = 1 if self._device.type == "cuda" else 0
         self.meter = Meter()
-        self._chunked_head, self.partly_unpacked = False, False
+        self._chunked_head = False
+        self.partly_unpacked = False
         config: Any = self._model.config.get_text_config()
         self._shared_up_to = rotary_limit(config)
         self._packed_up_to = min(window(config), self._shared_up_to)
@@ -148,7 +150,8 @@ class ScoringEngine:
     ) -> Iterator[Computed]:
         """The forwards of `score`, with the NLL of every scored token; those ahead may still be under way."""
         batch = Batch([[*self._leading, *context] for context in contexts], probes)
-        prefixes, lengths = [len(prefix) for prefix in batch.prefixes], [probe.n_input for probe in probes]
+        prefixes = [len(prefix) for prefix in batch.prefixes]
+        lengths = [probe.n_input for probe in probes]
         with freed_memory_kept(self._device.type):
             planned = plan_forwards(prefixes, lengths, wanted, self.tokens_per_forward)
             yield from _ahead(self._computed(batch, planned), self.ahead)
@@ -168,7 +171,9 @@ class ScoringEngine:
             try:
                 yield self._forward(batch, rows, packed=packed)
             except NotPackable:  # a text longer than a window, or than what rotary frequencies are for
-                self.partly_unpacked, packed, parts = True, False, self._apart(batch, rows)
+                self.partly_unpacked = True
+                packed = False
+                parts = self._apart(batch, rows)
             except torch.OutOfMemoryError:
                 if not parts:
                     raise IconError(
@@ -251,13 +256,20 @@ class ScoringEngine:
         return Computed([packed], self._token_nll([packed.ids], None, None, packed, chunked=chunked))
 
     def _token_nll(
-        self, ids: list[list[int]], positions: list[list[int]] | None, mask: Any, packed: Packed,
-        *, chunked: bool | None = None, **more: Any,
-    ) -> "torch.Tensor":  # fmt: skip
+        self,
+        ids: list[list[int]],
+        positions: list[list[int]] | None,
+        mask: Any,
+        packed: Packed,
+        *,
+        chunked: bool | None = None,
+        **more: Any,
+    ) -> "torch.Tensor":
         """NLL in nats at the scored positions (of the flattened batch), float64; nothing here waits for the device."""
         import torch
 
-        device, chunked = self._device, self._chunked_head if chunked is None else chunked
+        device = self._device
+        chunked = self._chunked_head if chunked is None else chunked
         inputs: dict[str, Any] = {
             "input_ids": on_device(ids, device),
             "position_ids": on_device(positions, device) if positions else None,
@@ -265,10 +277,12 @@ class ScoringEngine:
             "use_cache": False,
             **more,
         }
-        scored, targets = on_device(packed.scored, device), on_device(packed.targets, device)
+        scored = on_device(packed.scored, device)
+        targets = on_device(packed.targets, device)
         with torch.inference_mode():
             if not chunked:  # a model that does more after its layers than a product with the head
-                row, column = scored // len(ids[0]), scored % len(ids[0])
+                row = scored // len(ids[0])
+                column = scored % len(ids[0])
                 columns = column.unique()  # sorted
                 logits = self._model(**inputs, logits_to_keep=columns).logits
                 return _nll(logits[row, torch.searchsorted(columns, column)], targets).double()
@@ -290,11 +304,15 @@ class ScoringEngine:
         """
         import torch
 
-        width, device = max(map(len, texts)), self._device
+        width = max(map(len, texts))
+        device = self._device
         rows = torch.tensor([row for row, places in enumerate(scored) for _ in places], device=device, dtype=torch.long)
         before = torch.tensor([place - 1 for places in scored for place in places], device=device, dtype=torch.long)
-        targets = torch.tensor([text[place] for text, places in zip(texts, scored, strict=True) for place in places],
-                               device=device, dtype=torch.long)  # fmt: skip
+        targets = torch.tensor(
+            [text[place] for text, places in zip(texts, scored, strict=True) for place in places],
+            device=device,
+            dtype=torch.long,
+        )
         padded = any(len(text) < width for text in texts)
         mask = [[1] * len(text) + [0] * (width - len(text)) for text in texts]
         inputs: dict[str, Any] = {
@@ -306,10 +324,12 @@ class ScoringEngine:
             if not self._chunked_head:
                 columns = before.unique() if before.numel() else torch.zeros(1, device=device, dtype=torch.long)
                 output = self._model(**inputs, output_hidden_states=True, logits_to_keep=columns)
-                hidden, places = output.hidden_states[-1], torch.searchsorted(columns, before)
+                hidden = output.hidden_states[-1]
+                places = torch.searchsorted(columns, before)
                 nll = _nll(output.logits[rows, places], targets)
             else:
-                hidden, head = self._inner(**inputs).last_hidden_state, self._head
+                hidden = self._inner(**inputs).last_hidden_state
+                head = self._head
                 parts = zip(hidden[rows, before].split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
                 nll = torch.cat([_nll(head(states), wanted) for states, wanted in parts])
         lengths = [len(text) for text in texts]
@@ -338,7 +358,8 @@ class ScoringEngine:
     @cached_property
     def _inner(self) -> Any:
         """The model without its head, or None where the model does not tell them apart."""
-        inner, head = self._model.base_model, self._model.get_output_embeddings()
+        inner = self._model.base_model
+        head = self._model.get_output_embeddings()
         return inner if inner is not self._model and head is not None else None
 
     @cached_property
@@ -364,7 +385,9 @@ class ScoringEngine:
         config: Any = self._model.config.get_text_config()
         experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
         trial = Trial(self._leading, next(self._model.parameters()).dtype.itemsize >= 4, experts)
-        spent, self.meter = self.meter, Meter()  # the trial is not the user's work
+        # the trial is not the user's work
+        spent = self.meter
+        self.meter = Meter()
         try:
             return trial.passed(
                 lambda batch, rows: [pair.nll_sum for pair in self._pairs(forward(batch, rows))],
@@ -398,9 +421,8 @@ class ScoringEngine:
     def compile_for(self, tokens: int) -> bool:
         """Compile the model's layers if `tokens` are enough to pay for it and this machine can; returns `compiled`.
 
-        Compiling fuses everything elementwise; on a CPU the fused attention is built, too, where it can compute. Where the
-        compiler fails, or what it made does not give the same, the engine goes on without.
-        """
+        Compiling fuses everything elementwise; on a CPU the fused attention is built, too, where it can compute. Where
+        the compiler fails, or what it made does not give the same, the engine goes on without."""
         tokens += self.meter.work.tokens  # small passes add up
         if self._compiling_tried or self.mode != "packed" or tokens < COMPILED_FROM[self._device.type]:
             return self.compiled

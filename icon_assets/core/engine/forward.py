@@ -35,7 +35,8 @@ class Packed:
 
     def add_probe(self, pair: tuple[int, int], probe: Encoded, context: tuple[int, int]) -> None:
         """Append a probe behind the context at this token range; its positions continue after it."""
-        start, before = len(self.ids), context[1] - context[0]
+        start = len(self.ids)
+        before = context[1] - context[0]
         self.ids.extend([*probe.prompt_ids, *probe.response_ids[:-1]])
         self.positions.extend(range(before, before + probe.n_input))
         self.layout.segments.append(Segment(*context, start, len(self.ids)))

@@ -52,7 +52,8 @@ def _rows(
         for probe in probes:
             if chosen and size + probe_lengths[probe] > budget:
                 rows.append(Row(context, tuple(chosen)))
-                chosen, size = [], context_lengths[context]
+                chosen = []
+                size = context_lengths[context]
             chosen.append(probe)
             size += probe_lengths[probe]
         if chosen:

@@ -1,8 +1,7 @@
 """Which pairs may share a forward: what the model's configuration says, and a trial on the model itself.
 
-A shared forward must give what a plain forward per pair gives. Some layers know of more than the attention they hand on:
-windows that only the mask holds, rotary frequencies that follow the longest text, convolutions that run on.
-"""
+A shared forward must give what a plain forward per pair gives. Some layers know of more than the attention they hand
+on: windows that only the mask holds, rotary frequencies that follow the longest text, convolutions that run on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +21,10 @@ _PROBES = [
     Encoded(tuple(range(3, 9)), (9, 24, 10, 31, 11, 28, 12, 35, 13, 22, 29, 15)),
     Encoded(tuple(range(14, 17)), (20, 33, 18, 27, 16, 30, 19, 25, 36, 23, 14, 32)),
 ]
-# Largest difference per token, in nats, at which two ways to compute a pair count as the same arithmetic; of these texts
-# with the bundled model in bfloat16, sound ways differ by up to 0.12, and a wrong context by 0.2 to 14.
-_AGREEMENT_FLOAT32, _AGREEMENT_BFLOAT16 = 1e-3, 0.25
+# Largest difference per token, in nats, at which two ways to compute a pair count as the same arithmetic; of these
+# texts with the bundled model in bfloat16, sound ways differ by up to 0.12, and a wrong context by 0.2 to 14.
+_AGREEMENT_FLOAT32 = 1e-3
+_AGREEMENT_BFLOAT16 = 0.25
 
 Figures = list[float]  # summed NLL in nats of some rows' pairs, in their order
 
@@ -65,9 +65,14 @@ class Trial:
     experts: bool
 
     def passed(
-        self, forward: Callable[[Batch, list[Row]], Figures], rows: list[Row], plain: Callable[[Batch, Row], float], times: int
-    ) -> bool:  # fmt: skip
-        """Whether `forward` gives for these rows what plain forwards give, pair by pair; the texts are `times` as long."""
+        self,
+        forward: Callable[[Batch, list[Row]], Figures],
+        rows: list[Row],
+        plain: Callable[[Batch, Row], float],
+        times: int,
+    ) -> bool:
+        """Whether `forward` gives for these rows what plain forwards give, pair by pair; the texts are `times` as
+        long."""
         contexts = [[*self.leading, *context * times] for context in _CONTEXTS]
         batch = Batch(contexts, [Encoded(p.prompt_ids * times, p.response_ids) for p in _PROBES])
         try:
@@ -83,8 +88,8 @@ class Trial:
 
 
 def _apart(batch: Batch, forward: Callable[[Batch, list[Row]], Figures], rows: list[Row], tried: Figures) -> bool:
-    """Whether the figures of other probes stay, bit for bit, when the first one has other words. A layer that is no attention,
-    such as a convolution, would run on from one probe into the next, by less than what bfloat16 may differ.
+    """Whether the figures of other probes stay, bit for bit, when the first one has other words. A layer that is no
+    attention, such as a convolution, would run on from one probe into the next, by less than what bfloat16 may differ.
     """
     first = batch.probes[0]
     other = Encoded(tuple(i + 1 for i in first.prompt_ids), tuple(i + 1 for i in first.response_ids))

@@ -32,11 +32,11 @@ def greedy_answers(
     batch_size: int,
     device: str,
 ) -> Iterator[list[tuple[int, Answer]]]:
-    """Answers to prompts under the fine-tuning template, yielded per batch with the prompts' indices, longest prompts first.
+    """Answers to prompts under the fine-tuning template, yielded per batch with the prompts' indices, longest prompts
+    first.
 
-    Special tokens written in a prompt are plain text. A prompt that leaves less than `max_new_tokens` of the model's positions
-    loses its start.
-    """
+    Special tokens written in a prompt are plain text. A prompt that leaves less than `max_new_tokens` of the model's
+    positions loses its start."""
     placed(model, device)
     room = max(1, model.config.max_position_embeddings - max_new_tokens)
     rendered = [render_for_training(prompt, template, tokenizer) for prompt in prompts]
@@ -72,9 +72,13 @@ def _generate(
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])
     real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
     config = GenerationConfig(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens, pad_token_id=min(ends, default=0),
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=min(ends, default=0),
         eos_token_id=sorted(ends) or None,
-    )  # fmt: skip
+    )
     # Whatever the model's makers recommend, such as sampling or a penalty on repetition, is no part of the comparison.
     any_model.generation_config = config
     with torch.no_grad():

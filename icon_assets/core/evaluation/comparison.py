@@ -1,15 +1,15 @@
 """Is one arm better than another? Paired bootstrap of the difference over evaluation items and over training seeds.
 
-Both arms are looked at on the same resampled items and on the same seeds, so that what is hard for both cancels out. How far the
-difference would move with other items, and with other seeds, adds up to one standard error; the interval is Student's, with
-the degrees of freedom that so few seeds leave (Satterthwaite). With one seed there is nothing to tell its share from: the interval
-is of the items alone, and whoever reports it says so.
+Both arms are looked at on the same resampled items and on the same seeds, so that what is hard for both cancels out.
+How far the difference would move with other items, and with other seeds, adds up to one standard error; the interval is
+Student's, with the degrees of freedom that so few seeds leave (Satterthwaite). With one seed there is nothing to tell
+its share from: the interval is of the items alone, and whoever reports it says so.
 
-Many comparisons find a winner by chance. A verdict therefore holds after Holm's correction; intervals are those of each comparison
-alone. What verdicts on arms are about, accuracy in the mean over tasks and perplexity on the whole of the held-out data, is corrected
-together, over arms and both metrics; single tasks and strata, where one finds more to look at than to believe, over arms and tasks of
-each metric. Different arms to compare with are not corrected for each other: a gain must be one over each of them.
-"""
+Many comparisons find a winner by chance. A verdict therefore holds after Holm's correction; intervals are those of each
+comparison alone. What verdicts on arms are about, accuracy in the mean over tasks and perplexity on the whole of the
+held-out data, is corrected together, over arms and both metrics; single tasks and strata, where one finds more to look
+at than to believe, over arms and tasks of each metric. Different arms to compare with are not corrected for each other:
+a gain must be one over each of them."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-BASE, MEAN, ACCURACY = "base", "mean", "acc"
-BETTER, WORSE, OPEN = "better", "worse", "not distinguishable"
+BASE = "base"
+MEAN = "mean"
+ACCURACY = "acc"
+BETTER = "better"
+WORSE = "worse"
+OPEN = "not distinguishable"
 AGAINST = ("random", "length_matched", "longest", "full", BASE)
 # A gain is claimed over all of these together: what a selection costs nothing to beat.
 RIVALS = AGAINST[:3]
@@ -84,7 +88,8 @@ def current_items(store: Store) -> pl.DataFrame:
 def compare(items: pl.DataFrame, *, draws: int, confidence: float, seed: int = 0) -> list[Difference]:
     """Every arm against each of `AGAINST`, in every metric of every task and, over tasks, in their mean.
 
-    Two runs are compared only where they were measured on the same items. `base`, which has no seeds, stands against each.
+    Two runs are compared only where they were measured on the same items. `base`, which has no seeds, stands against
+    each.
 
     Args:
         items: columns arm, seed, task, metric, item, value, weight; a run's figure is sum(value) / sum(weight).
@@ -103,8 +108,9 @@ def compare(items: pl.DataFrame, *, draws: int, confidence: float, seed: int = 0
             drawn[MEAN] = _means(drawn.values())
         judged += [
             _judged(pair, task, metric, each, draws, confidence, seed)
-            for task, pairs in drawn.items() for pair, each in pairs.items()
-        ]  # fmt: skip
+            for task, pairs in drawn.items()
+            for pair, each in pairs.items()
+        ]
     return sorted(_corrected(judged, 1 - confidence), key=lambda d: (d.metric, AGAINST.index(d.against), d.task, d.arm))
 
 
@@ -127,7 +133,8 @@ def _drawn_pairs(rows: pl.DataFrame, metric: str, draws: int, seed: int) -> dict
 
 
 def _same_items(rows: pl.DataFrame) -> Iterator[tuple[list[_Run], "Array", "Array"]]:
-    """Runs that were measured on the same items, largest group first, with their values [items, runs] and the weights."""
+    """Runs that were measured on the same items, largest group first, with their values [items, runs] and the
+    weights."""
     groups: defaultdict[bytes, list[tuple[_Run, Array, Array]]] = defaultdict(list)
     for (arm, seed), run in sorted(rows.partition_by("arm", "seed", as_dict=True).items()):
         run = run.sort("item")
@@ -143,11 +150,14 @@ def _resampled(
     values: "Array", weights: "Array", exponential: bool, draws: int, stream: Sequence[int]
 ) -> tuple["Array", "Array"]:
     """The figure of each run, and the same over resampled items [draws, runs]."""
-    n, rng, parts = len(weights), np.random.default_rng(stream), []
+    n = len(weights)
+    rng = np.random.default_rng(stream)
+    parts = []
     for start in range(0, draws, step := max(1, _CELLS // n)):
         counts = rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - start)).astype(np.float64)
         parts.append((counts @ values) / (counts @ weights)[:, None])
-    figures, moved = values.sum(0) / weights.sum(), np.concatenate(parts)
+    figures = values.sum(0) / weights.sum()
+    moved = np.concatenate(parts)
     return (np.exp(figures), np.exp(moved)) if exponential else (figures, moved)
 
 
@@ -165,7 +175,8 @@ def _paired_columns(column: Mapping[_Run, int]) -> Iterator[tuple[_Pair, list[in
 
 
 def _means(tasks: Iterable[Mapping[_Pair, _Drawn]]) -> dict[_Pair, _Drawn]:
-    """The mean over tasks, for pairs that all of them have with as many seeds. Items are drawn anew per task, seeds are not."""
+    """The mean over tasks, for pairs that all of them have with as many seeds. Items are drawn anew per task, seeds are
+    not."""
     every = list(tasks)
     means = {}
     for pair in every[0]:
@@ -181,7 +192,8 @@ def _judged(pair: _Pair, task: str, metric: str, drawn: _Drawn, draws: int, conf
     """Difference, interval and p-value of one comparison alone; the verdict is not corrected yet."""
     from scipy import stats
 
-    difference, n_seeds = float(drawn.by_seed.mean()), len(drawn.by_seed)
+    difference = float(drawn.by_seed.mean())
+    n_seeds = len(drawn.by_seed)
     of_seeds = _other_seeds(drawn.by_seed, draws, seed)
     variances = [float(drawn.moved.var()), float(of_seeds.var())]
     error, freedom = _error_and_freedom(variances, [drawn.n_items - drawn.n_tasks, max(n_seeds - 1, 1)])
@@ -191,13 +203,23 @@ def _judged(pair: _Pair, task: str, metric: str, drawn: _Drawn, draws: int, conf
     p_value = min(1.0, max(p_value, 2.0 ** (1 - drawn.n_items)))
     good = difference < 0 if metric in LESS_IS_BETTER else difference > 0
     return Difference(
-        *pair, task, metric, difference, difference - reach, difference + reach, n_seeds, BETTER if good else WORSE,
-        drawn.n_items, p_value, 1,
-    )  # fmt: skip
+        *pair,
+        task,
+        metric,
+        difference,
+        difference - reach,
+        difference + reach,
+        n_seeds,
+        BETTER if good else WORSE,
+        drawn.n_items,
+        p_value,
+        1,
+    )
 
 
 def _other_seeds(by_seed: "Array", draws: int, seed: int) -> "Array":
-    """How far the mean over seeds moves with each draw of them; n - 1 of n, which makes its variance that of a mean of n."""
+    """How far the mean over seeds moves with each draw of them; n - 1 of n, which makes its variance that of a mean of
+    n."""
     n = len(by_seed)
     if n < 2:
         return np.zeros(draws)
@@ -230,18 +252,18 @@ def _corrected(found: Sequence[Difference], level: float) -> list[Difference]:
 
 
 def _headline(tasks: Collection[str]) -> Callable[[str, str], bool]:
-    """Whether a metric of a task is what verdicts are about: accuracy in the mean over these tasks (or in the only one, or the
-    first), and held-out perplexity.
-    """
+    """Whether a metric of a task is what verdicts are about: accuracy in the mean over these tasks (or in the only one,
+    or the first), and held-out perplexity."""
     main = MEAN if MEAN in tasks else min(tasks, default="")
     return lambda metric, task: (metric, task) in {(ACCURACY, main), (PERPLEXITY, HELD_OUT)}
 
 
 def main_rows(board: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the leaderboard that the headline is made of: accuracy of each task as a whole, and held-out perplexity; where
-    none of them was measured, every metric of tasks as a whole. Parts of a task have names such as `held_out/facts`.
-    """
-    task, metric = pl.col("task"), pl.col("metric")
+    """The rows of the leaderboard that the headline is made of: accuracy of each task as a whole, and held-out
+    perplexity; where none of them was measured, every metric of tasks as a whole. Parts of a task have names such as
+    `held_out/facts`."""
+    task = pl.col("task")
+    metric = pl.col("metric")
     whole = board.filter(~task.str.contains("/", literal=True))
     main = whole.filter((metric == ACCURACY) | ((task == HELD_OUT) & (metric == PERPLEXITY)))
     return main if main.height else whole

@@ -64,7 +64,8 @@ def _perplexity(loss: Metric) -> Metric:
 
 def _ratio(items: Sequence[Item]) -> tuple[float, float | None]:
     """sum(y) / sum(x) and its standard error; see `held_out_metrics`."""
-    n, tokens = len(items), sum(item.weight for item in items)
+    n = len(items)
+    tokens = sum(item.weight for item in items)
     ratio = sum(item.value for item in items) / tokens
     if n < 2:
         return ratio, None

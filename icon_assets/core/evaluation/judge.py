@@ -1,8 +1,7 @@
 """A language model as judge of two answers, behind any service that speaks OpenAI's `/chat/completions`.
 
-The key is read from the environment variable that the settings name, sent to that one address, and kept nowhere else: what
-the service sends is shown and stored without it.
-"""
+The key is read from the environment variable that the settings name, sent to that one address, and kept nowhere else:
+what the service sends is shown and stored without it."""
 
 import json
 import os
@@ -21,7 +20,10 @@ from icon_assets.core.secrets import hide, scrubbed
 from icon_assets.core.text import printable
 from icon_assets.settings import JudgeSettings
 
-FIRST, SECOND, TIE, UNREADABLE = "A", "B", "tie", "unreadable"
+FIRST = "A"
+SECOND = "B"
+TIE = "tie"
+UNREADABLE = "unreadable"
 _TRIES = 5  # of a request that the service did not answer
 _READINGS = 3  # of a question whose answer has no verdict
 _LONGEST_WAIT = 60.0
@@ -76,7 +78,9 @@ class Judge:
     """Asks, waits, asks again. `timeout`: seconds for each request as a whole; `pause`: what waiting is done with."""
 
     def __init__(self, settings: JudgeSettings, timeout: float, pause: Callable[[float], None] = time.sleep) -> None:
-        self._settings, self._timeout, self._pause = settings, timeout, pause
+        self._settings = settings
+        self._timeout = timeout
+        self._pause = pause
         self._url = f"{settings.url.rstrip('/')}/chat/completions"
         self._key = _key(settings.api_key_variable)
 
@@ -89,8 +93,8 @@ class Judge:
         return digest([self.name, prompt, first, second])
 
     def ask(self, prompt: str, first: str, second: str) -> Judgement:
-        """Which of two answers is better; asked again a few times when the reply has no verdict. Texts too long for the judge
-        have none.
+        """Which of two answers is better; asked again a few times when the reply has no verdict. Texts too long for the
+        judge have none.
 
         Raises:
             IconError: the service refuses, or does not answer.
@@ -125,7 +129,8 @@ class Judge:
                 self._refuse(reply)
                 if reply.status < 300:
                     return _content(reply.body)
-                fault, wait = f"HTTP {reply.status}", _asked_wait(reply, wait)
+                fault = f"HTTP {reply.status}"
+                wait = _asked_wait(reply, wait)
             except _NoReply:
                 fault = "what it sent is no reply of a chat model"
             except Unanswered as error:
@@ -181,7 +186,8 @@ def _content(sent: bytes) -> str:
 
 
 def _service(url: str) -> str:
-    """Host, port and path. The path that nearly every service has is left out, as it is in names that are stored already."""
+    """Host, port and path. The path that nearly every service has is left out, as it is in names that are stored
+    already."""
     parts = urlsplit(url)
     port = ":80" if parts.scheme == "http" and parts.port is None else ""
     path = parts.path.rstrip("/")

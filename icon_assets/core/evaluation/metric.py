@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-NLL, PERPLEXITY = "nll_per_token", "perplexity"
+NLL = "nll_per_token"
+PERPLEXITY = "perplexity"
 
 
 @dataclass(frozen=True)

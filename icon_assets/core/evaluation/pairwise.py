@@ -1,7 +1,8 @@
-"""Answers of two checkpoints side by side: which prompts they get, what is still to be judged, and what all verdicts say.
+"""Answers of two checkpoints side by side: which prompts they get, what is still to be judged, and what all verdicts
+say.
 
-Judges favour what they see first. Every pair is therefore shown in both orders, and counts as won only where both agree.
-"""
+Judges favour what they see first. Every pair is therefore shown in both orders, and counts as won only where both
+agree."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -44,7 +45,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Result:
-    """How a checkpoint fares against another on one prompt set; `first`: pairs in which both orders favoured the first shown."""
+    """How a checkpoint fares against another on one prompt set; `first`: pairs in which both orders favoured the first
+    shown."""
 
     prompt_set: str
     wins: int
@@ -69,7 +71,8 @@ def check_pairwise(settings: Settings) -> None:
     Raises:
         IconError: names the setting.
     """
-    pairwise, arms = settings.evaluation.pairwise, settings.selection.arms
+    pairwise = settings.evaluation.pairwise
+    arms = settings.selection.arms
     if pairwise is None:
         return
     if pairwise.against not in arms:
@@ -139,15 +142,21 @@ def judge_missing(
     What was asked before, of whichever checkpoints, is not asked again; of equal answers nobody is asked.
     """
     known = _known(store, judge)
-    rows, open_ = [], []
+    rows = []
+    open_ = []
     for pair in pairs:
         for swapped in (False, True):
             shown = pair.shown(swapped)
             question = judge.question(*shown)
             row = {
-                "checkpoint_id": checkpoint_id, "other_id": other_id, "prompt_set": pair.prompt_set, "prompt_id": pair.prompt_id,
-                "swapped": swapped, "judge": judge.name, "question": question,
-            }  # fmt: skip
+                "checkpoint_id": checkpoint_id,
+                "other_id": other_id,
+                "prompt_set": pair.prompt_set,
+                "prompt_id": pair.prompt_id,
+                "swapped": swapped,
+                "judge": judge.name,
+                "question": question,
+            }
             if pair.own == pair.other:
                 rows.append(_row(row, Judgement(TIE, "equal answers: nobody was asked")))
             elif question in known:
@@ -166,9 +175,12 @@ def _known(store: Store, judge: Judge) -> dict[str, Judgement]:
 
 
 def _ask(
-    store: Store, judge: Judge, questions: Sequence[tuple[dict[str, Any], tuple[str, str, str]]], at_once: int,
+    store: Store,
+    judge: Judge,
+    questions: Sequence[tuple[dict[str, Any], tuple[str, str, str]]],
+    at_once: int,
     on_judged: Callable[[int, int], None],
-) -> None:  # fmt: skip
+) -> None:
     """Each thread stores what it has heard before it asks on. After the first failure nothing more is asked."""
     stopped = Event()
 
@@ -212,13 +224,16 @@ def results(store: Store, judge: Judge, pairs: Sequence[Pair], checkpoint_id: st
 def _result(prompt_set: str, verdicts: Sequence[tuple[str, str]]) -> Result:
     """Per pair: the verdict with the checkpoint's answer shown first, and with it shown second."""
     readable = [both for both in verdicts if UNREADABLE not in both]
-    wins, losses = readable.count((FIRST, SECOND)), readable.count((SECOND, FIRST))
+    wins = readable.count((FIRST, SECOND))
+    losses = readable.count((SECOND, FIRST))
     ties = len(readable) - wins - losses
     return Result(prompt_set, wins, ties, losses, len(verdicts) - len(readable), readable.count((FIRST, FIRST)))
 
 
 def wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson's interval of a share of n. With ties as halves the true one is narrower: this one errs on the safe side."""
+    """Wilson's interval of a share of n. With ties as halves the true one is narrower: this one errs on the safe
+    side."""
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    middle, reach = share + z2 / (2 * n), (z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) ** 0.5
+    middle = share + z2 / (2 * n)
+    reach = (z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) ** 0.5
     return max(0.0, (middle - reach) / (1 + z2 / n)), min(1.0, (middle + reach) / (1 + z2 / n))

@@ -11,7 +11,8 @@ from icon_assets.core.evaluation.comparison import ACCURACY, AGAINST, BASE, BETT
 
 
 def verdicts_of(differences: pl.DataFrame, reference: str = "") -> dict[str, str]:
-    """One sentence per arm: does it beat what costs nothing (`RIVALS`), what was seen, and how it stands to `full` and `base`.
+    """One sentence per arm: does it beat what costs nothing (`RIVALS`), what was seen, and how it stands to `full` and
+    `base`.
 
     Args:
         reference: the arm whose lengths `length_matched` has; told where it is not the arm spoken of.
@@ -54,7 +55,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _claim(arm: str, seen: Sequence[Mapping[str, Any]]) -> str:
-    """A gain must be one over every rival in one metric at least, with more than one seed; and a loss one against any in any."""
+    """A gain must be one over every rival in one metric at least, with more than one seed; and a loss one against any
+    in any."""
     said: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for row in seen:
         said[row["metric"]][row["against"]] = row["verdict"]

@@ -1,9 +1,9 @@
-"""What one pass of the model says of a sample by itself, stored once per sample: the NLL of its response with and without
-its prompt, and its embedding. Of probes: the embedding.
+"""What one pass of the model says of a sample by itself, stored once per sample: the NLL of its response with and
+without its prompt, and its embedding. Of probes: the embedding.
 
-The embedding is the mean of the last hidden states over prompt and response, weighted by position 1, 2, ..., n, as in RDS+
-(arXiv 2503.01807); not normalised. Nothing is computed twice, and a run that is killed loses `commit_seconds` at most.
-"""
+The embedding is the mean of the last hidden states over prompt and response, weighted by position 1, 2, ..., n, as in
+RDS+ (arXiv 2503.01807); not normalised. Nothing is computed twice, and a run that is killed loses `commit_seconds` at
+most."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,10 +50,19 @@ class Reader:
     """Reads samples and probes of one store with one engine, which is loaded when the first of them asks for it."""
 
     def __init__(
-        self, store: Store, key: ScoreKey, load: Callable[[], ScoringEngine], shape: Callable[[], ModelShape],
-        settings: ScoringSettings, on_progress: Callable[[Progress], None] | None = None,
-    ) -> None:  # fmt: skip
-        self._store, self._key, self._load, self._shape, self._settings = store, key, load, shape, settings
+        self,
+        store: Store,
+        key: ScoreKey,
+        load: Callable[[], ScoringEngine],
+        shape: Callable[[], ModelShape],
+        settings: ScoringSettings,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._load = load
+        self._shape = shape
+        self._settings = settings
         self._on_progress = on_progress or (lambda _: None)
 
     @cached_property
@@ -73,11 +82,14 @@ class Reader:
         def commit(rows: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], found: Mapping[int, Reading]) -> None:
             frame = [
                 {
-                    "score_key": self._key.value, "origin": shard, "sample_id": rows[i]["sample_id"],
-                    "truncated": encoded[i].truncated, **vars(reading),
+                    "score_key": self._key.value,
+                    "origin": shard,
+                    "sample_id": rows[i]["sample_id"],
+                    "truncated": encoded[i].truncated,
+                    **vars(reading),
                 }
                 for i, reading in found.items()
-            ]  # fmt: skip
+            ]
             self._store.append_new("sample_features", _frame(frame), SAMPLE_KEY)
 
         return self._complete((self._rows(shard, chunk) for chunk in chunks), missing.height, commit)
@@ -112,11 +124,14 @@ class Reader:
 
     def _complete(self, chunks: Iterator[list[dict[str, Any]]], total: int, commit: Callable[..., None]) -> Spent:
         """Read chunk by chunk; commit at least every `commit_seconds`, and what is finished even on the way out."""
-        spent, done, start = Spent(), 0, time.monotonic()
+        spent = Spent()
+        done = 0
+        start = time.monotonic()
         bill: Bill | None = None
         for rows in chunks:
             bill = bill or engine_bill(self._store, self._key, self._shape(), self._engine, WORK)
-            encoded, waiting = [self._encoder.probe(row) for row in rows], dict[int, Reading]()
+            encoded = [self._encoder.probe(row) for row in rows]
+            waiting = dict[int, Reading]()
             try:
                 for found in read(self._engine, encoded):
                     waiting |= found
@@ -125,7 +140,8 @@ class Reader:
                     seconds = time.monotonic() - start
                     self._on_progress(Progress(done, total, spent.tokens + so_far.tokens, seconds, "samples"))
                     if so_far.seconds >= self._settings.commit_seconds:
-                        ready, waiting = waiting, dict[int, Reading]()
+                        ready = waiting
+                        waiting = dict[int, Reading]()
                         commit(rows, encoded, ready)
                         spent.add(bill.settle())
             finally:
@@ -179,7 +195,8 @@ def _read(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
     import torch
 
     whole = [_whole(engine, text) for text in texts]
-    n_leading, responses = len(engine.language_model.leading), [len(text.response_ids) for text in texts]
+    n_leading = len(engine.language_model.leading)
+    responses = [len(text.response_ids) for text in texts]
     scored = [range(len(ids) - n, len(ids)) for ids, n in zip(whole, responses, strict=True)]
     states, behind_prompt = engine.read(whole, scored)
     embeddings = [_pooled(each[n_leading:]) for each in states]

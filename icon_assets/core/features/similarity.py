@@ -16,21 +16,23 @@ _DECIMALS = 6
 
 
 def round_robin(embeddings: Embeddings) -> pl.DataFrame:
-    """Samples in the order in which the probes name them: in turn each probe names the next most similar one, and passes
-    if that one has been named already (RDS+, arXiv 2503.01807).
+    """Samples in the order in which the probes name them: in turn each probe names the next most similar one, and
+    passes if that one has been named already (RDS+, arXiv 2503.01807).
 
     Returns:
         sample_id, and as score the cosine to the probe that named it.
     """
     probes = embeddings.probes()
     sample_ids = np.array(sorted({sample_id for ids, _ in embeddings.chunks() for sample_id in ids}), dtype=np.bytes_)
-    turn, score = np.full(len(sample_ids), np.iinfo(np.int64).max), np.zeros(len(sample_ids), np.float32)
+    turn = np.full(len(sample_ids), np.iinfo(np.int64).max)
+    score = np.zeros(len(sample_ids), np.float32)
     for start in range(0, len(probes), _PROBES_AT_ONCE):
         cosines = _cosines(embeddings, sample_ids, probes[start : start + _PROBES_AT_ONCE])
         for offset, column in enumerate(cosines):
             named = _places(column) * len(probes) + start + offset
             earlier = named < turn
-            turn[earlier], score[earlier] = named[earlier], column[earlier]
+            turn[earlier] = named[earlier]
+            score[earlier] = column[earlier]
     order = np.argsort(turn)
     return pl.DataFrame({"sample_id": sample_ids[order].astype(str), "score": score[order].astype(float)})
 
@@ -68,7 +70,8 @@ class Sieve:
     """Lets a vector through unless one that it let through before is nearer than the limit."""
 
     def __init__(self, limit: float) -> None:
-        self._limit, self._kept = limit, list[np.ndarray]()
+        self._limit = limit
+        self._kept = list[np.ndarray]()
 
     def passes(self, vectors: np.ndarray) -> np.ndarray:
         """Which of these pass, the first ones first."""

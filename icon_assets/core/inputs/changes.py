@@ -62,7 +62,8 @@ def _compared(source: SourceFile, known: Known | None, settle_seconds: float) ->
     if source.refused:
         return _refused(source, known)
     stat = source.path.stat()
-    size, mtime = stat.st_size, stat.st_mtime_ns
+    size = stat.st_size
+    mtime = stat.st_mtime_ns
     if known is not None and (known.n_bytes, known.mtime_ns) == (size, mtime):
         return Found(source, "unchanged", size, mtime, known.digest)
     if _settles_in(source.path, settle_seconds) > 0:

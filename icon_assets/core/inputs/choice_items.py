@@ -52,7 +52,8 @@ def read_choice_items(path: Path) -> list[ChoiceItem]:
 
 def _choice_item(line: str, where: str) -> ChoiceItem:
     row = _choice_row(line, where)
-    choices, gold = row["choices"], row["gold"]
+    choices = row["choices"]
+    gold = row["gold"]
     if not isinstance(choices, list) or len(choices) < 2:
         raise IconError(f"{where}: `choices` must be a list of at least 2 texts; got {str(choices)[:80]!r}")
     last = len(choices) - 1

@@ -24,9 +24,13 @@ _PARQUET_ROWS = 256  # at a time
 _BOM = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _SIGNATURES = {
-    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstandard", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ\0": "xz",
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+    b"BZh91AY&SY": "bzip2",
+    b"\xfd7zXZ\0": "xz",
     b"PAR1\x15": "Parquet",
-}  # fmt: skip
+}
 _MAX_DIGITS = 308  # of a whole number: what a double holds
 _MAX_DEPTH = 200  # of nested JSON
 _JSON_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
@@ -208,7 +212,9 @@ def _enters_list(handle: BinaryIO) -> bool:
 
 def _list_items(handle: BinaryIO, limit: int) -> Iterator[bytes]:
     """The texts between the commas of a list, each cut off one byte behind `limit`, so that one bad row stays one."""
-    item, depth, known = bytearray(), 0, False
+    item = bytearray()
+    depth = 0
+    known = False
     pieces = _pieces(handle)
     for piece, mark in pieces:
         ends = depth == 0 and mark in (b",", b"]")
@@ -254,8 +260,11 @@ class _CsvLines:
     """Lines as `csv.reader` asks for them, so many characters of one record at most."""
 
     def __init__(self, text: TextIO, limit: int) -> None:
-        self._text, self._limit = text, limit
-        self._number, self._first, self._left = 0, 1, limit
+        self._text = text
+        self._limit = limit
+        self._number = 0
+        self._first = 1
+        self._left = limit
 
     def __iter__(self) -> "_CsvLines":
         return self
@@ -271,7 +280,8 @@ class _CsvLines:
         return line
 
     def begin_record(self) -> None:
-        self._first, self._left = self._number + 1, self._limit
+        self._first = self._number + 1
+        self._left = self._limit
 
     def fault(self, reason: str) -> Rejected:
         return Rejected("bad_csv", f"{reason} in the record that begins in line {self._first}; {_REST_UNREAD}")
@@ -301,7 +311,8 @@ def _read_csv(handle: BinaryIO, limit: int) -> Iterator[Row]:
 
 
 def _csv_records(lines: _CsvLines) -> Iterator[list[str] | Rejected]:
-    """The records that are not blank. After a broken quote nobody knows where a cell ends: there it stops, not guessing."""
+    """The records that are not blank. After a broken quote nobody knows where a cell ends: there it stops, not
+    guessing."""
     reader = csv.reader(lines, strict=True)
     while True:
         lines.begin_record()
@@ -367,7 +378,8 @@ def _read_parquet(handle: BinaryIO, limit: int) -> Iterator[Row]:
 
 
 def _values(batch: "pa.RecordBatch") -> list[Any]:
-    """The rows of a batch. Some values of Parquet, such as the year 20000, have no form in Python: they cost their row."""
+    """The rows of a batch. Some values of Parquet, such as the year 20000, have no form in Python: they cost their
+    row."""
     try:
         return batch.to_pylist()
     except _NO_PYTHON_FORM as error:
@@ -382,6 +394,9 @@ def _one_line(error: Exception) -> str:
 
 
 _READERS: dict[str, Callable[[BinaryIO, int], Iterator[Row]]] = {
-    ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,
-}  # fmt: skip
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
 FORMATS = tuple(_READERS)

@@ -20,8 +20,8 @@ from icon_assets.core.inputs.sample import Rejected, Sample, parse_row
 from icon_assets.core.inputs.source_files import SourceFile, opened
 from icon_assets.core.text import printable
 
-# Where a row names its kind of task, the first that it has. Probes are drawn evenly over these: a new name goes to the end, or
-# probes that are drawn already would be drawn otherwise.
+# Where a row names its kind of task, the first that it has. Probes are drawn evenly over these: a new name goes to the
+# end, or probes that are drawn already would be drawn otherwise.
 STRATUM_FIELDS = ("stratum", "dataset", "task", "category", "source")
 _EXCERPT_CHARS = 200
 _DETAIL_CHARS = 400
@@ -79,7 +79,8 @@ def ingest(source: SourceFile, max_chars: int, *, unanswered: bool = False) -> I
     """
     try:
         with opened(source) as handle:
-            status, content = os.fstat(handle.fileno()), stream_digest(handle)
+            status = os.fstat(handle.fileno())
+            content = stream_digest(handle)
             handle.seek(0)
             result = Ingested(content, status.st_size, status.st_mtime_ns)
             return _ingested(result, source, handle, max_chars, unanswered)
@@ -156,22 +157,33 @@ def sample_frame(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
     """Rows of the table `samples`."""
     samples = [located.sample for located in ingested.samples]
     columns = {
-        "shard": source.shard, "file": source.file, "row": [located.row for located in ingested.samples],
-        "sample_id": [s.sample_id for s in samples], "instruction": [s.instruction for s in samples],
-        "input": [s.input for s in samples], "response": [s.response for s in samples],
-        "turns": [s.turns_json() for s in samples], "n_chars": [s.n_chars for s in samples],
+        "shard": source.shard,
+        "file": source.file,
+        "row": [located.row for located in ingested.samples],
+        "sample_id": [s.sample_id for s in samples],
+        "instruction": [s.instruction for s in samples],
+        "input": [s.input for s in samples],
+        "response": [s.response for s in samples],
+        "turns": [s.turns_json() for s in samples],
+        "n_chars": [s.n_chars for s in samples],
         "metadata": [located.metadata for located in ingested.samples],
-    }  # fmt: skip
+    }
     return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String) | {"row": pl.Int64, "n_chars": pl.Int64})
 
 
 def shard_row(source: SourceFile, ingested: Ingested) -> pl.DataFrame:
     """The row of the table `shards`."""
     row = {
-        "shard": source.shard, "file": source.file, "digest": ingested.digest, "n_bytes": ingested.n_bytes,
-        "mtime_ns": ingested.mtime_ns, "n_samples": len(ingested.samples), "n_quarantined": len(ingested.quarantine),
-        "ingested_at": datetime.now(UTC), "removed_at": None,
-    }  # fmt: skip
+        "shard": source.shard,
+        "file": source.file,
+        "digest": ingested.digest,
+        "n_bytes": ingested.n_bytes,
+        "mtime_ns": ingested.mtime_ns,
+        "n_samples": len(ingested.samples),
+        "n_quarantined": len(ingested.quarantine),
+        "ingested_at": datetime.now(UTC),
+        "removed_at": None,
+    }
     return pl.DataFrame([row], schema_overrides={"removed_at": pl.Datetime("us", "UTC")})
 
 

@@ -23,7 +23,8 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class Rejected(ValueError):
-    """A row that can't be used. `reason` is one of the fixed words of the quarantine table; the message is the detail."""
+    """A row that can't be used. `reason` is one of the fixed words of the quarantine table; the message is the
+    detail."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -64,7 +65,8 @@ class Sample:
 
     @property
     def question(self) -> str:
-        """What is asked, whoever the system prompt says is asked: two samples with the same question are one test item."""
+        """What is asked, whoever the system prompt says is asked: two samples with the same question are one test
+        item."""
         turns = [turn.content for turn in self.turns if turn.role != "system"]
         return "\n".join([*turns, self.instruction, self.input]).strip()
 
@@ -87,7 +89,8 @@ def parse_row(row: Any, max_chars: int, *, unanswered: bool = False) -> tuple[Sa
     if unanswered:
         row = _with_response(row)
     if row.get("messages") is not None:
-        sample, used = _from_messages(row["messages"]), {"messages"}
+        sample = _from_messages(row["messages"])
+        used = {"messages"}
     elif row.get("instruction") is not None:
         sample, used = _from_alpaca(row)
     else:
@@ -117,7 +120,8 @@ def _from_alpaca(row: Mapping[str, Any]) -> tuple[Sample, set[str]]:
 
 
 def _from_prompt(row: Mapping[str, Any]) -> tuple[Sample, set[str]]:
-    prompt, response = _first_key(row, PROMPT_KEYS), _first_key(row, RESPONSE_KEYS)
+    prompt = _first_key(row, PROMPT_KEYS)
+    response = _first_key(row, RESPONSE_KEYS)
     return Sample(_text(row, prompt), "", _text(row, response)), {prompt, response}
 
 

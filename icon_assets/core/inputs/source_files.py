@@ -48,8 +48,8 @@ def shard_key(file: str, on_record: Mapping[str, str] = NO_KEYS) -> str:
 def discover(folder: Path, setting: str = "pool.path", on_record: Mapping[str, str] = NO_KEYS) -> list[SourceFile]:
     """The source files below `folder` (or the one file it is), sorted by path; hidden files are left out.
 
-    What is called like a source file and is none, or leads out of the folder, is found too: `refused` says why. No two have
-    one key; `on_record` as in `shard_key`.
+    What is called like a source file and is none, or leads out of the folder, is found too: `refused` says why. No two
+    have one key; `on_record` as in `shard_key`.
 
     Raises:
         IconError: the folder is missing or holds nothing of the kind.
@@ -95,7 +95,8 @@ def _source(root: Path, path: Path, on_record: Mapping[str, str]) -> SourceFile:
         real = Path(os.path.realpath(path, strict=True)) if path.is_symlink() else path
         refused = _refusal(root, path, real)
     except OSError as error:
-        real, refused = path, _fault(error)
+        real = path
+        refused = _fault(error)
     return SourceFile(shard_key(name, on_record), printable(name), real, refused)
 
 

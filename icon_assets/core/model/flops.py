@@ -71,7 +71,9 @@ def model_shape(directory: Path) -> ModelShape:
 
     loaded: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     config = loaded.get_text_config()
-    hidden, heads, vocabulary = config.hidden_size, config.num_attention_heads, config.vocab_size
+    hidden = config.hidden_size
+    heads = config.num_attention_heads
+    vocabulary = config.vocab_size
     head_size = getattr(config, "head_dim", None) or hidden // heads
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     active = min(1.0, (getattr(config, "num_experts_per_tok", None) or experts) / experts)
@@ -110,7 +112,8 @@ def matmul_peak(device: str, dtype: str) -> float:
     n = 8192 if device == "cuda" else 2048
     a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
     b = torch.randn(n, n, device=device).to(getattr(torch, dtype))
-    best, deadline = 0.0, time.monotonic() + 0.6
+    best = 0.0
+    deadline = time.monotonic() + 0.6
     while time.monotonic() < deadline or not best:
         start = time.perf_counter()
         for _ in range(repeats := 8 if device == "cuda" else 2):

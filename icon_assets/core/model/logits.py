@@ -29,7 +29,8 @@ def last_logits(model: "PreTrainedModel", rows: Sequence[tuple[tuple[int, ...], 
 
     width = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
-    real, wanted = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    real = torch.zeros_like(ids)
+    wanted = torch.zeros_like(ids, dtype=torch.bool)
     for row, (tokens, n) in enumerate(rows):
         assert 0 < n <= len(tokens), "a continuation longer than the model's positions"
         ids[row, : len(tokens)] = torch.tensor(tokens)

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def on_device(values: "Sequence[Any] | torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """The numbers as a tensor there, without waiting for what the device still computes: a GPU takes them from pinned memory."""
+    """The numbers as a tensor there, without waiting for what the device still computes: a GPU takes them from pinned
+    memory."""
     import torch
 
     tensor = torch.as_tensor(values)
@@ -20,13 +21,13 @@ def on_device(values: "Sequence[Any] | torch.Tensor", device: "torch.device") ->
 
 @contextmanager
 def freed_memory_kept(device: str) -> Iterator[None]:
-    """Keep the large blocks that tensors free for the next ones, as long as forwards or training steps follow each other.
+    """Keep the large blocks that tensors free for the next ones, as long as forwards or training steps follow each
+    other.
 
-    The C library either gives each to the kernel, and every operation pays page faults for fresh memory; or it keeps them in
-    its heap, where small long-lived ones come to stand between them: after some hundred steps of changing lengths a
-    training spent half of its time looking for room. At most half as much again is held as was used at once, and nothing
-    afterwards. Without a C++ compiler all stays as it is.
-    """
+    The C library either gives each to the kernel, and every operation pays page faults for fresh memory; or it keeps
+    them in its heap, where small long-lived ones come to stand between them: after some hundred steps of changing
+    lengths a training spent half of its time looking for room. At most half as much again is held as was used at once,
+    and nothing afterwards. Without a C++ compiler all stays as it is."""
     shelf = library("kept_memory") if device == "cpu" else None
     if shelf is None:
         yield

@@ -1,4 +1,5 @@
-"""The package's C++, compiled where it runs: once per user and kind of machine, at first use, into the user's own cache.
+"""The package's C++, compiled where it runs: once per user and kind of machine, at first use, into the user's own
+cache.
 
 Nothing needs it: where there is no compiler, or it fails, `library` says None and whoever asks goes on without.
 """
@@ -27,7 +28,8 @@ class _NotOwn(Exception):
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether torch multiplies bfloat16 by this CPU's own instructions; `ATEN_CPU_CAPABILITY` may have taken them away."""
+    """Whether torch multiplies bfloat16 by this CPU's own instructions; `ATEN_CPU_CAPABILITY` may have taken them
+    away."""
     import torch
 
     features = torch.cpu.get_capabilities()
@@ -52,8 +54,16 @@ def library(name: str) -> ctypes.CDLL | None:
     source = (resources.files("icon_assets") / "core" / "model" / "kernels" / f"{name}.cpp").read_text("utf-8")
     torch_home = Path(torch.__file__).parent
     command = [
-        path, *_FLAGS, f"-I{torch_home / 'include'}", "-x", "c++", "-", f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-lc10",
-    ]  # fmt: skip
+        path,
+        *_FLAGS,
+        f"-I{torch_home / 'include'}",
+        "-x",
+        "c++",
+        "-",
+        f"-L{torch_home / 'lib'}",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
     # -march=native is another machine's code elsewhere, and a home directory may be shared.
     machine = [torch.__version__, torch.version.git_version, dict(torch.cpu.get_capabilities())]
     try:

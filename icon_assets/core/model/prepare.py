@@ -74,7 +74,8 @@ def source_revision(settings: ModelSettings) -> str:
 
 
 def model_files(settings: ModelSettings) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time (ns) of the files of a local model; nothing for one from elsewhere, which is pinned otherwise."""
+    """Name, size and time (ns) of the files of a local model; nothing for one from elsewhere, which is pinned
+    otherwise."""
     local = Path(settings.name)
     files = [(name, (local / name).stat()) for name in (_model_files(local) if local.is_dir() else ())]
     return tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
@@ -129,7 +130,8 @@ def _convert_bundled(name: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder, file = str(files[0].parent), files[0].name
+    folder = str(files[0].parent)
+    file = files[0].name
     # The conversion draws its own progress bar, which no switch turns off.
     with quiet_libraries(), redirect_stderr(io.StringIO()):
         # Without `dequantize` the model stays quantized in memory, and saving or training it is refused.

@@ -51,36 +51,55 @@ class Spent:
 
 
 class Bill:
-    """What was spent since the last commit; `settle` writes it down, so that a run that is killed has its cost on record."""
+    """What was spent since the last commit; `settle` writes it down, so that a run that is killed has its cost on
+    record."""
 
     def __init__(self, store: Store, key: ScoreKey, work: str, device: str, total: Callable[[], Spent]) -> None:
-        """`work`: `pairs` of candidates, `controls`, `features` of samples, or `selector`. `total`: all that was spent so far,
-        seconds aside.
-        """
-        self._store, self._key, self._work, self._total = store, key, work, total
-        self._device, self._peak = device_name(device), matmul_peak(device, key.dtype)
+        """`work`: `pairs` of candidates, `controls`, `features` of samples, or `selector`. `total`: all that was spent
+        so far, seconds aside."""
+        self._store = store
+        self._key = key
+        self._work = work
+        self._total = total
+        self._device = device_name(device)
+        self._peak = matmul_peak(device, key.dtype)
         self._begin()
 
     def _begin(self) -> None:
-        self._start, self._before = time.monotonic(), self._total()
+        self._start = time.monotonic()
+        self._before = self._total()
 
     def since(self) -> Spent:
         """What was spent since the last `settle`."""
-        now, before = self._total(), self._before
+        now = self._total()
+        before = self._before
         pairs = now.pairs - before.pairs
         of_kind = (0, pairs) if self._work == "controls" else (pairs, 0)
         return Spent(
-            *of_kind, now.forwards - before.forwards, now.tokens - before.tokens, now.flops - before.flops,
-            time.monotonic() - self._start, self._peak, now.engine,
-        )  # fmt: skip
+            *of_kind,
+            now.forwards - before.forwards,
+            now.tokens - before.tokens,
+            now.flops - before.flops,
+            time.monotonic() - self._start,
+            self._peak,
+            now.engine,
+        )
 
     def settle(self) -> Spent:
         spent = self.since()
         row = {
-            "created_at": datetime.now(UTC), "score_key": self._key.value, "work": self._work, "device": self._device,
-            "engine": spent.engine, "pairs": spent.pairs + spent.control_pairs, "forwards": spent.forwards, "tokens": spent.tokens,
-            "flops": spent.flops, "seconds": spent.seconds, "peak_flops_per_second": spent.peak_flops_per_second,
-        }  # fmt: skip
+            "created_at": datetime.now(UTC),
+            "score_key": self._key.value,
+            "work": self._work,
+            "device": self._device,
+            "engine": spent.engine,
+            "pairs": spent.pairs + spent.control_pairs,
+            "forwards": spent.forwards,
+            "tokens": spent.tokens,
+            "flops": spent.flops,
+            "seconds": spent.seconds,
+            "peak_flops_per_second": spent.peak_flops_per_second,
+        }
         self._store.append("scoring_costs", pl.DataFrame([row]))
         self._begin()
         return spent
@@ -121,7 +140,8 @@ class Speed:
 
 
 def recorded_speed(store: Store, key: ScoreKey, device: str, works: Sequence[str] = _SCORING) -> Speed | None:
-    """The speed of the newest passes of such work under this key on this device, which another one says nothing about."""
+    """The speed of the newest passes of such work under this key on this device, which another one says nothing
+    about."""
     row = store.query(
         """
         WITH recent AS (

@@ -1,4 +1,5 @@
-"""Table rows as the token ids a forward is made of, under one score_key: probes, candidates as contexts, control contexts."""
+"""Table rows as the token ids a forward is made of, under one score_key: probes, candidates as contexts, control
+contexts."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -25,7 +26,8 @@ class Encoder:
     """Renders with the key's template, tokenizes, cuts to the key's limits."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", key: ScoreKey) -> None:
-        self._tokenizer, self._key = tokenizer, key
+        self._tokenizer = tokenizer
+        self._key = key
 
     @cached_property
     def separator(self) -> tuple[int, ...]:

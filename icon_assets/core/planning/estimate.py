@@ -75,8 +75,13 @@ class Pricer:
         load_engine: Callable[[], ScoringEngine],
         find_device: Callable[[], str],
     ) -> None:
-        self._store, self._key, self._settings, self._shape = store, key, settings, shape
-        self._load_tokenizer, self._load_engine, self._find_device = load_tokenizer, load_engine, find_device
+        self._store = store
+        self._key = key
+        self._settings = settings
+        self._shape = shape
+        self._load_tokenizer = load_tokenizer
+        self._load_engine = load_engine
+        self._find_device = find_device
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -110,8 +115,10 @@ class Pricer:
         return self._price(ours, speed), self._price(self._naive(todo), speed), speed
 
     def reading(self, drawn: Sequence[Mapping[str, Any]], samples: int) -> Price:
-        """The price of reading so many samples for their features, by rows drawn from them: each with its prompt and without."""
-        work, leading = Work(), len(self._encoder.leading)
+        """The price of reading so many samples for their features, by rows drawn from them: each with its prompt and
+        without."""
+        work = Work()
+        leading = len(self._encoder.leading)
         for text in map(self._encoder.probe, drawn):
             response = len(text.response_ids)
             work += pair_work(0, leading + len(text.prompt_ids) + response, response)
@@ -126,10 +133,12 @@ class Pricer:
 
     def _packed(self, todo: Todo) -> Work:
         """A context is computed once per forward it stands in."""
-        probes, n_contexts = self._probes, len(todo.contexts)
+        probes = self._probes
+        n_contexts = len(todo.contexts)
         if not todo.pairs or not n_contexts or not probes:
             return Work()
-        alone, shared = Work(), Work()
+        alone = Work()
+        shared = Work()
         total = sum(p.n_input for p in probes) * todo.pairs / (todo.samples * len(probes))  # behind one context
         for drawn in todo.contexts:
             context = len(drawn.ids) + len(self._encoder.separator)
@@ -161,7 +170,8 @@ class Pricer:
         """
         if not todo.contexts or not self._probes:
             return Work()
-        work, alone = Work(), Work()
+        work = Work()
+        alone = Work()
         lengths = [len(p.prompt_ids) + len(p.response_ids) for p in self._probes]
         for context in todo.contexts:
             control = random_chars(self._tokenizer, 0, context.n_chars, self._key.max_context_tokens)
@@ -173,18 +183,20 @@ class Pricer:
         return work * (todo.pairs / (len(todo.contexts) * len(lengths))) + alone
 
     def _trial(self, contexts: Sequence[Context], tokens: int) -> Speed:
-        """Score a few pairs for their speed alone, compiled if the run of so many tokens will be; the first forward warms up
-        and does not count.
-        """
+        """Score a few pairs for their speed alone, compiled if the run of so many tokens will be; the first forward
+        warms up and does not count."""
         engine = self._load_engine()
         engine.compile_for(tokens)
         texts = [[*context.ids, *self._encoder.separator] for context in contexts] or [[]]
         list(engine.score(texts[:1], self._probes, [[0]]))
-        before, start = engine.meter.work, time.monotonic()
+        before = engine.meter.work
+        start = time.monotonic()
         for _ in engine.score(texts, self._probes, [range(len(self._probes))] * len(texts)):
             if (engine.meter.work - before).tokens > _TRIAL_TOKENS:
                 break
-        seconds, work = time.monotonic() - start, engine.meter.work - before
-        rate, device = self._shape.flops(work) / seconds, engine.language_model.device.type
+        seconds = time.monotonic() - start
+        work = engine.meter.work - before
+        rate = self._shape.flops(work) / seconds
+        device = engine.language_model.device.type
         peak = matmul_peak(device, self._key.dtype)
         return Speed(device_name(device), work.tokens / seconds, rate, rate / peak, "a trial just now")

@@ -84,22 +84,27 @@ def make_plan(
         found: the files of the pool folder; gone: shards on record whose file is not there any more.
         needed: assets that the arms of the settings rank by besides scores.
     """
-    store, settings, key, budget = recipes.store, recipes.settings, recipes.key, recipes.budget
-    size, ceiling = pool_size(store, settings.scoring.direct_share), share_ceiling(settings.scoring.direct_share)
+    store = recipes.store
+    settings = recipes.settings
+    key = recipes.key
+    budget = recipes.budget
+    size = pool_size(store, settings.scoring.direct_share)
+    ceiling = share_ceiling(settings.scoring.direct_share)
     enough, share = _enough(size, budget)
     shards = store.query(
         sql_text("plan.sql"), {"score_key": key.value, "n": _DRAWN, "enough": enough, "ceiling": ceiling}
     )
     drawn = shards["drawn"].explode().drop_nulls().sort().head(_DRAWN).to_list()
-    samples, exact = int(shards["unscored_samples"].sum() or 0), int(shards["new_pairs"].sum() or 0)
-    pairs, probe_ids = (
-        round(share * exact),
-        store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"].to_list(),
-    )
+    samples = int(shards["unscored_samples"].sum() or 0)
+    exact = int(shards["new_pairs"].sum() or 0)
+    pairs = round(share * exact)
+    probe_ids = store.query("SELECT probe_id FROM probes ORDER BY ALL")["probe_id"].to_list()
     contexts = [pricer.context(row) for row in pool_rows(store, drawn)]
     wanted = [NO_CONTEXT, *controls_for(key, settings.controls, *_lengths(store, key, contexts, ceiling))]
     controls = missing_controls(store, key, wanted, probe_ids)
-    price, naive, speed = Price(), Price(), None
+    price = Price()
+    naive = Price()
+    speed = None
     if pairs or controls:
         price, naive, speed = pricer.prices(Todo(contexts, samples, pairs, controls))
     unread, n_unread = _unread(store, key) if "sample_features" in needed else ([], 0)
@@ -108,10 +113,19 @@ def make_plan(
         pl.concat([current, _removed(store, gone)], how="diagonal").with_columns(
             pl.col(pl.Int64).fill_null(0), pl.col(pl.String).fill_null("")
         ),
-        [file.source.file for file in found if file.kind == "settling"], _outdated(recipes), len(probe_ids),
-        pairs, exact, sum(map(len, controls.values())), share if enough else None, price, naive, speed,
-        n_unread, pricer.reading(pool_rows(store, unread), n_unread) if unread else Price(),
-    )  # fmt: skip
+        [file.source.file for file in found if file.kind == "settling"],
+        _outdated(recipes),
+        len(probe_ids),
+        pairs,
+        exact,
+        sum(map(len, controls.values())),
+        share if enough else None,
+        price,
+        naive,
+        speed,
+        n_unread,
+        pricer.reading(pool_rows(store, unread), n_unread) if unread else Price(),
+    )
 
 
 def _unread(store: Store, key: ScoreKey) -> tuple[list[str], int]:
@@ -134,7 +148,8 @@ def _with_status(shards: pl.DataFrame, recipes: Recipes, found: Sequence[Found])
     for shard in shards["shard"]:
         status, why = states[shard]
         if kinds.get(shard) == "changed" and status != "new":  # its new text is not on record yet
-            status, why = "stale", ", ".join(sorted({*filter(None, why.split(", ")), "text"}))
+            status = "stale"
+            why = ", ".join(sorted({*filter(None, why.split(", ")), "text"}))
         rows.append((shard, status, why))
     states_frame = pl.DataFrame(rows, schema=dict.fromkeys(("shard", "status", "because"), pl.String), orient="row")
     return shards.join(states_frame, on="shard").select(
@@ -165,11 +180,13 @@ def _outdated(recipes: Recipes) -> dict[str, str]:
 
 
 def _enough(size: tuple[int, int], budget: Budget | None) -> tuple[int | None, float]:
-    """Probes from which a sample counts as scored (None: all), and the share of the missing pairs that will be computed."""
+    """Probes from which a sample counts as scored (None: all), and the share of the missing pairs that will be
+    computed."""
     samples, probes = size
     if budget is None or samples <= budget.pilot:
         return None, 1.0
-    pilot, first = budget.pilot / samples, rungs(probes, budget.share)[0]
+    pilot = budget.pilot / samples
+    first = rungs(probes, budget.share)[0]
     return first, max(budget.share, pilot + (1 - pilot) * first / probes)
 
 

@@ -1,4 +1,5 @@
-"""The pool as it will be after the next ingest: for plans, which must know what a changed file holds before it is stored."""
+"""The pool as it will be after the next ingest: for plans, which must know what a changed file holds before it is
+stored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +30,8 @@ class Pending:
 
 @dataclass(frozen=True)
 class Preview(Store):
-    """A store that shows pending rows, by table, as if they were stored. It is only for reading, and keeps to the files of
-    its first query.
-    """
+    """A store that shows pending rows, by table, as if they were stored. It is only for reading, and keeps to the files
+    of its first query."""
 
     pending: Mapping[str, Pending] = field(default_factory=dict)
 
@@ -59,12 +59,14 @@ class Preview(Store):
 
 
 def preview(store: Store, found: Sequence[Found], gone: Sequence[str], max_chars: int) -> Store:
-    """The store as it will be with the changed ones among `found` ingested and the shards `gone` taken out of the pool."""
+    """The store as it will be with the changed ones among `found` ingested and the shards `gone` taken out of the
+    pool."""
     changed = [file for file in found if file.kind in ("new", "changed")]
     if not changed and not gone:
         return store
     left = store.query("FROM delta.shards WHERE shard IN (SELECT unnest($gone::VARCHAR[]))", {"gone": list(gone)})
-    samples, shards = list[pl.DataFrame](), [left.with_columns(removed_at=datetime.now(UTC))]
+    samples = list[pl.DataFrame]()
+    shards = [left.with_columns(removed_at=datetime.now(UTC))]
     for file in changed:
         ingested = ingest(file.source, max_chars)
         samples.append(sample_frame(file.source, ingested))

@@ -59,8 +59,8 @@ class Unready(IconError):
     """Something that a product is made from is not there yet, or is out of date itself."""
 
 
-# What a product depends on that settings alone do not say: `revision` (what pins the source of the base model), `dtype`, `key`
-# and `budget`.
+# What a product depends on that settings alone do not say: `revision` (what pins the source of the base model),
+# `dtype`, `key` and `budget`.
 Known: TypeAlias = "Recipes | Unmade"
 
 
@@ -72,7 +72,8 @@ def _keyed(settings: Settings, known: Known, part: str) -> dict[str, Any]:
 
 
 def _scored(settings: Settings, known: Known, part: str) -> dict[str, Any]:
-    share, budget = settings.scoring.direct_share, known.budget
+    share = settings.scoring.direct_share
+    budget = known.budget
     return {
         **_keyed(settings, known, part),
         "controls": settings.controls.model_dump(),
@@ -102,7 +103,8 @@ def _chosen(settings: Settings, known: Known, arm: str) -> dict[str, Any]:
 
 
 def _trusted(settings: Settings, known: Known, arm: str) -> dict[str, Any]:
-    near, controls = settings.probes.near_duplicate, settings.controls.model_dump()
+    near = settings.probes.near_duplicate
+    controls = settings.controls.model_dump()
     return {**_chosen(settings, known, arm), "controls": controls, "near": near}
 
 
@@ -178,7 +180,8 @@ _SEEDS: Mapping[str, Callable[[Settings, str], int]] = {
 
 
 def _recipe(asset: str, part: str, inputs: Iterable[Input], settings: Settings, known: Known) -> Recipe:
-    made, seed = _SETTINGS[asset](settings, known, part), _SEEDS.get(asset)
+    made = _SETTINGS[asset](settings, known, part)
+    seed = _SEEDS.get(asset)
     return Recipe(asset, part, tuple(inputs), made, seed(settings, part) if seed else None, CODE_VERSIONS[asset])
 
 
@@ -223,13 +226,15 @@ def made_by(asset: str) -> tuple[str, ...]:
 
 
 class Inputs:
-    """What each product is made from as it is now: one method per asset, which takes what the asset's partitions are of.
+    """What each product is made from as it is now: one method per asset, which takes what the asset's partitions are
+    of.
 
     Every method raises `Unready` where something of it is missing or out of date.
     """
 
     def __init__(self, recipes: "Recipes") -> None:
-        self._recipes, self._settings = recipes, recipes.settings
+        self._recipes = recipes
+        self._settings = recipes.settings
 
     def _one(self, asset: str, part: str = "") -> Input:
         return self._recipes.needed(asset, part).as_input()
@@ -247,7 +252,8 @@ class Inputs:
         return [self._recipes.file_on_record(shard)]
 
     def probe_set(self) -> list[Input]:
-        digest_of, pool = self._recipes.digest_of, self._recipes.pool
+        digest_of = self._recipes.digest_of
+        pool = self._recipes.pool
         files = [Input(kind, each.file, digest_of(each)) for kind, each in probe_inputs(self._recipes.workspace)]
         return [*files, *(event.as_input() for event in pool.values())]
 
@@ -334,8 +340,11 @@ class Recipes:
         digest_of: Callable[[SourceFile], str] = source_digest,
         dtype: str | None = None,
     ) -> None:
-        self.workspace, self.store, self.digest_of = workspace, store, digest_of
-        self.settings, self._dtype = workspace.settings, dtype
+        self.workspace = workspace
+        self.store = store
+        self.digest_of = digest_of
+        self.settings = workspace.settings
+        self._dtype = dtype
         self._made: dict[str, dict[str, Event]] = {}
         self._current: dict[str, Mapping[str, Event]] = {}
 
@@ -355,9 +364,8 @@ class Recipes:
         return [self.of(asset, name) for name in drawn]
 
     def outdated(self, asset: str, part: str) -> str:
-        """Digest of the recipes by which a partition has to be made again, its draws among them; '' where it is up to date,
-        or waits for something that it is made from.
-        """
+        """Digest of the recipes by which a partition has to be made again, its draws among them; '' where it is up to
+        date, or waits for something that it is made from."""
         try:
             if asset == "report":  # made once, when all is scored, not after every shard
                 self.every_shard("sample_scores")
@@ -402,8 +410,8 @@ class Recipes:
         return selector is not None and {i.digest for i in selector.inputs if i.asset == "sample_scores"} == scored
 
     def every_shard(self, asset: str) -> list[Event]:
-        """The newest event of every shard of the pool: something made from part of it would favour what came first, and scores
-        by other probes or another model can't be compared in one ranking.
+        """The newest event of every shard of the pool: something made from part of it would favour what came first, and
+        scores by other probes or another model can't be compared in one ranking.
 
         Raises:
             Unready: some shards have none, or an outdated one.
@@ -486,8 +494,10 @@ class Recipes:
 
     @cached_property
     def dtype(self) -> str:
-        """`auto` is asked of the hardware only when the settings changed since the model was prepared: that loads torch."""
-        wanted, event = self.settings.model, self.made("base_model").get("")
+        """`auto` is asked of the hardware only when the settings changed since the model was prepared: that loads
+        torch."""
+        wanted = self.settings.model
+        event = self.made("base_model").get("")
         if self._dtype or wanted.dtype != "auto":
             return self._dtype or wanted.dtype
         if event is not None and event.summary.get("asked") == asked_of_hardware(wanted):

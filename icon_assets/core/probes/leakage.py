@@ -20,7 +20,8 @@ from icon_assets.workspace import Workspace
 def pool_references(rows: Iterable[Mapping[str, Any]]) -> Iterator[Reference]:
     """Rows of the table `samples` as texts to look through; of a chat, the last question also on its own."""
     for row in rows:
-        sample, name = sample_of(row), f"{row['file']}:{row['row']}"
+        sample = sample_of(row)
+        name = f"{row['file']}:{row['row']}"
         yield Reference(name, sample.question, f"{sample.prompt_text} {sample.response}")
         if (alone := f"{sample.instruction}\n{sample.input}".strip()) != sample.question:
             yield Reference(name, alone, "")

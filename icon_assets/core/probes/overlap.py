@@ -65,7 +65,8 @@ class Meeting:
 
 
 class Index:
-    """The texts of candidates, prepared for one pass over any number of references; memory grows with the candidates only."""
+    """The texts of candidates, prepared for one pass over any number of references; memory grows with the candidates
+    only."""
 
     def __init__(self, candidates: Iterable[Candidate]) -> None:
         self._prompts: dict[str, list[Candidate]] = defaultdict(list)
@@ -96,7 +97,8 @@ class Index:
 
 
 def overlaps(candidates: Iterable[Candidate], references: Iterable[Reference]) -> dict[str, str]:
-    """Probe ids that occur in the references, with the reason: the same prompt, or 13 words of the response in a row."""
+    """Probe ids that occur in the references, with the reason: the same prompt, or 13 words of the response in a
+    row."""
     found: dict[str, str] = {}
     for meeting in Index(candidates).meetings(references):
         found.setdefault(meeting.candidate.probe_id, meeting.reason)

@@ -1,6 +1,5 @@
-"""What is on record about the newest choice of an arm: its samples, where they come from, what it was made from and how it
-compares with its pool. Read only; export and report both tell it.
-"""
+"""What is on record about the newest choice of an arm: its samples, where they come from, what it was made from and how
+it compares with its pool. Read only; export and report both tell it."""
 
 import json
 from collections.abc import Mapping
@@ -51,7 +50,8 @@ class RecordedChoice:
         return self.store.query(sql_text("made_from.sql"), key)
 
     def event(self, asset: str) -> Mapping[str, Any]:
-        """Digest, settings, seed and summary of something it was made from; empty texts where the ledger has no such thing."""
+        """Digest, settings, seed and summary of something it was made from; empty texts where the ledger has no such
+        thing."""
         row = next(self.made_from.filter(pl.col("asset") == asset).iter_rows(named=True), None)
         if row is None:
             return {"digest": "", "settings": {}, "seed": None, "summary": {}}

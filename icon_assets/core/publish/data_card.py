@@ -20,10 +20,30 @@ _SHOWN_FILES = 50
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*", "README*")
 # The names the Hugging Face hub knows, as far as data come under them.
 _HUB_LICENCES = {
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "cc0-1.0", "cc-by-2.0", "cc-by-3.0",
-    "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
-    "cc-by-nc-nd-4.0", "odc-by", "odbl", "pddl", "unlicense",
-}  # fmt: skip
+    "apache-2.0",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "gpl-3.0",
+    "lgpl-3.0",
+    "agpl-3.0",
+    "cc0-1.0",
+    "cc-by-2.0",
+    "cc-by-3.0",
+    "cc-by-4.0",
+    "cc-by-sa-3.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-3.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-3.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0",
+    "cc-by-nc-nd-4.0",
+    "odc-by",
+    "odbl",
+    "pddl",
+    "unlicense",
+}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
 
@@ -42,7 +62,8 @@ def data_card(chosen: RecordedChoice, result: Exported, facts: Mapping[str, Any]
 
 
 def card_facts(workspace: Workspace, chosen: RecordedChoice) -> dict[str, Any]:
-    lines, store = chosen.lines, chosen.store
+    lines = chosen.lines
+    store = chosen.store
     shards = store.query("SELECT file, digest, n_samples, n_quarantined FROM shards")
     files = (
         lines.group_by("file")
@@ -51,14 +72,24 @@ def card_facts(workspace: Workspace, chosen: RecordedChoice) -> dict[str, Any]:
         .sort("lines", "file", descending=[True, False])
     )
     return {
-        "reason": _reason(chosen), "control": ranks_by(chosen.arm), "selector": chosen.selector, "subset_id": chosen.subset_id,
-        "chosen_at": chosen.event("selected_subset")["created_at"], "choice": chosen.event("selected_subset"),
-        "scores": chosen.event("sample_scores"), "score_key": chosen.score_key, "model": chosen.event("base_model"),
-        "probes": chosen.event("probe_set"), "source_files": files.head(_SHOWN_FILES).to_dicts(),
-        "files_not_shown": max(0, files.height - _SHOWN_FILES), "lines": lines.height,
-        "profile": chosen.profile.to_dicts(), "trust": chosen.trust.to_dicts(),
-        "licences": _licences(lines), "licence_files": _licence_files(workspace),
-    }  # fmt: skip
+        "reason": _reason(chosen),
+        "control": ranks_by(chosen.arm),
+        "selector": chosen.selector,
+        "subset_id": chosen.subset_id,
+        "chosen_at": chosen.event("selected_subset")["created_at"],
+        "choice": chosen.event("selected_subset"),
+        "scores": chosen.event("sample_scores"),
+        "score_key": chosen.score_key,
+        "model": chosen.event("base_model"),
+        "probes": chosen.event("probe_set"),
+        "source_files": files.head(_SHOWN_FILES).to_dicts(),
+        "files_not_shown": max(0, files.height - _SHOWN_FILES),
+        "lines": lines.height,
+        "profile": chosen.profile.to_dicts(),
+        "trust": chosen.trust.to_dicts(),
+        "licences": _licences(lines),
+        "licence_files": _licence_files(workspace),
+    }
 
 
 def _reason(chosen: RecordedChoice) -> str:

@@ -46,9 +46,16 @@ def _messages(row: Mapping[str, Any]) -> dict[str, Any]:
 def _everything(row: Mapping[str, Any]) -> dict[str, Any]:
     file, line = row["line"].values() if isinstance(row["line"], dict) else row["line"]
     return {
-        "sample_id": row["sample_id"], "rank": row["rank"], "score": row["score"], "instruction": row["instruction"],
-        "input": row["input"], "output": row["response"], **_messages(row), "file": file, "row": line,
-    }  # fmt: skip
+        "sample_id": row["sample_id"],
+        "rank": row["rank"],
+        "score": row["score"],
+        "instruction": row["instruction"],
+        "input": row["input"],
+        "output": row["response"],
+        **_messages(row),
+        "file": file,
+        "row": line,
+    }
 
 
 ROWS = {"alpaca": _alpaca, "messages": _messages, "parquet": _everything}
@@ -58,11 +65,15 @@ FEATURES: Mapping[str, list[dict[str, Any]]] = {
     "alpaca": [{"name": name, "dtype": "string"} for name in ("instruction", "input", "output")],
     "messages": [{"name": "messages", "list": _TURNS}],
     "parquet": [
-        {"name": "sample_id", "dtype": "string"}, {"name": "rank", "dtype": "int64"}, {"name": "score", "dtype": "float64"},
+        {"name": "sample_id", "dtype": "string"},
+        {"name": "rank", "dtype": "int64"},
+        {"name": "score", "dtype": "float64"},
         *({"name": name, "dtype": "string"} for name in ("instruction", "input", "output")),
-        {"name": "messages", "list": _TURNS}, {"name": "file", "dtype": "string"}, {"name": "row", "dtype": "int64"},
+        {"name": "messages", "list": _TURNS},
+        {"name": "file", "dtype": "string"},
+        {"name": "row", "dtype": "int64"},
     ],
-}  # fmt: skip
+}
 
 
 def _arrow_schema() -> "pa.Schema":
@@ -78,7 +89,8 @@ class DataFiles:
 
     def __init__(self, directory: Path, form: Format, limit: int) -> None:
         self.form: Format = form
-        self._directory, self._limit = directory, limit
+        self._directory = directory
+        self._limit = limit
         self._suffix = "parquet" if form == "parquet" else "jsonl"
         self._paths: list[Path] = []
         self._file: IO[bytes] | None = None

@@ -1,7 +1,8 @@
-"""A selection as a folder that other tools train on: the data, a card that says what it is, and where each sample comes from.
+"""A selection as a folder that other tools train on: the data, a card that says what it is, and where each sample comes
+from.
 
-The same selection always gives the same bytes. Anything that can be wrong with the place is said before anything is written.
-"""
+The same selection always gives the same bytes. Anything that can be wrong with the place is said before anything is
+written."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,8 @@ from icon_assets.workspace import Workspace
 def export(
     workspace: Workspace, arm: str, form: Format, out: Path | None = None, shard_bytes: int = SHARD_BYTES
 ) -> Exported:
-    """Write the newest selection of an arm to `out` (default `<workspace>/exports/<arm>-<format>`), whole or not at all.
+    """Write the newest selection of an arm to `out` (default `<workspace>/exports/<arm>-<format>`), whole or not at
+    all.
 
     An earlier export of the same arm and format is replaced.
 
@@ -93,9 +95,13 @@ def _llama_factory(result: Exported) -> str:
         entry |= {"formatting": "alpaca", "columns": columns}
     else:
         tags = {
-            "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-            "system_tag": "system", "observation_tag": "tool",
-        }  # fmt: skip
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "system_tag": "system",
+            "observation_tag": "tool",
+        }
         entry |= {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
     return json.dumps({f"icon_{result.arm}": entry}, indent=2) + "\n"
 
@@ -103,8 +109,12 @@ def _llama_factory(result: Exported) -> str:
 def _record(partial: Path, chosen: RecordedChoice, result: Exported) -> str:
     """What the export is, for programs, and which files are its own."""
     record = {
-        "arm": result.arm, "format": result.format, "subset_id": chosen.subset_id, "digest": result.digest,
-        "samples": result.samples, "flattened": result.flattened,
+        "arm": result.arm,
+        "format": result.format,
+        "subset_id": chosen.subset_id,
+        "digest": result.digest,
+        "samples": result.samples,
+        "flattened": result.flattened,
         "files": sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()),
-    }  # fmt: skip
+    }
     return json.dumps(record, indent=2) + "\n"

@@ -9,16 +9,21 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.publish.dataset import Format
 from icon_assets.workspace import Workspace
 
-CARD, MANIFEST, RECORD, LLAMA_FACTORY = "README.md", "manifest.jsonl", "icon_export.json", "dataset_info.json"
+CARD = "README.md"
+MANIFEST = "manifest.jsonl"
+RECORD = "icon_export.json"
+LLAMA_FACTORY = "dataset_info.json"
 
 
 def allowed_place(workspace: Workspace, out: Path) -> Path:
-    """Where `out` leads, if something may be written there: in the workspace only below `exports/`, and never among inputs.
+    """Where `out` leads, if something may be written there: in the workspace only below `exports/`, and never among
+    inputs.
 
     Raises:
         IconError: it may not.
     """
-    target, settings = out.expanduser().resolve(), workspace.settings
+    target = out.expanduser().resolve()
+    settings = workspace.settings
     inputs = [workspace.input_path(name).resolve() for name in (settings.pool.path, settings.probes.path)]
     if any(target.is_relative_to(place) for place in inputs):
         raise IconError(f"{out}: lies among the inputs and would become one; choose another --out")
@@ -38,14 +43,17 @@ def refuse_foreign(target: Path, arm: str, form: Format) -> None:
         return
     try:
         record = json.loads((target / RECORD).read_text("utf-8"))
-        was, files = (record["arm"], record["format"]), {RECORD, *record["files"]}
+        was = (record["arm"], record["format"])
+        files = {RECORD, *record["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IconError(f"{target}: exists and is no export of icon-assets; choose another --out") from error
     if was != (arm, form):
         raise IconError(f"{target}: holds the export of arm {was[0]} as {was[1]}; choose another --out or remove it")
     present = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
     if added := sorted(present - files):
-        raise IconError(f"{target / added[0]}: was not written by the export and would be lost; move it or choose another --out")  # fmt: skip
+        raise IconError(
+            f"{target / added[0]}: was not written by the export and would be lost; move it or choose another --out"
+        )
 
 
 @contextmanager
@@ -54,5 +62,7 @@ def disk_faults(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise IconError(f"{target}: could not be written ({error.strerror or error}); check free space and permissions, "
-                        "or choose another --out") from error  # fmt: skip
+        raise IconError(
+            f"{target}: could not be written ({error.strerror or error}); check free space and permissions, "
+            "or choose another --out"
+        ) from error

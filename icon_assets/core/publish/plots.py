@@ -1,4 +1,5 @@
-"""Plots as SVG for pages: text stays text, colours are those of the page (light or dark), nothing is loaded from anywhere."""
+"""Plots as SVG for pages: text stays text, colours are those of the page (light or dark), nothing is loaded from
+anywhere."""
 
 import io
 import re
@@ -11,17 +12,34 @@ from markupsafe import Markup
 from icon_assets.core.text import printable_lines
 
 # Stand for colours of the page while matplotlib draws.
-_INK, _LINE, _MUTED, _ACCENT, _GOOD, _BAD = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+_INK = "#010101"
+_LINE = "#020202"
+_MUTED = "#030303"
+_ACCENT = "#040404"
+_GOOD = "#050505"
+_BAD = "#060606"
 _CSS = {
-    _INK: "var(--ink)", _LINE: "var(--line)", _MUTED: "var(--grey)", _ACCENT: "var(--accent)", _GOOD: "var(--good)",
+    _INK: "var(--ink)",
+    _LINE: "var(--line)",
+    _MUTED: "var(--grey)",
+    _ACCENT: "var(--accent)",
+    _GOOD: "var(--good)",
     _BAD: "var(--bad)",
-}  # fmt: skip
+}
 _CYCLE = ["#3b78c2", "#d1762b", "#3f9a5f", "#b9508f", "#8a6fc7", "#8c7b4f", "#2a9da3", "#c2504a", "#6f8f2f", "#777f8c"]
 _VERDICTS = {"better": _GOOD, "worse": _BAD}
 _STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "icon", "text.parse_math": False, "font.size": 9, "axes.edgecolor": _MUTED,
-    "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.unicode_minus": False,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "icon",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.edgecolor": _MUTED,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.unicode_minus": False,
+}
 
 
 def distribution(edges: Sequence[float], pool: Sequence[int], chosen: Sequence[int], label: str, arm: str) -> Markup:
@@ -60,7 +78,8 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -
     with _style():
         figure, axes = _axes(5.0, 3.0, x, y)
         for number, (name, points) in enumerate(lines.items()):
-            colour, dashes = _CYCLE[number % len(_CYCLE)], "-" if number < len(_CYCLE) else "--"
+            colour = _CYCLE[number % len(_CYCLE)]
+            dashes = "-" if number < len(_CYCLE) else "--"
             axes.plot([p[0] for p in points], [p[1] for p in points], dashes, color=colour, linewidth=1.4, label=name)
         axes.grid(axis="y", color=_LINE, linewidth=0.6)
         axes.legend(frameon=False, fontsize=8, ncols=1 + len(lines) // 6)
@@ -85,7 +104,8 @@ def _axes(width: float, height: float, x: str, y: str) -> Any:
 
 
 def _svg(figure: Any, title: str) -> Markup:
-    """The drawing alone: without the head of an XML file, and without ids of groups, which would stand on a page twice."""
+    """The drawing alone: without the head of an XML file, and without ids of groups, which would stand on a page
+    twice."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

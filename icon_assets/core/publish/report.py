@@ -1,7 +1,8 @@
-"""One self-contained HTML page about a workspace: what was measured, what was chosen, whether it pays, and how far to trust it.
+"""One self-contained HTML page about a workspace: what was measured, what was chosen, whether it pays, and how far to
+trust it.
 
-Every section is a function of the store; where its table is empty, the page says what to run. Equal stores make equal pages.
-"""
+Every section is a function of the store; where its table is empty, the page says what to run. Equal stores make equal
+pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,20 +76,34 @@ def gather(workspace: Workspace) -> dict[str, Any]:
     """Everything the page shows; a section that is empty has nothing to show."""
     source = Source(workspace)
     return {
-        "mark": MARK, "version": version("icon-assets"), "workspace": workspace.root.name, "totals": source.totals,
-        "model": source.model, "arms": source.arms, "primary": workspace.settings.controls.primary,
-        "score_key": source.score_key, "changed_at": next(iter(source.products["created_at"]), None),
+        "mark": MARK,
+        "version": version("icon-assets"),
+        "workspace": workspace.root.name,
+        "totals": source.totals,
+        "model": source.model,
+        "arms": source.arms,
+        "primary": workspace.settings.controls.primary,
+        "score_key": source.score_key,
+        "changed_at": next(iter(source.products["created_at"]), None),
         "probe_set": next(iter(source.products.filter(pl.col("asset") == "probe_set")["digest"]), ""),
-        "fraction": workspace.settings.selection.fraction, "length_warning": source.length_warning,
+        "fraction": workspace.settings.selection.fraction,
+        "length_warning": source.length_warning,
         "by_length": partial(explained_by_length, limit=source.length_warning),
         "featured": next((arm for arm in source.chosen if ranks_by(arm)), next(iter(source.chosen), "")),
         "sections": {
-            "verdict": verdict_section(source), "leaderboard": leaderboard_section(source), "differences": differences_section(source),
-            "pairwise": source.rows("FROM pairwise_results ORDER BY ALL"), "cost": cost_section(source),
-            "scores": scores_section(source), "examples": examples_section(source), "coverage": coverage_section(source),
-            "trust": trust_section(source), "selector": source.rows(
+            "verdict": verdict_section(source),
+            "leaderboard": leaderboard_section(source),
+            "differences": differences_section(source),
+            "pairwise": source.rows("FROM pairwise_results ORDER BY ALL"),
+            "cost": cost_section(source),
+            "scores": scores_section(source),
+            "examples": examples_section(source),
+            "coverage": coverage_section(source),
+            "trust": trust_section(source),
+            "selector": source.rows(
                 "FROM selector_metrics SEMI JOIN (FROM selectors WHERE is_current) USING (selector_id) ORDER BY ALL"
             ),
-            "losses": losses_section(source), "lineage": lineage_section(source),
+            "losses": losses_section(source),
+            "lineage": lineage_section(source),
         },
-    }  # fmt: skip
+    }

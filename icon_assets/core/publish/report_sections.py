@@ -24,20 +24,24 @@ _SHOWN_MEASURES = 8
 
 
 def verdict_section(source: Source) -> list[dict[str, Any]]:
-    """Of each arm what is claimed, the differences behind it, and the AUC of length where that alone explains the choice."""
+    """Of each arm what is claimed, the differences behind it, and the AUC of length where that alone explains the
+    choice."""
     by_length = {
-        row["arm"]: row["value"] for row in _trust_rows(source)
+        row["arm"]: row["value"]
+        for row in _trust_rows(source)
         if row["figure"] == "length_auc" and explained_by_length(row["value"], source.length_warning)
-    }  # fmt: skip
+    }
     claims = verdicts_of(source.differences, source.workspace.settings.selection.reference)
     behind = comparison.headline(source.differences).filter(pl.col("against").is_in(comparison.RIVALS)).to_dicts()
     return [
         {
-            "arm": arm, "claim": f"{claims[arm][0].upper()}{claims[arm][1:]}.", "length_auc": by_length.get(arm),
+            "arm": arm,
+            "claim": f"{claims[arm][0].upper()}{claims[arm][1:]}.",
+            "length_auc": by_length.get(arm),
             "differences": [_measured(row) for row in behind if row["arm"] == arm],
         }
         for arm in _in_order(source, claims)
-    ]  # fmt: skip
+    ]
 
 
 def _measured(row: Mapping[str, Any]) -> str:
@@ -47,7 +51,8 @@ def _measured(row: Mapping[str, Any]) -> str:
 def leaderboard_section(source: Source) -> dict[str, Any] | None:
     board = source.store.query("FROM leaderboard ORDER BY task, metric, arm")
     main = comparison.main_rows(board).select("task", "metric").unique(maintain_order=True)
-    rows, measures = board.to_dicts(), main.head(_SHOWN_MEASURES).rows()
+    rows = board.to_dicts()
+    measures = main.head(_SHOWN_MEASURES).rows()
     by_arm = {arm: {} for arm in _in_order(source, (row["arm"] for row in rows))}
     for row in rows:
         by_arm[row["arm"]][row["task"], row["metric"]] = row
@@ -65,15 +70,20 @@ def differences_section(source: Source) -> dict[str, Any] | None:
     """Plots of what verdicts are about; the rest as a table."""
     shown = comparison.headline(source.differences).sort("against", "task", "metric", "arm").to_dicts()
     figures = [
-        {"against": against, "measure": f"{task} {metric}", "figure": intervals([{**r, "name": r["arm"]} for r in each], "difference")}
+        {
+            "against": against,
+            "measure": f"{task} {metric}",
+            "figure": intervals([{**r, "name": r["arm"]} for r in each], "difference"),
+        }
         for (against, task, metric), each in groupby(shown, lambda r: (r["against"], r["task"], r["metric"]))
-    ]  # fmt: skip
+    ]
     rows = source.differences.to_dicts()
     return {"figures": figures, "rows": rows} if rows else None
 
 
 def cost_section(source: Source) -> dict[str, Any] | None:
-    scoring, training = source.named("scoring_costs"), source.named("training_costs")
+    scoring = source.named("scoring_costs")
+    training = source.named("training_costs")
     return {"scoring": scoring, "training": training} if scoring or training else None
 
 
@@ -95,11 +105,16 @@ def _control(source: Source, control: Any, scores: pl.DataFrame) -> dict[str, An
         np.histogram(np.clip(each.to_numpy(), edges[0], edges[-1]), edges)[0].tolist() for each in (values, chosen)
     )
     return {
-        "control": control, "samples": values.len(), "mean": values.mean(), "median": values.median(),
-        "low": values.quantile(0.05), "high": values.quantile(0.95), "positive": (values > 0).mean(),
+        "control": control,
+        "samples": values.len(),
+        "mean": values.mean(),
+        "median": values.median(),
+        "low": values.quantile(0.05),
+        "high": values.quantile(0.95),
+        "positive": (values > 0).mean(),
         "estimated": int((scores["standard_error"] > 0).sum()),
         "figure": distribution(edges.tolist(), pool, taken, f"contribution ({control})", arm or ""),
-    }  # fmt: skip
+    }
 
 
 def examples_section(source: Source) -> list[dict[str, Any]]:
@@ -109,12 +124,17 @@ def examples_section(source: Source) -> list[dict[str, Any]]:
     places = sorted({place for both in picked.values() for each in both for part in each for place in part})
     samples = _sample_cards(source, places)
     return [
-        {"arm": arm, "scored": len(scored[arm]), "chosen": source.chosen[arm].height, "rows": [
-            {"chosen": [samples[p] for p in left], "rest": [samples[p] for p in right]}
-            for left, right in zip(*both, strict=True)
-        ]}
+        {
+            "arm": arm,
+            "scored": len(scored[arm]),
+            "chosen": source.chosen[arm].height,
+            "rows": [
+                {"chosen": [samples[p] for p in left], "rest": [samples[p] for p in right]}
+                for left, right in zip(*both, strict=True)
+            ],
+        }
         for arm, both in picked.items()
-    ]  # fmt: skip
+    ]
 
 
 def _rest(source: Source, chosen: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
@@ -125,8 +145,10 @@ def _rest(source: Source, chosen: "np.ndarray[Any, Any]") -> "np.ndarray[Any, An
 
 def _some(places: "np.ndarray[Any, Any]") -> tuple[list[int], list[int], list[int]]:
     """The first, the middle ones and the last, none of them twice."""
-    first, places = places[:_EXAMPLES], places[_EXAMPLES:]
-    last, places = places[max(0, len(places) - _EXAMPLES) :], places[: max(0, len(places) - _EXAMPLES)]
+    first = places[:_EXAMPLES]
+    places = places[_EXAMPLES:]
+    last = places[max(0, len(places) - _EXAMPLES) :]
+    places = places[: max(0, len(places) - _EXAMPLES)]
     start = max(0, (len(places) - _EXAMPLES) // 2)
     return first.tolist(), places[start : start + _EXAMPLES].tolist(), last.tolist()
 
@@ -137,11 +159,13 @@ def _sample_cards(source: Source, places: Sequence[int]) -> dict[int, dict[str, 
     by_arm = {arm: set(rows["place"]) for arm, rows in source.chosen.items()}
     return {
         row["place"]: {
-            **row, "of": source.ranking.height, "arms": [arm for arm, chosen in by_arm.items() if row["place"] in chosen],
+            **row,
+            "of": source.ranking.height,
+            "arms": [arm for arm, chosen in by_arm.items() if row["place"] in chosen],
             **_shown(texts.get(row["sample_id"])),
         }
         for row in ranked
-    }  # fmt: skip
+    }
 
 
 def _shown(texts: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -156,22 +180,31 @@ def _shown(texts: Mapping[str, Any] | None) -> dict[str, Any]:
             "response": ("", 0),
         }
     return {
-        "file": texts["file"], "row": texts["row"], "turns": len(json.loads(texts["turns"] or "[]")),
+        "file": texts["file"],
+        "row": texts["row"],
+        "turns": len(json.loads(texts["turns"] or "[]")),
         **{name: _cut(texts[name]) for name in ("instruction", "input", "response")},
-    }  # fmt: skip
+    }
 
 
 def _cut(text: str) -> tuple[str, int]:
     """The beginning of a text, and how many characters are left out."""
-    begin, left_out = text[:_TEXT_CHARS], max(0, len(text) - _TEXT_CHARS)
+    begin = text[:_TEXT_CHARS]
+    left_out = max(0, len(text) - _TEXT_CHARS)
     return f"{begin}…" if left_out else begin, left_out
 
 
 def coverage_section(source: Source) -> dict[str, Any] | None:
     files = source.named("coverage", score_key=source.score_key)
-    return {
-        "files": files[:_SHOWN_ROWS], "not_shown": max(0, len(files) - _SHOWN_ROWS), "quarantine": source.named("quarantine"),
-    } if files else None  # fmt: skip
+    return (
+        {
+            "files": files[:_SHOWN_ROWS],
+            "not_shown": max(0, len(files) - _SHOWN_ROWS),
+            "quarantine": source.named("quarantine"),
+        }
+        if files
+        else None
+    )
 
 
 def _trust_rows(source: Source) -> list[dict[str, Any]]:
@@ -179,7 +212,7 @@ def _trust_rows(source: Source) -> list[dict[str, Any]]:
     return source.rows(
         "FROM trust_figures WHERE list_contains($subsets, subset_id) ORDER BY figure, against",
         subsets=list(source.subsets.values()),
-    )  # fmt: skip
+    )
 
 
 def trust_section(source: Source) -> dict[str, Any]:
@@ -191,15 +224,19 @@ def trust_section(source: Source) -> dict[str, Any]:
         arm: {row["against"]: row["value"] for row in figures.get("arm_overlap", ())} for arm, figures in by_arm.items()
     }
     strata = {arm: {row["against"]: row for row in figures.get("stratum_share", ())} for arm, figures in by_arm.items()}
-    return {
-        "figures": {arm: figures for arm, figures in by_arm.items() if figures},
-        "overlap": {arm: values for arm, values in overlap.items() if values},
-        "strata": {arm: values for arm, values in strata.items() if values},
-        "stratum_names": sorted({name for values in strata.values() for name in values}),
-        "lengths": {arm: rows["n_tokens"].median() for arm, rows in source.chosen.items()},
-        "scored": {arm: (rows["place"].count(), rows.height) for arm, rows in source.chosen.items()},
-        "pool_length": source.lengths["n_tokens"].median(),
-    } if source.chosen else {}  # fmt: skip
+    return (
+        {
+            "figures": {arm: figures for arm, figures in by_arm.items() if figures},
+            "overlap": {arm: values for arm, values in overlap.items() if values},
+            "strata": {arm: values for arm, values in strata.items() if values},
+            "stratum_names": sorted({name for values in strata.values() for name in values}),
+            "lengths": {arm: rows["n_tokens"].median() for arm, rows in source.chosen.items()},
+            "scored": {arm: (rows["place"].count(), rows.height) for arm, rows in source.chosen.items()},
+            "pool_length": source.lengths["n_tokens"].median(),
+        }
+        if source.chosen
+        else {}
+    )
 
 
 def losses_section(source: Source) -> dict[str, Any] | None:

@@ -16,7 +16,8 @@ class Source:
     """What several sections read, once."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.workspace, self.store = workspace, Store(workspace.store_dir)
+        self.workspace = workspace
+        self.store = Store(workspace.store_dir)
         self.length_warning = workspace.settings.selection.length_warning
 
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -81,11 +82,15 @@ class Source:
 
     @cached_property
     def chosen(self) -> dict[str, pl.DataFrame]:
-        """What each arm chose, best first, with the place in the ranking where it is scored; `full` is everything and left out."""
-        rows = self.store.query(
-            'SELECT arm, sample_id, "rank" FROM delta.selections WHERE list_contains($subsets, subset_id)',
-            {"subsets": [subset for arm, subset in self.subsets.items() if arm != "full"]},
-        ).join(self.ranking.select("sample_id", "place"), on="sample_id", how="left").join(
-            self.lengths, on="sample_id", how="left"
-        ).sort("rank")  # fmt: skip
+        """What each arm chose, best first, with the place in the ranking where it is scored; `full` is everything and
+        left out."""
+        rows = (
+            self.store.query(
+                'SELECT arm, sample_id, "rank" FROM delta.selections WHERE list_contains($subsets, subset_id)',
+                {"subsets": [subset for arm, subset in self.subsets.items() if arm != "full"]},
+            )
+            .join(self.ranking.select("sample_id", "place"), on="sample_id", how="left")
+            .join(self.lengths, on="sample_id", how="left")
+            .sort("rank")
+        )
         return {arm: rows.filter(pl.col("arm") == arm) for arm in self.arms if arm != "full"}

@@ -1,4 +1,5 @@
-"""Pages that people read, from the templates of the package: whatever an expression in them gives is text and nothing else."""
+"""Pages that people read, from the templates of the package: whatever an expression in them gives is text and nothing
+else."""
 
 from importlib import resources
 from typing import Any
@@ -10,9 +11,8 @@ from icon_assets.core.text import Markdown, code, markdown, printable, printable
 
 
 def page(template: str, **facts: Any) -> str:
-    """A template of `templates/` with these facts. What would work in HTML, or in Markdown (by the template's name), becomes
-    text, unless it is `Markup` or `Markdown`.
-    """
+    """A template of `templates/` with these facts. What would work in HTML, or in Markdown (by the template's name),
+    becomes text, unless it is `Markup` or `Markdown`."""
     is_markdown = template.endswith(".md")
     environment = Environment(
         loader=FunctionLoader(_source),

@@ -47,8 +47,9 @@ def _origins(subject: Subject, table: str, key: str) -> list[str]:
         SELECT DISTINCT origin FROM delta.{table} SEMI JOIN (FROM delta.samples WHERE shard = $shard) USING (sample_id)
         WHERE score_key = $key
         """,  # noqa: S608  (our own text)
-        shard=subject.partition, key=key,
-    )  # fmt: skip
+        shard=subject.partition,
+        key=key,
+    )
     return sorted({subject.partition, *(row["origin"] for row in rows)})
 
 
@@ -96,10 +97,10 @@ def unlike_record(subject: Subject) -> Iterator[Difference]:
 @rule("checkpoint", blocking=True, mend="delete its directory and materialize it again: it is trained again")
 @rule(*_PARTS, blocking=True, mend=REMAKE)
 def contents_are_as_recorded(subject: Subject) -> Finding:
-    """The rows of the product are those that were written when it was made: their digest is computed from the rows and compared with
-    the ledger's. A score, a text or a metric that somebody changed in a file would be believed, selected by and trained on. Of more
-    than `checks.content_rows` rows only files that changed since they were compared last are read; `icon-assets verify` reads all.
-    """
+    """The rows of the product are those that were written when it was made: their digest is computed from the rows and
+    compared with the ledger's. A score, a text or a metric that somebody changed in a file would be believed, selected
+    by and trained on. Of more than `checks.content_rows` rows only files that changed since they were compared last are
+    read; `icon-assets verify` reads all."""
     unlike = [str(each) for each in unlike_record(subject)]
     return judge(
         len(parts_of(subject)), len(unlike), "parts of tables hold other rows than were written", unlike[:EXAMPLES]
@@ -115,9 +116,8 @@ def is_of_its_text(row: Mapping[str, Any], named: str) -> bool:
 
 @rule("raw_pool", "probe_set", blocking=True, mend=REMAKE)
 def ids_are_of_their_text(subject: Subject) -> Finding:
-    """The id of every sample and probe is the digest of its text. Scores, choices and manifests go by the id: another text under it
-    would be trained on in the name of the one that was scored.
-    """
+    """The id of every sample and probe is the digest of its text. Scores, choices and manifests go by the id: another
+    text under it would be trained on in the name of the one that was scored."""
     table, where = ("samples", "WHERE shard = $shard") if subject.asset == "raw_pool" else ("probe_candidates", "")
     named = "sample_id" if table == "samples" else "probe_id"
     asked = {"shard": subject.partition} if where else {}

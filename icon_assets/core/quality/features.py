@@ -15,56 +15,58 @@ def features_stand_once(subject: Subject) -> Finding:
     """A sample has one row of features under a score_key. A doubled one would be learned from, and predicted, twice."""
     return subject.find(
         f"SELECT sample_id AS id, count(*) > 1 AS wrong FROM ({_FEATURES}) GROUP BY sample_id",  # noqa: S608  (our own text)
-        "samples have their features more than once", **under_current_key(subject),
-    )  # fmt: skip
+        "samples have their features more than once",
+        **under_current_key(subject),
+    )
 
 
 @rule("sample_features", blocking=True, mend=REMAKE)
 def every_sample_has_its_features(subject: Subject) -> Finding:
-    """Every sample of the shard was read. The selector could not rank one without features, and `rds`, `perplexity` and `ifd`
-    would choose from a smaller pool than the other arms.
-    """
+    """Every sample of the shard was read. The selector could not rank one without features, and `rds`, `perplexity` and
+    `ifd` would choose from a smaller pool than the other arms."""
     return subject.find(
         f"""
         SELECT DISTINCT sample_id AS id, sample_id NOT IN (SELECT sample_id FROM ({_FEATURES})) AS wrong
         FROM delta.samples WHERE shard = $shard
         """,  # noqa: S608  (our own text)
-        "samples have no features", **under_current_key(subject),
-    )  # fmt: skip
+        "samples have no features",
+        **under_current_key(subject),
+    )
 
 
 @rule("sample_features", blocking=True, mend="set model.dtype to float32, or look at these samples")
 def features_are_finite(subject: Subject) -> Finding:
-    """NLL and embedding of every sample are finite, over at least one token, and all embeddings have one length. A NaN in one of
-    them would spread to every sample that it is compared, or learned, with.
-    """
+    """NLL and embedding of every sample are finite, over at least one token, and all embeddings have one length. A NaN
+    in one of them would spread to every sample that it is compared, or learned, with."""
     return subject.find(
         f"""
         SELECT sample_id AS id, NOT (isfinite(nll_sum) AND isfinite(nll_alone) AND n_tokens > 0 AND isfinite(list_sum(embedding))
             AND len(embedding) = mode(len(embedding)) OVER ()) AS wrong FROM ({_FEATURES})
         """,  # noqa: S608  (our own text)
-        "features are not finite, or of another length", **under_current_key(subject),
-    )  # fmt: skip
+        "features are not finite, or of another length",
+        **under_current_key(subject),
+    )
 
 
 @rule("probe_features", blocking=True, mend=REMAKE)
 def every_probe_has_its_embedding(subject: Subject) -> Finding:
-    """Every probe has one finite embedding. `rds` goes round over the probes: one that is missing would choose nothing."""
+    """Every probe has one finite embedding. `rds` goes round over the probes: one that is missing would choose
+    nothing."""
     return subject.find(
         """
         WITH stored AS (FROM delta.probe_features WHERE score_key = $key)
         SELECT probe_id AS id, NOT (count(*) = 1 AND bool_and(isfinite(list_sum(embedding)))) AS wrong
         FROM probes LEFT JOIN stored USING (probe_id) GROUP BY probe_id
         """,
-        "probes have no finite embedding", key=subject.made.summary["score_key"],
-    )  # fmt: skip
+        "probes have no finite embedding",
+        key=subject.made.summary["score_key"],
+    )
 
 
 @rule("selector", blocking=True, mend=REMAKE)
 def selector_is_as_recorded(subject: Subject) -> Finding:
-    """The selector's directory holds the files that training left, byte for byte, and it stands in `selectors` with its metrics. A
-    ranking must be traceable to the very model that made it.
-    """
+    """The selector's directory holds the files that training left, byte for byte, and it stands in `selectors` with its
+    metrics. A ranking must be traceable to the very model that made it."""
     own = "WHERE selector_id = $id"
     (row,) = subject.rows(
         f"""
@@ -81,17 +83,17 @@ def selector_is_as_recorded(subject: Subject) -> Finding:
     "selector", warns=True, mend="read selector_metrics; score more samples directly, or select by length_matched arms"
 )
 def selector_knows_more_than_length(subject: Subject) -> Finding:
-    """On samples it has not seen, the selector's ranking goes with contribution even where length is equal: the interval of the
-    partial rank correlation lies above 0. Otherwise it is a dear way to sort by length.
-    """
+    """On samples it has not seen, the selector's ranking goes with contribution even where length is equal: the
+    interval of the partial rank correlation lies above 0. Otherwise it is a dear way to sort by length."""
     rows = subject.rows(
         """
         SELECT value, low, high FROM delta.selector_metrics
         WHERE selector_id = $id AND predictor = 'selector' AND metric = 'partial_spearman'
             AND (SELECT any_value(n_held_out) FROM delta.selectors WHERE selector_id = $id) >= $least
         """,
-        id=subject.made.summary["selector_id"], least=_COMPARABLE_HELD_OUT,
-    )  # fmt: skip
+        id=subject.made.summary["selector_id"],
+        least=_COMPARABLE_HELD_OUT,
+    )
     if not rows:
         return Finding(0, 0, f"fewer than {_COMPARABLE_HELD_OUT} held-out samples: too few to tell")
     value, low, high = rows[0].values()
@@ -112,14 +114,14 @@ def predictions_stand_once(subject: Subject) -> Finding:
 
 @rule("predicted_scores", blocking=True, mend=REMAKE)
 def every_sample_is_predicted(subject: Subject) -> Finding:
-    """Every sample of the shard, and no other, has a finite predicted score. One without could never be selected, and NaN sorts
-    above every number.
-    """
+    """Every sample of the shard, and no other, has a finite predicted score. One without could never be selected, and
+    NaN sorts above every number."""
     return subject.find(
         """
         WITH own AS (SELECT DISTINCT sample_id, true AS there FROM delta.samples WHERE shard = $shard),
         stored AS (FROM delta.predicted_scores WHERE shard = $shard AND selector_id = $selector)
         SELECT sample_id AS id, NOT (there AND isfinite(score)) AS wrong FROM own FULL JOIN stored USING (sample_id)
         """,
-        "samples have no finite prediction, or are not in the shard", **_predictions(subject),
-    )  # fmt: skip
+        "samples have no finite prediction, or are not in the shard",
+        **_predictions(subject),
+    )

@@ -10,17 +10,15 @@ from icon_assets.core.quality.rule import EXAMPLES, REMAKE, Finding, Subject, ju
 
 @rule("raw_pool", blocking=True, mend=REMAKE)
 def rows_stand_once(subject: Subject) -> Finding:
-    """Every row of the source file is one row of `samples`. A doubled row would be trained on twice and would count twice in
-    every figure over the pool.
-    """
+    """Every row of the source file is one row of `samples`. A doubled row would be trained on twice and would count
+    twice in every figure over the pool."""
     return subject.doubled("samples", 'file, "row"', "shard = $shard", shard=subject.partition)
 
 
 @rule("raw_pool", blocking=True, mend=REMAKE)
 def every_row_is_accounted_for(subject: Subject) -> Finding:
-    """The shard has its row in `shards`, and as many samples and quarantined rows as that says. Samples, quarantine and shard
-    row are three commits: a run that is killed between them must not pass for a whole shard.
-    """
+    """The shard has its row in `shards`, and as many samples and quarantined rows as that says. Samples, quarantine and
+    shard row are three commits: a run that is killed between them must not pass for a whole shard."""
     return subject.find(
         """
         SELECT $shard AS id, count(*) OVER () > 1
@@ -28,15 +26,16 @@ def every_row_is_accounted_for(subject: Subject) -> Finding:
             OR n_quarantined <> (SELECT count(*) FROM delta.quarantine WHERE shard = $shard) AS wrong
         FROM (SELECT $shard AS shard) LEFT JOIN delta.shards USING (shard)
         """,
-        "shard rows do not match the rows stored", shard=subject.partition,
-    )  # fmt: skip
+        "shard rows do not match the rows stored",
+        shard=subject.partition,
+    )
 
 
 @rule("raw_pool", warns=True, mend="take these rows out of the pool; an arm that selects one will not be trained")
 def holds_no_evaluation_item(subject: Subject) -> Finding:
-    """No sample of the shard asks what an evaluation item asks, or holds 13 words in a row of its question or answer. Training on
-    such a sample would make the leaderboard measure memory. Tasks named in evaluation.tasks are not on disk and are not looked at.
-    """
+    """No sample of the shard asks what an evaluation item asks, or holds 13 words in a row of its question or answer.
+    Training on such a sample would make the leaderboard measure memory. Tasks named in evaluation.tasks are not on disk
+    and are not looked at."""
     rows = subject.rows("SELECT * FROM delta.samples WHERE shard = $shard", shard=subject.partition)
     return meetings(rows, evaluation_index(subject.workspace), "samples meet an evaluation item")
 

@@ -11,9 +11,8 @@ from icon_assets.core.quality.rule import EXAMPLES, REMAKE, Finding, Subject, ju
 
 @rule("probe_set", blocking=True, mend=REMAKE)
 def probes_are_as_recorded(subject: Subject) -> Finding:
-    """The selected probes are those that the ledger names, each once. Every score is a mean over this set: with another set
-    under the same name, scores that can't be compared would stand in one ranking.
-    """
+    """The selected probes are those that the ledger names, each once. Every score is a mean over this set: with another
+    set under the same name, scores that can't be compared would stand in one ranking."""
     ids = [row["probe_id"] for row in subject.rows("SELECT probe_id FROM probes ORDER BY probe_id")]
     return recorded(ids, lines_digest(ids) == subject.made.digest, "probes, and not the set that was drawn")
 
@@ -28,9 +27,8 @@ def recorded(ids: Sequence[str], same: bool, what: str) -> Finding:
 
 @rule("probe_set", blocking=True, mend="materialize probe_set again: it leaves such probes out")
 def no_probe_is_in_the_pool(subject: Subject) -> Finding:
-    """No probe asks what a sample of the pool asks. Behind its own text as context every probe is easy, and that sample would
-    rank first whatever it is worth.
-    """
+    """No probe asks what a sample of the pool asks. Behind its own text as context every probe is easy, and that sample
+    would rank first whatever it is worth."""
     prompt = r"trim(regexp_replace(lower(concat_ws(' ', turns, instruction, input)), '[^\p{L}\p{N}_]+', ' ', 'g'))"
     return subject.find(
         f"""
@@ -43,9 +41,8 @@ def no_probe_is_in_the_pool(subject: Subject) -> Finding:
 
 @rule("probe_set", blocking=True, mend="materialize probe_set again: it leaves such probes out")
 def no_probe_is_in_the_evaluation_data(subject: Subject) -> Finding:
-    """No probe asks what an evaluation item asks, or shares 13 words in a row of its answer. Samples would be selected for the
-    test itself, and the leaderboard would praise the selection for it.
-    """
+    """No probe asks what an evaluation item asks, or shares 13 words in a row of its answer. Samples would be selected
+    for the test itself, and the leaderboard would praise the selection for it."""
     rows = subject.rows("FROM probes")
     met = {m.candidate: m.reference for m in probe_index(rows).meetings(evaluation_references(subject.workspace))}
     examples = sorted(f"{probe.file}:{probe.row} meets {item}" for probe, item in met.items())
@@ -54,9 +51,8 @@ def no_probe_is_in_the_evaluation_data(subject: Subject) -> Finding:
 
 @rule("base_model", blocking=True, mend="delete its directory below models/ and materialize base_model again")
 def model_files_are_as_recorded(subject: Subject) -> Finding:
-    """Weights, configuration and tokenizer on disk have the digest that scores and checkpoints name. A model that was swapped
-    in place would be scored with, trained and reported under the name of another.
-    """
+    """Weights, configuration and tokenizer on disk have the digest that scores and checkpoints name. A model that was
+    swapped in place would be scored with, trained and reported under the name of another."""
     same = subject.directory.is_dir() and files_unchanged(read_record(subject.directory))
     what = "model directories are gone or hold other files than were prepared"
     return judge(1, int(not same), what, [subject.made.summary["path"]])

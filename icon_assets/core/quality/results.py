@@ -11,7 +11,8 @@ def _measured(subject: Subject) -> dict[str, str]:
 
 @rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
 def metrics_stand_once(subject: Subject) -> Finding:
-    """A checkpoint has one value per task and metric. The leaderboard takes the mean over rows: a doubled one shifts it."""
+    """A checkpoint has one value per task and metric. The leaderboard takes the mean over rows: a doubled one shifts
+    it."""
     return subject.doubled("eval_results", "task, metric", "checkpoint_id = $checkpoint", **_measured(subject))
 
 
@@ -24,9 +25,8 @@ def metrics_are_finite(subject: Subject) -> Finding:
 
 @rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
 def every_task_is_measured(subject: Subject) -> Finding:
-    """Every local task of the settings, and the held-out data, has a result. An arm that was not measured on all of them would be
-    compared on the others only.
-    """
+    """Every local task of the settings, and the held-out data, has a result. An arm that was not measured on all of
+    them would be compared on the others only."""
     settings = subject.workspace.settings.evaluation
     tasks = [task.name for task in settings.multiple_choice] + ([HELD_OUT] if settings.held_out else [])
     return subject.find(
@@ -34,15 +34,17 @@ def every_task_is_measured(subject: Subject) -> Finding:
         SELECT task AS id, task NOT IN (SELECT task FROM delta.eval_results WHERE checkpoint_id = $checkpoint) AS wrong
         FROM (SELECT unnest($tasks::VARCHAR[]) AS task)
         """,
-        "tasks have no result", tasks=tasks, **_measured(subject),
-    )  # fmt: skip
+        "tasks have no result",
+        tasks=tasks,
+        **_measured(subject),
+    )
 
 
 @rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
 def metrics_are_made_of_their_items(subject: Subject) -> Finding:
-    """Accuracies of local tasks and the held-out loss are the mean of stored items, each there once; so is every other metric
-    that has items. Differences between arms are judged by these items: with others, verdict and leaderboard would not agree.
-    """
+    """Accuracies of local tasks and the held-out loss are the mean of stored items, each there once; so is every other
+    metric that has items. Differences between arms are judged by these items: with others, verdict and leaderboard
+    would not agree."""
     tasks = [task.name for task in subject.workspace.settings.evaluation.multiple_choice]
     return subject.find(
         """
@@ -56,8 +58,12 @@ def metrics_are_made_of_their_items(subject: Subject) -> Finding:
         SELECT task || ' ' || metric AS id, NOT (once AND abs(mean - value) <= 1e-9 * greatest(1, abs(value))) AS wrong
         FROM made FULL JOIN due USING (task, metric) WHERE has_items OR once IS NOT NULL
         """,
-        "metrics are not the mean of their items", nll=NLL, perplexity=PERPLEXITY, tasks=tasks, **_measured(subject),
-    )  # fmt: skip
+        "metrics are not the mean of their items",
+        nll=NLL,
+        perplexity=PERPLEXITY,
+        tasks=tasks,
+        **_measured(subject),
+    )
 
 
 @rule("answers", blocking=True, mend=REMAKE)
@@ -68,33 +74,34 @@ def answers_stand_once(subject: Subject) -> Finding:
 
 @rule("answers", blocking=True, mend=REMAKE)
 def every_prompt_is_answered(subject: Subject) -> Finding:
-    """There are as many answers as the record says, all under the settings of the record. A half-answered set would be compared
-    on the prompts that came first.
-    """
+    """There are as many answers as the record says, all under the settings of the record. A half-answered set would be
+    compared on the prompts that came first."""
     return subject.find(
         """
         SELECT $checkpoint AS id, count(*) <> $due OR count(*) FILTER (answer IS NULL OR answer_key IS DISTINCT FROM $key) > 0 AS wrong
         FROM delta.answers WHERE checkpoint_id = $checkpoint
         """,
         "checkpoints lack answers, or have some under other settings",
-        due=subject.made.summary["answers"], key=subject.made.summary["answer_key"], **_measured(subject),
-    )  # fmt: skip
+        due=subject.made.summary["answers"],
+        key=subject.made.summary["answer_key"],
+        **_measured(subject),
+    )
 
 
 @rule(
     "pairwise_results", blocking=True, mend="rows are added one by one, so something else wrote them: restore the store"
 )
 def judgements_stand_once(subject: Subject) -> Finding:
-    """The judge was asked once about two answers in one order. A doubled judgement would decide whether both orders agree."""
+    """The judge was asked once about two answers in one order. A doubled judgement would decide whether both orders
+    agree."""
     keys = "other_id, prompt_set, prompt_id, swapped, question"
     return subject.doubled("judgements", keys, "checkpoint_id = $checkpoint", **_measured(subject))
 
 
 @rule("pairwise_results", blocking=True, mend=REMAKE)
 def win_rates_add_up(subject: Subject) -> Finding:
-    """Every prompt set has one row, in which each pair of answers is a win, a tie, a loss or unreadable, and the win rate is a
-    finite number inside its interval.
-    """
+    """Every prompt set has one row, in which each pair of answers is a win, a tie, a loss or unreadable, and the win
+    rate is a finite number inside its interval."""
     return subject.find(
         """
         SELECT prompt_set AS id, count(*) OVER (PARTITION BY prompt_set) > 1 OR n <> wins + ties + losses
@@ -102,15 +109,16 @@ def win_rates_add_up(subject: Subject) -> Finding:
         FROM (SELECT unnest($sets::STRUCT(prompt_set VARCHAR, pairs BIGINT)[], recursive := true))
         LEFT JOIN (FROM delta.pairwise_results WHERE checkpoint_id = $checkpoint) USING (prompt_set)
         """,
-        "prompt sets lack a sound result", sets=subject.made.summary["sets"], **_measured(subject),
-    )  # fmt: skip
+        "prompt sets lack a sound result",
+        sets=subject.made.summary["sets"],
+        **_measured(subject),
+    )
 
 
 @rule("leaderboard", blocking=True, mend=REMAKE)
 def differences_stand_once(subject: Subject) -> Finding:
-    """Two arms have one difference per task and metric, and as many as the record says. A doubled one would be told twice, and
-    perhaps differently.
-    """
+    """Two arms have one difference per task and metric, and as many as the record says. A doubled one would be told
+    twice, and perhaps differently."""
     keys = "arm, against, task, metric"
     finding = subject.doubled("leaderboard_differences", keys, "true")
     missing = abs(subject.made.summary["comparisons"] - finding.looked_at)
@@ -129,14 +137,14 @@ def differences_are_finite(subject: Subject) -> Finding:
         FROM delta.leaderboard_differences
         """,
         "differences are not finite or outside of their interval",
-    )  # fmt: skip
+    )
 
 
 @rule("leaderboard", warns=True, mend="materialize checkpoint and eval_results of these, and the leaderboard again")
 def every_run_counts(subject: Subject) -> Finding:
-    """Every arm of the settings stands on the leaderboard with all of its seeds. What was trained or measured in another way than
-    the newest is left out there; and the mean over fewer seeds has a smaller spread than it should, and looks more certain than it is.
-    """
+    """Every arm of the settings stands on the leaderboard with all of its seeds. What was trained or measured in
+    another way than the newest is left out there; and the mean over fewer seeds has a smaller spread than it should,
+    and looks more certain than it is."""
     settings = subject.workspace.settings
     return subject.find(
         """
@@ -146,8 +154,10 @@ def every_run_counts(subject: Subject) -> Finding:
         )
         SELECT arm || '|' || seed AS id, NOT counts AS wrong FROM due LEFT JOIN measured USING (arm, seed)
         """,
-        "runs have no results that can be compared with the newest", arms=list(settings.selection.arms), seeds=list(settings.training.seeds),
-    )  # fmt: skip
+        "runs have no results that can be compared with the newest",
+        arms=list(settings.selection.arms),
+        seeds=list(settings.training.seeds),
+    )
 
 
 @rule(
@@ -156,9 +166,8 @@ def every_run_counts(subject: Subject) -> Finding:
     mend="leave the task out, or ask it in a way that this model answers (see its rows in eval_items)",
 )
 def every_task_tells_runs_apart(subject: Subject) -> Finding:
-    """Runs differ in at least one item of every multiple-choice task. Where all of them answer alike, such as always with the first
-    letter, the task says nothing about the arms, and draws the mean over tasks together.
-    """
+    """Runs differ in at least one item of every multiple-choice task. Where all of them answer alike, such as always
+    with the first letter, the task says nothing about the arms, and draws the mean over tasks together."""
     return subject.find(
         """
         WITH item AS (
@@ -168,4 +177,4 @@ def every_task_tells_runs_apart(subject: Subject) -> Finding:
         SELECT task AS id, max(answers) = 1 AS wrong FROM item GROUP BY task HAVING max(runs) > 1
         """,
         "tasks have the same outcome for every run, item by item",
-    )  # fmt: skip
+    )

@@ -49,7 +49,10 @@ class Subject:
     """
 
     def __init__(self, workspace: Workspace, asset: str, partition: str = "", run_id: str = "") -> None:
-        self.workspace, self.asset, self.partition, self.run_id = workspace, asset, partition, run_id
+        self.workspace = workspace
+        self.asset = asset
+        self.partition = partition
+        self.run_id = run_id
         self.store = Store(workspace.store_dir)
 
     @cached_property
@@ -76,8 +79,9 @@ class Subject:
             SELECT digest, run_id, summary FROM delta.events WHERE asset = $asset AND "partition" = $partition
             ORDER BY seq DESC LIMIT 1
             """,
-            asset=self.asset, partition=self.partition,
-        )  # fmt: skip
+            asset=self.asset,
+            partition=self.partition,
+        )
         if not rows:
             raise IconError(f"{self.name}: not materialized yet; materialize it first")
         return Made(rows[0]["digest"], rows[0]["run_id"], recorded_summary(rows[0]["summary"]))
@@ -122,9 +126,8 @@ Look = Callable[[Subject], Finding]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of one asset. `warns`: breaking it is worth a look, no more. `verdict_of`: for a dear rule, everything that its
-    verdict depends on, so that the same thing is not judged twice.
-    """
+    """A rule of one asset. `warns`: breaking it is worth a look, no more. `verdict_of`: for a dear rule, everything
+    that its verdict depends on, so that the same thing is not judged twice."""
 
     asset: str
     look: Look
@@ -153,9 +156,12 @@ _BY_ROOM: defaultdict[str, list[Rule]] = defaultdict(list)
 
 
 def rule(
-    *assets: str, mend: str, blocking: bool = False, warns: bool = False,
+    *assets: str,
+    mend: str,
+    blocking: bool = False,
+    warns: bool = False,
     verdict_of: Callable[[Subject], str] | None = None,
-) -> Callable[[Look], Look]:  # fmt: skip
+) -> Callable[[Look], Look]:
     """Register a rule of these assets."""
 
     def register(look: Look) -> Look:

@@ -8,7 +8,8 @@ from icon_assets.core.quality.pool import meetings
 from icon_assets.core.quality.rule import REMAKE, Finding, Subject, rule
 
 _COMPARABLE = 10  # samples from which a drift is told from chance
-_MIN_CORRELATION, _MAX_SHIFT = 0.9, 0.5
+_MIN_CORRELATION = 0.9
+_MAX_SHIFT = 0.5
 
 APPENDED = "rows are added under a lock, so something else wrote them: restore the store, or score into a new one"
 
@@ -25,9 +26,9 @@ def controls_stand_once(subject: Subject) -> Finding:
 
 @rule("probe_baseline", blocking=True, mend=APPENDED)
 def pairs_stand_once(subject: Subject) -> Finding:
-    """A (sample, probe) pair has one NLL under a score_key. A doubled pair would weigh twice in its sample's contribution.
-    Looked at here, once per run and before scores are derived; a shard's own scores would show it in `n_probes`.
-    """
+    """A (sample, probe) pair has one NLL under a score_key. A doubled pair would weigh twice in its sample's
+    contribution. Looked at here, once per run and before scores are derived; a shard's own scores would show it in
+    `n_probes`."""
     return _under_key(subject, "pair_scores", "sample_id, probe_id")
 
 
@@ -39,16 +40,16 @@ def contexts_stand_once(subject: Subject) -> Finding:
 
 @rule("probe_baseline", blocking=True, mend="look at these probes; set model.dtype to float32 if the model overflows")
 def every_probe_has_its_baseline(subject: Subject) -> Finding:
-    """Every probe has a finite NLL without context, over at least one token. Every score divides by it: a probe without one
-    would silently drop out of all means.
-    """
+    """Every probe has a finite NLL without context, over at least one token. Every score divides by it: a probe without
+    one would silently drop out of all means."""
     return subject.find(
         """
         SELECT probe_id AS id, NOT (isfinite(nll_sum) AND nll_sum >= 0 AND n_tokens > 0) AS wrong
         FROM probes LEFT JOIN (FROM delta.control_scores WHERE score_key = $key AND control = 'none') USING (probe_id)
         """,
-        "probes have no finite baseline", key=subject.made.summary["score_key"],
-    )  # fmt: skip
+        "probes have no finite baseline",
+        key=subject.made.summary["score_key"],
+    )
 
 
 def under_current_key(subject: Subject) -> dict[str, str]:
@@ -64,7 +65,8 @@ def scores_stand_once(subject: Subject) -> Finding:
 
 @rule("sample_scores", blocking=True, mend="set model.dtype to float32, or look in pair_scores for what is not finite")
 def scores_are_finite(subject: Subject) -> Finding:
-    """Every figure of a score is a finite number. NaN sorts above every number: such a sample would be selected first."""
+    """Every figure of a score is a finite number. NaN sorts above every number: such a sample would be selected
+    first."""
     figures = ("contribution", "consistency", "stability", "coverage", "significance", "standard_error")
     finite = " AND ".join(f"isfinite({figure})" for figure in figures)
     return subject.find(
@@ -72,16 +74,16 @@ def scores_are_finite(subject: Subject) -> Finding:
         SELECT control || ' ' || sample_id AS id, NOT ({finite}) AS wrong
         FROM delta.sample_scores WHERE shard = $shard AND score_key = $key
         """,  # noqa: S608  (our own text)
-        "scores are not finite", **under_current_key(subject),
-    )  # fmt: skip
+        "scores are not finite",
+        **under_current_key(subject),
+    )
 
 
 @rule("sample_scores", blocking=True, mend=REMAKE)
 def every_sample_is_scored(subject: Subject) -> Finding:
-    """Every sample of the shard that is to be scored directly (`scoring.direct_share`) has a score under every control, over the
-    whole probe set; or over part of it, and then a standard error that says so. What lacks a score could never be selected, and
-    a mean over easy probes is no mean over all.
-    """
+    """Every sample of the shard that is to be scored directly (`scoring.direct_share`) has a score under every control,
+    over the whole probe set; or over part of it, and then a standard error that says so. What lacks a score could never
+    be selected, and a mean over easy probes is no mean over all."""
     ceiling = share_ceiling(subject.workspace.settings.scoring.direct_share)
     finding = subject.find(
         """
@@ -96,20 +98,22 @@ def every_sample_is_scored(subject: Subject) -> Finding:
         FROM wanted CROSS JOIN whole LEFT JOIN score USING (sample_id, control)
         """,
         "scores are missing, or over other probes than they claim",
-        controls=list(subject.workspace.settings.controls.kinds), ceiling=ceiling, **under_current_key(subject),
-    )  # fmt: skip
+        controls=list(subject.workspace.settings.controls.kinds),
+        ceiling=ceiling,
+        **under_current_key(subject),
+    )
     left = subject.rows(
         "SELECT count(DISTINCT sample_id) AS n FROM delta.samples WHERE shard = $shard AND sample_id >= $ceiling",
-        shard=subject.partition, ceiling=ceiling,
-    )[0]["n"]  # fmt: skip
+        shard=subject.partition,
+        ceiling=ceiling,
+    )[0]["n"]
     return replace(finding, says=f"{finding.says}; {left:,} not drawn for direct scoring") if left else finding
 
 
 @rule("sample_scores", blocking=True, mend=REMAKE)
 def every_score_has_its_pairs(subject: Subject) -> Finding:
-    """Of every sample of the shard at least as many pairs are stored as its scores are made of, and its length. Without them nobody
-    could say whether the score is right, and other controls could not be had without scoring again.
-    """
+    """Of every sample of the shard at least as many pairs are stored as its scores are made of, and its length. Without
+    them nobody could say whether the score is right, and other controls could not be had without scoring again."""
     return subject.find(
         """
         WITH length AS (
@@ -122,38 +126,38 @@ def every_score_has_its_pairs(subject: Subject) -> Finding:
         SELECT sample_id AS id, max(n_probes) > coalesce(any_value(pairs), 0) AS wrong FROM delta.sample_scores
         LEFT JOIN pair USING (sample_id) WHERE shard = $shard AND score_key = $key GROUP BY sample_id
         """,
-        "scored samples have fewer pairs than their scores are made of", **under_current_key(subject),
-    )  # fmt: skip
+        "scored samples have fewer pairs than their scores are made of",
+        **under_current_key(subject),
+    )
 
 
 @rule("sample_scores", blocking=True, mend=REMAKE)
 def no_score_is_a_stranger(subject: Subject) -> Finding:
-    """Every score of the shard is that of a sample which the shard holds now. The score of a line that was taken out could
-    win over the sample's present one.
-    """
+    """Every score of the shard is that of a sample which the shard holds now. The score of a line that was taken out
+    could win over the sample's present one."""
     return subject.find(
         """
         SELECT DISTINCT sample_id AS id, sample_id NOT IN (SELECT sample_id FROM delta.samples WHERE shard = $shard) AS wrong
         FROM delta.sample_scores WHERE shard = $shard AND score_key = $key
         """,
-        "scored samples are not in the shard", **under_current_key(subject),
-    )  # fmt: skip
+        "scored samples are not in the shard",
+        **under_current_key(subject),
+    )
 
 
 @rule("sample_scores", blocking=True, mend="materialize probe_set again: it leaves such probes out")
 def no_sample_is_a_probe(subject: Subject) -> Finding:
-    """No sample of the shard asks what a probe asks, or holds 13 words in a row of its answer. A file that came after the
-    probe set was drawn may hold its probes: such samples answer themselves. Looked at before scoring too.
-    """
+    """No sample of the shard asks what a probe asks, or holds 13 words in a row of its answer. A file that came after
+    the probe set was drawn may hold its probes: such samples answer themselves. Looked at before scoring too."""
     rows = subject.rows("SELECT * FROM delta.samples WHERE shard = $shard", shard=subject.partition)
     return meetings(rows, probe_index(subject.rows("FROM probes")), "samples meet a probe")
 
 
 @rule("sample_scores", warns=True, mend="compare `inputs` and `settings` of its last two rows in the ledger")
 def scores_have_not_drifted(subject: Subject) -> Finding:
-    """The scores of the shard rank its samples as the run before did (rank correlation 0.9 or more, mean within half a standard
-    deviation). Other probes or another model move scores; nobody should find that out from a changed selection.
-    """
+    """The scores of the shard rank its samples as the run before did (rank correlation 0.9 or more, mean within half a
+    standard deviation). Other probes or another model move scores; nobody should find that out from a changed
+    selection."""
     samples = subject.made.summary.get("drift_samples", 0)
     if subject.run_id not in ("", subject.made.run_id) or samples < _COMPARABLE:
         return Finding(0, 0, "nothing to compare: not scored anew, or too few samples that were scored before")

@@ -22,15 +22,15 @@ _TABLES = {
     "pairwise_results": ("judgements", "pairwise_results"),
     "leaderboard": ("leaderboard_differences", "ledger"),
     "report": ("ledger",),
-}  # fmt: skip
+}
 
 
 @rule(*_TABLES, blocking=True, mend="another version of icon_assets wrote this store: use that one, or a new store")
 def columns_are_as_declared(subject: Subject) -> Finding:
-    """The tables on disk have the columns and types of schema.sql. A store that another version wrote would otherwise give
-    wrong figures or break queries in the middle of a run.
-    """
-    looked_at, wrong = 0, list[str]()
+    """The tables on disk have the columns and types of schema.sql. A store that another version wrote would otherwise
+    give wrong figures or break queries in the middle of a run."""
+    looked_at = 0
+    wrong = list[str]()
     for table in _TABLES[subject.asset]:
         declared = declared_columns(table)
         stored = subject.store.columns(table) or declared

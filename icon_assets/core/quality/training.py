@@ -9,9 +9,8 @@ from icon_assets.core.quality.rule import Finding, Subject, judge, rule
 
 @rule("checkpoint", blocking=True, mend="delete its directory and materialize it again: it is trained anew")
 def files_are_as_recorded(subject: Subject) -> Finding:
-    """The checkpoint's directory holds the files that training left, byte for byte. What is evaluated, exported or served must be
-    what the lineage describes.
-    """
+    """The checkpoint's directory holds the files that training left, byte for byte. What is evaluated, exported or
+    served must be what the lineage describes."""
     what = "checkpoint directories are gone or hold other files than training left"
     return judge(1, int(subject.files != subject.made.digest), what, [subject.made.summary["path"]])
 
@@ -45,9 +44,9 @@ def _loaded_with(subject: Subject) -> str:
     "checkpoint", blocking=True, mend="look at its files; delete its directory to train anew", verdict_of=_loaded_with
 )
 def checkpoint_loads(subject: Subject) -> Finding:
-    """Base model and checkpoint load with transformers and peft on a CPU, and answer with finite numbers. Else it would come out
-    at the first use, long after the money was spent. The same files are loaded again only by the check on its own.
-    """
+    """Base model and checkpoint load with transformers and peft on a CPU, and answer with finite numbers. Else it would
+    come out at the first use, long after the money was spent. The same files are loaded again only by the check on its
+    own."""
     import torch
     from safetensors import SafetensorError
 
@@ -64,9 +63,8 @@ def checkpoint_loads(subject: Subject) -> Finding:
 
 @rule("checkpoint", blocking=True, mend="materialize it again after deleting its directory: it is trained anew")
 def manifest_names_the_subset(subject: Subject) -> Finding:
-    """The checkpoint's manifest names the samples of its subset, all of them and no other, each source line once. It is what
-    answers which lines a model was trained on.
-    """
+    """The checkpoint's manifest names the samples of its subset, all of them and no other, each source line once. It is
+    what answers which lines a model was trained on."""
     return subject.find(
         """
         WITH manifest AS (
@@ -76,5 +74,6 @@ def manifest_names_the_subset(subject: Subject) -> Finding:
         SELECT sample_id AS id, NOT (once AND chosen) AS wrong FROM manifest FULL JOIN subset USING (sample_id)
         """,
         "samples differ between manifest and subset",
-        checkpoint=subject.made.summary["checkpoint_id"], subset=subject.made.summary["subset_id"],
-    )  # fmt: skip
+        checkpoint=subject.made.summary["checkpoint_id"],
+        subset=subject.made.summary["subset_id"],
+    )

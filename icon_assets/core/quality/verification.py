@@ -37,7 +37,8 @@ class Verified:
 
 
 def verify(workspace: Workspace) -> Verified:
-    """Read all rows and all files that the ledger names. It changes nothing but that it puts on record what nobody has recorded."""
+    """Read all rows and all files that the ledger names. It changes nothing but that it puts on record what nobody has
+    recorded."""
     store = Store(workspace.store_dir)
     damages = {table: list(store.damages(table)) for table in schemas()}
     found = Verified([f"{damage.table}: {damage.part} {damage.why}" for each in damages.values() for damage in each])

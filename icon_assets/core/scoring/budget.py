@@ -1,9 +1,8 @@
 """Budgeted scoring: which samples still need more probes when only the best ones are wanted (successive elimination).
 
 All samples start on the same few probes. After each rung a sample whose confidence interval is clear of the cut (the
-score of the last sample of the wanted top fraction) is left as it is; the others get the next probes, nearest to the cut
-first, until the budget is spent. Nothing here computes a score or touches a store.
-"""
+score of the last sample of the wanted top fraction) is left as it is; the others get the next probes, nearest to the
+cut first, until the budget is spent. Nothing here computes a score or touches a store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import polars as pl
 from icon_assets.settings import ControlKind, Settings
 
 _GROWTH = 1.5
-_LEAST_PILOT, _MOST_PILOT = 24, 384
+_LEAST_PILOT = 24
+_MOST_PILOT = 384
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,26 @@ class Budget:
     seed: int
 
     def critical_value(self, n_rungs: int) -> float:
-        """Standard errors from the cut at which a sample is clear of it; the error rate is split evenly over the rungs."""
+        """Standard errors from the cut at which a sample is clear of it; the error rate is split evenly over the
+        rungs."""
         return NormalDist().inv_cdf(1 - self.error_rate / (2 * max(1, n_rungs - 1)))
 
 
 def budget_of(settings: Settings, n_samples: int, n_probes: int) -> Budget | None:
     """The budget for a pool of this size, or None for exact scoring."""
-    wanted, pairs = settings.probes.budget, n_samples * n_probes
+    wanted = settings.probes.budget
+    pairs = n_samples * n_probes
     if wanted == "exact" or (wanted == "auto" and pairs <= settings.probes.exact_pairs):
         return None
     share = 1 / 3 if wanted == "auto" else wanted
     return Budget(
-        share, settings.selection.fraction, settings.controls.primary, settings.probes.error_rate,
-        pilot_size(n_samples), settings.probes.seed,
-    )  # fmt: skip
+        share,
+        settings.selection.fraction,
+        settings.controls.primary,
+        settings.probes.error_rate,
+        pilot_size(n_samples),
+        settings.probes.seed,
+    )
 
 
 def pilot_size(n_samples: int) -> int:
@@ -74,7 +80,8 @@ def rungs(n_probes: int, share: float) -> list[int]:
 
 
 def cut(scores: pl.Series, weights: pl.Series, fraction: float) -> float:
-    """The score of the last sample of the top fraction, halfway to the next one. A weight counts for so many samples."""
+    """The score of the last sample of the top fraction, halfway to the next one. A weight counts for so many
+    samples."""
     ranked = (
         pl.DataFrame({"score": scores, "weight": weights}).filter(pl.col("weight") > 0).sort("score", descending=True)
     )
@@ -97,7 +104,8 @@ def undecided(estimates: pl.DataFrame, at: float, critical_value: float) -> list
 
 def affordable(wanted: Sequence[str], costs: Sequence[int], allowance: int) -> list[str]:
     """The longest beginning of `wanted` whose costs fit into the allowance."""
-    taken, left = [], allowance
+    taken = []
+    left = allowance
     for sample_id, cost in zip(wanted, costs, strict=True):
         if cost > left:
             break

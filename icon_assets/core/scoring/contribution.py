@@ -1,6 +1,5 @@
-"""From stored pairs to scores, without a forward pass: SQL over the pair table (sql/influence.sql, sql/contribution.sql),
-and estimates for samples that were scored on some of the probes only (budgeted mode).
-"""
+"""From stored pairs to scores, without a forward pass: SQL over the pair table (sql/influence.sql,
+sql/contribution.sql), and estimates for samples that were scored on some of the probes only (budgeted mode)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,8 @@ class Pilot:
 
     @classmethod
     def learn(cls, sample_ids: Sequence[str], influences: pl.DataFrame, probe_tokens: Mapping[str, int]) -> "Pilot":
-        """`influences`: of these samples, under every control; `probe_tokens`: what the order of the probes goes by, too."""
+        """`influences`: of these samples, under every control; `probe_tokens`: what the order of the probes goes by,
+        too."""
         calibrations = {}
         for (control,), table in influences.group_by("control"):
             _, probe_ids, x = matrix(table)
@@ -51,9 +51,13 @@ class Pilot:
 
 
 def contributions(
-    store: Store, key: ScoreKey, shard: str, settings: ControlSettings, pilot: "Pilot | None" = None,
+    store: Store,
+    key: ScoreKey,
+    shard: str,
+    settings: ControlSettings,
+    pilot: "Pilot | None" = None,
     ceiling: str | None = None,
-) -> pl.DataFrame:  # fmt: skip
+) -> pl.DataFrame:
     """Rows of the table `sample_scores` for one shard.
 
     Args:
@@ -76,9 +80,13 @@ def contributions(
 
 
 def influences(
-    store: Store, key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str],
+    store: Store,
+    key: ScoreKey,
+    shard: str | None,
+    settings: ControlSettings,
+    samples: Sequence[str],
     ceiling: str | None = None,
-) -> pl.DataFrame:  # fmt: skip
+) -> pl.DataFrame:
     """Influence x of the shard's and of these samples: rows of sample_id, probe_id, control, x."""
     query = sql_text("influence.sql") + "SELECT * FROM influence"  # noqa: S608  (our own text)
     return store.query(query, _parameters(key, shard, settings, samples, ceiling))
@@ -88,9 +96,14 @@ def _parameters(
     key: ScoreKey, shard: str | None, settings: ControlSettings, samples: Sequence[str], ceiling: str | None
 ) -> dict[str, Any]:
     return {
-        "score_key": key.value, "shard": shard, "samples": list(samples), "controls": list(settings.kinds),
-        "seeds": control_seeds(settings), "lengths": control_lengths(key, settings), "ceiling": ceiling,
-    }  # fmt: skip
+        "score_key": key.value,
+        "shard": shard,
+        "samples": list(samples),
+        "controls": list(settings.kinds),
+        "seeds": control_seeds(settings),
+        "lengths": control_lengths(key, settings),
+        "ceiling": ceiling,
+    }
 
 
 def matrix(table: pl.DataFrame) -> tuple[list[str], list[str], np.ndarray]:
@@ -103,12 +116,14 @@ def matrix(table: pl.DataFrame) -> tuple[list[str], list[str], np.ndarray]:
 def _estimated(scores: pl.DataFrame, table: pl.DataFrame, pilot: Pilot, control: str) -> pl.DataFrame:
     """The scores of one control, those of incomplete samples replaced by what the model of the probes makes of them."""
     sample_ids, _, x = matrix(table)
-    seen, drawn = ~np.isnan(x), set(pilot.sample_ids)
+    seen = ~np.isnan(x)
+    drawn = set(pilot.sample_ids)
     complete = seen.all(axis=1)
     random = complete & np.array([sample_id in drawn for sample_id in sample_ids])
     model = ProbeModel.fit(x[complete], x[random])
     patterns, of = np.unique(seen, axis=0, return_inverse=True)
-    value, error = np.zeros(len(sample_ids)), np.zeros(len(sample_ids))
+    value = np.zeros(len(sample_ids))
+    error = np.zeros(len(sample_ids))
     for index, pattern in enumerate(patterns):
         rows = of == index
         value[rows], promised = model.estimate(pattern, x[np.ix_(rows, pattern)])

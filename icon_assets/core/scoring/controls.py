@@ -16,7 +16,8 @@ def controls_for(
     key: ScoreKey, settings: ControlSettings, tokens: Iterable[int], chars: Iterable[int]
 ) -> list[Control]:
     """The control contexts that samples of these lengths are compared with, besides no context."""
-    seeds, wanted = control_seeds(settings), list[Control]()
+    seeds = control_seeds(settings)
+    wanted = list[Control]()
     if "random_tokens" in settings.kinds:
         wanted += [
             ("random_tokens", seed, n)

@@ -18,11 +18,14 @@ from icon_assets.core.scoring.probe_model import ProbeModel
 from icon_assets.core.store.tables import Store
 
 PEERS = "peers"
-_MOST_SAMPLES, _MOST_PAIRS = 5_000, 2_000_000
+_MOST_SAMPLES = 5_000
+_MOST_PAIRS = 2_000_000
 _BENDS_FROM = 60  # samples; fewer say no more than a straight line
 _KNOTS = 5
 _STREAMED_AT_ONCE = 500_000
-_HIGHEST_NLL, _LARGEST, _UNIT = 27.0, 4096.0, 2.0**40
+_HIGHEST_NLL = 27.0
+_LARGEST = 4096.0
+_UNIT = 2.0**40
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Draw:
 
 
 def draw(store: Store, key: ScoreKey, seed: int, most: int = _MOST_SAMPLES) -> Draw:
-    """Draw samples in a seeded order of their ids, the one by which pilots are drawn, up to the first that lacks a probe:
-    where only samples near the cut got every probe, the rest of them is no random choice.
+    """Draw samples in a seeded order of their ids, the one by which pilots are drawn, up to the first that lacks a
+    probe: where only samples near the cut got every probe, the rest of them is no random choice.
 
     Raises:
         IconError: no sample was scored on every probe.
@@ -75,7 +78,8 @@ def draw(store: Store, key: ScoreKey, seed: int, most: int = _MOST_SAMPLES) -> D
         raise IconError(
             "control peers: no sample is scored on every probe; materialize sample_scores for every shard first"
         )
-    ids, lengths = drawn["sample_id"][:until].to_list(), drawn["n_context_tokens"][:until].to_numpy()
+    ids = drawn["sample_id"][:until].to_list()
+    lengths = drawn["n_context_tokens"][:until].to_numpy()
     return Draw(ids, base["probe_id"].to_list(), lengths, nll[:until], base["nll"].to_numpy())
 
 
@@ -99,7 +103,8 @@ def _pairs(store: Store, key: ScoreKey, sample_ids: Sequence[str], probe_ids: Se
 
 
 def typical(lengths: np.ndarray, nll: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """What samples of the lengths `at` usually do: a smooth fit of `nll` over log length, flat outside the lengths seen.
+    """What samples of the lengths `at` usually do: a smooth fit of `nll` over log length, flat outside the lengths
+    seen.
 
     A cubic spline with few knots, by least squares; of few samples a straight line.
 
@@ -112,7 +117,8 @@ def typical(lengths: np.ndarray, nll: np.ndarray, at: np.ndarray) -> np.ndarray:
     """
     from sklearn.preprocessing import SplineTransformer
 
-    x, asked = np.log(lengths), np.log(np.clip(at, lengths.min(), lengths.max()))
+    x = np.log(lengths)
+    asked = np.log(np.clip(at, lengths.min(), lengths.max()))
     knots = np.unique(np.quantile(x, np.linspace(0, 1, _KNOTS if len(x) >= _BENDS_FROM else 2)))
     if len(knots) < 2:
         return np.repeat(nll.mean(axis=0, keepdims=True), len(asked), axis=0)
@@ -131,11 +137,12 @@ def peer_influences(drawn: Draw) -> np.ndarray:
 def peer_contributions(store: Store, key: ScoreKey, seed: int) -> pl.DataFrame:
     """Contribution against peers of every scored sample of the pool: sample_id and `peers`.
 
-    Of a sample that lacks probes (budgeted mode) it is the estimate that its known influences give, as for other controls.
-    """
+    Of a sample that lacks probes (budgeted mode) it is the estimate that its known influences give, as for other
+    controls."""
     drawn = draw(store, key, seed)
     known = _known(store, key, drawn.probe_ids)
-    lengths, pattern = known["n_context_tokens"].to_numpy(), known["pattern"].rank("dense").to_numpy() - 1
+    lengths = known["n_context_tokens"].to_numpy()
+    pattern = known["pattern"].rank("dense").to_numpy() - 1
     curves = np.exp(typical(drawn.lengths, drawn.nll, np.arange(1, lengths.max() + 1)))
     weights, constants = _weights(drawn, _seen(store, key, drawn.probe_ids, known))
     totals = np.zeros(
@@ -171,7 +178,8 @@ def _stream(
 
 
 def _known(store: Store, key: ScoreKey, probe_ids: Sequence[str]) -> pl.DataFrame:
-    """Scored samples of the pool with their length and `pattern`, a name of the set of probes that each was scored on."""
+    """Scored samples of the pool with their length and `pattern`, a name of the set of probes that each was scored
+    on."""
     codes = pl.DataFrame({"probe_id": probe_ids, "code": [int(draw_key(0, each)[:15], 16) for each in probe_ids]})
     with closing(store.connect()) as con:
         con.register("probe_code", codes.to_arrow())
@@ -193,10 +201,10 @@ def _seen(store: Store, key: ScoreKey, probe_ids: Sequence[str], known: pl.DataF
 
 
 def _weights(drawn: Draw, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How the influences of a pattern's probes add up to the contribution: a weight for each, over the probe's perplexity
-    without context, [patterns, probes], and a constant, [patterns].
-    """
-    weights, constants = np.zeros(seen.shape), np.zeros(len(seen))
+    """How the influences of a pattern's probes add up to the contribution: a weight for each, over the probe's
+    perplexity without context, [patterns, probes], and a constant, [patterns]."""
+    weights = np.zeros(seen.shape)
+    constants = np.zeros(len(seen))
     model = None if seen.all() else ProbeModel.fit(*[peer_influences(drawn)] * 2)
     for place, probes in enumerate(seen):
         if probes.all() or model is None:

@@ -1,8 +1,7 @@
 """How the probes of a set move together: a normal model of the influences of a sample on all probes.
 
-Learned from samples that were scored on every probe; it then says which probes tell most about the mean over all of them
-for their price, and what a sample's contribution is when only some of its probes were scored.
-"""
+Learned from samples that were scored on every probe; it then says which probes tell most about the mean over all of
+them for their price, and what a sample's contribution is when only some of its probes were scored."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -38,8 +37,12 @@ class ProbeModel:
     def order(self, costs: np.ndarray) -> list[int]:
         """Probes by what each one takes from the variance of the total, given those before it, per unit of cost."""
         n = len(costs)
-        factor, order = np.zeros((n, n)), list[int]()  # pivoted Cholesky: what the probes so far tell of each
-        left, variance, with_total = np.ones(n, bool), self.covariance.diagonal().copy(), self.covariance.sum(axis=1)
+        # pivoted Cholesky: what the probes so far tell of each
+        factor = np.zeros((n, n))
+        order = list[int]()
+        left = np.ones(n, bool)
+        variance = self.covariance.diagonal().copy()
+        with_total = self.covariance.sum(axis=1)
         for step in range(n):
             gain = with_total**2 / np.maximum(variance, 1e-18) / costs
             best = int(np.argmax(np.where(left, gain, -1.0)))
@@ -62,10 +65,12 @@ class ProbeModel:
         Returns:
             [samples], and their standard error: 0 when every probe was seen.
         """
-        total, hidden = influences.sum(axis=1), ~seen
+        total = influences.sum(axis=1)
+        hidden = ~seen
         if not hidden.any():
             return total / len(seen), 0.0
-        known, across = self.covariance[np.ix_(seen, seen)], self.covariance[np.ix_(seen, hidden)]
+        known = self.covariance[np.ix_(seen, seen)]
+        across = self.covariance[np.ix_(seen, hidden)]
         weights = np.linalg.solve(known, across)
         expected = self.mean[hidden].sum() + (influences - self.mean[seen]) @ weights.sum(axis=1)
         remaining = self.covariance[np.ix_(hidden, hidden)] - across.T @ weights
@@ -74,7 +79,8 @@ class ProbeModel:
     def weights(self, seen: np.ndarray) -> tuple[np.ndarray, float]:
         """What `estimate` does, as a weight for the influence on each probe seen, and a constant to add."""
         hidden = ~seen
-        known, across = self.covariance[np.ix_(seen, seen)], self.covariance[np.ix_(seen, hidden)]
+        known = self.covariance[np.ix_(seen, seen)]
+        across = self.covariance[np.ix_(seen, hidden)]
         told = np.linalg.solve(known, across).sum(axis=1)
         constant = self.mean[hidden].sum() - self.mean[seen] @ told
         return (1 + told) / len(seen), float(constant) / len(seen)
@@ -83,10 +89,9 @@ class ProbeModel:
 class Calibration:
     """By how much estimates err more than a model's standard errors say.
 
-    The normal model promises too much: it is learned from a few dozen samples of which some vary far more than others, and
-    which probes come first was learned from the same ones. So both are learned again without a part of them, and that
-    part is estimated from as many probes.
-    """
+    The normal model promises too much: it is learned from a few dozen samples of which some vary far more than others,
+    and which probes come first was learned from the same ones. So both are learned again without a part of them, and
+    that part is estimated from as many probes."""
 
     def __init__(self, pilot: np.ndarray, costs: np.ndarray) -> None:
         """`pilot`: [samples, probes], influences of the randomly drawn samples; `costs`: [probes]."""

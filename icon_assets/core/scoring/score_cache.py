@@ -1,6 +1,5 @@
-"""What is known of the scores of the whole pool, for the cut of a budgeted pass: kept per process, so that a shard costs a look
-at what was scored since the one before it, and not at all shards again.
-"""
+"""What is known of the scores of the whole pool, for the cut of a budgeted pass: kept per process, so that a shard
+costs a look at what was scored since the one before it, and not at all shards again."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +14,14 @@ _ID = "('0x' || left(sample_id, 16))::UBIGINT AS id"
 
 
 class KnownScores:
-    """The contributions of the pool's unique samples (whose ids are below the ceiling) under one key and control, as they
-    were last computed.
-    """
+    """The contributions of the pool's unique samples (whose ids are below the ceiling) under one key and control, as
+    they were last computed."""
 
     def __init__(self, store: Store, score_key: str, control: str, ceiling: str | None = None) -> None:
-        self._store, self._score_key, self._control, self._ceiling = store, score_key, control, ceiling
+        self._store = store
+        self._score_key = score_key
+        self._control = control
+        self._ceiling = ceiling
         self._pool = pl.DataFrame()
         self._index = pl.DataFrame()  # of unique samples: id, place
         self._places: dict[str, pl.Series] = {}  # by shard
@@ -45,7 +46,9 @@ class KnownScores:
         pool = self._store.query_pool(drawn, ceiling=self._ceiling)
         if pool is self._pool:
             return
-        self._pool, self._files, self._scores = pool, frozenset(), {}
+        self._pool = pool
+        self._files = frozenset()
+        self._scores = {}
         self._index = pool.select("id").unique().with_row_index("place")
         placed = pool.join(self._index, on="id")
         self._places = {str(shard): rows["place"] for (shard,), rows in placed.group_by("shard")}

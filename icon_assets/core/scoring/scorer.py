@@ -47,8 +47,12 @@ class Scorer:
         settings: ScoringSettings,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._store, self._key, self._load, self._settings = store, key, load, settings
-        self._shape, self._ceiling = shape, share_ceiling(settings.direct_share)
+        self._store = store
+        self._key = key
+        self._load = load
+        self._settings = settings
+        self._shape = shape
+        self._ceiling = share_ceiling(settings.direct_share)
         self._pilots: dict[Budget, list[str]] = {}
         self._learned: dict[Budget, Pilot] = {}
         self._on_progress = on_progress or (lambda _: None)
@@ -90,7 +94,8 @@ class Scorer:
         spent = self._complete(None, settings, samples=self.pilot(budget))
         if len(self.pilot(budget)) < budget.pilot:  # that was the whole pool
             return spent
-        order, sizes = self._probe_order(settings, budget), rungs(len(self._probe_ids), budget.share)
+        order = self._probe_order(settings, budget)
+        sizes = rungs(len(self._probe_ids), budget.share)
         candidates: list[str] | None = None  # at first every sample of the shard
         for rung, size in enumerate(sizes):
             spent.add(self._complete(shard, settings, samples=candidates, probes=order[:size]))
@@ -114,14 +119,16 @@ class Scorer:
         near = undecided(estimates, self._cut(shard, estimates, settings, budget), budget.critical_value(len(sizes)))
         # Tokens up to each rung; every rung computes the context again.
         tokens = [sum(self._probe_tokens[probe_id] for probe_id in order[:size]) for size in sizes]
-        spent, possible, costs = 0, 0, {}
+        spent = 0
+        possible = 0
+        costs = {}
         for sample_id, n_probes, context in estimates.select("sample_id", "n_probes", "n_context_tokens").iter_rows():
             done = max(1, bisect_right(sizes, n_probes))
             spent += tokens[done - 1] + context * (done if n_probes < len(order) else 1)
             possible += tokens[-1] + context
             costs[sample_id] = max(0, tokens[rung + 1] - tokens[done - 1]) + context
-        # The rest is spread evenly over the rungs to come (sequential halving; Karnin et al. 2013): where intervals are wide,
-        # the next one would take it all.
+        # The rest is spread evenly over the rungs to come (sequential halving; Karnin et al. 2013): where intervals are
+        # wide, the next one would take it all.
         allowance = (round(budget.share * possible) - spent) // (len(sizes) - 1 - rung)
         return affordable(near, [costs[sample_id] for sample_id in near], allowance)
 
@@ -136,13 +143,17 @@ class Scorer:
         pilot = self._pilot_influences(settings, budget).group_by("sample_id").agg(pl.col("x").mean())["x"]
         missing = (len(known) - scored.len()) / max(1, pilot.len())
         values = pl.concat([estimates["contribution"], scored, pilot])
-        weights = pl.concat([
-            pl.repeat(1.0, estimates.height + scored.len(), eager=True), pl.repeat(missing, pilot.len(), eager=True),
-        ])  # fmt: skip
+        weights = pl.concat(
+            [
+                pl.repeat(1.0, estimates.height + scored.len(), eager=True),
+                pl.repeat(missing, pilot.len(), eager=True),
+            ]
+        )
         return cut(values, weights, budget.fraction)
 
     def _probe_order(self, settings: ControlSettings, budget: Budget) -> list[str]:
-        """The order in which every sample meets the probes, from the pilot: those that tell most per token come first."""
+        """The order in which every sample meets the probes, from the pilot: those that tell most per token come
+        first."""
         _, probe_ids, x = matrix(self._pilot_influences(settings, budget))
         costs = np.array([self._probe_tokens[probe_id] for probe_id in probe_ids], float)
         return [probe_ids[index] for index in ProbeModel.fit(x, x).order(costs)]
@@ -171,8 +182,10 @@ class Scorer:
                 SELECT sample_id FROM (SELECT DISTINCT sample_id FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling)
                 ORDER BY md5($seed || sample_id) LIMIT $n
                 """,
-                seed=str(budget.seed), n=budget.pilot, ceiling=self._ceiling,
-            )["sample_id"].to_list()  # fmt: skip
+                seed=str(budget.seed),
+                n=budget.pilot,
+                ceiling=self._ceiling,
+            )["sample_id"].to_list()
         return self._pilots[budget]
 
     @cached_property
@@ -186,7 +199,8 @@ class Scorer:
         samples: list[str] | None = None,
         probes: list[str] | None = None,
     ) -> Spent:
-        """The missing pairs of the shard's samples or the pool's, all or these, with all probes or these; and their controls."""
+        """The missing pairs of the shard's samples or the pool's, all or these, with all probes or these; and their
+        controls."""
         spent = self._complete_pairs(shard, samples, probes)
         lengths = self._store.query(
             """
@@ -232,7 +246,8 @@ class Scorer:
         return self._run("pairs", [[*c.ids, *self._encoder.separator] for c in contexts], wanted, commit)
 
     def _complete_contexts(self) -> None:
-        """Lengths that were taken out of the store while their pairs stayed: they come from the texts, without a forward."""
+        """Lengths that were taken out of the store while their pairs stayed: they come from the texts, without a
+        forward."""
         for origin in without_contexts(self._store, self._key.value):
             rows = self._store.query(
                 """
@@ -270,12 +285,16 @@ class Scorer:
         self, work: str, contexts: list[list[int]], wanted: list[list[int]], commit: Callable[[list[Pair]], None]
     ) -> Spent:
         """Score the wanted pairs; commit at least every `commit_seconds`, and what is finished even on the way out."""
-        engine, probes = self._engine, list(self._probes.values())
-        total, done, spent = sum(map(len, wanted)), 0, Spent()
+        engine = self._engine
+        probes = list(self._probes.values())
+        total = sum(map(len, wanted))
+        done = 0
+        spent = Spent()
         lengths = list(self._probe_tokens.values())
         engine.compile_for(sum(len(c) + sum(lengths[i] for i in w) for c, w in zip(contexts, wanted, strict=True)))
         bill = engine_bill(self._store, self._key, self._shape(), engine, work)
-        waiting, start = list[Pair](), time.monotonic()
+        waiting = list[Pair]()
+        start = time.monotonic()
         try:
             for pairs in engine.score(contexts, probes, wanted):
                 waiting += pairs
@@ -283,7 +302,8 @@ class Scorer:
                 so_far = bill.since()
                 self._on_progress(Progress(done, total, spent.tokens + so_far.tokens, time.monotonic() - start))
                 if so_far.seconds >= self._settings.commit_seconds:
-                    ready, waiting = waiting, []
+                    ready = waiting
+                    waiting = []
                     commit(ready)
                     spent.add(bill.settle())
         finally:

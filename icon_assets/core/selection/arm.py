@@ -42,9 +42,14 @@ _ARMS: dict[str, Arm] = {}
 
 
 def arm(
-    name: str, description: str, *, control: str | None = None, tables: tuple[str, ...] = (), settings: tuple[str, ...] = (),
+    name: str,
+    description: str,
+    *,
+    control: str | None = None,
+    tables: tuple[str, ...] = (),
+    settings: tuple[str, ...] = (),
     drawn: bool = False,
-) -> Callable[[Order], Order]:  # fmt: skip
+) -> Callable[[Order], Order]:
     """Register an arm; see `Arm`."""
 
     def register(order: Order) -> Order:
@@ -55,9 +60,8 @@ def arm(
 
 
 def draws(name: str, seeds: Sequence[int]) -> list[str]:
-    """The subsets of an arm for training with these seeds: the arm's own, and `random.1`, ... for the further seeds of a drawn
-    one. All else here takes such a name where it takes an arm's.
-    """
+    """The subsets of an arm for training with these seeds: the arm's own, and `random.1`, ... for the further seeds of
+    a drawn one. All else here takes such a name where it takes an arm's."""
     return [name, *(f"{name}.{draw}" for draw in range(1, len(seeds)) if _ARMS[name].drawn)]
 
 
@@ -140,9 +144,8 @@ def has_score(name: str) -> bool:
 
 
 def work_owed(name: str, settings: SelectionSettings) -> list[str]:
-    """The kinds of work in `scoring_costs` that the arm, or the one it follows, ranks and sieves by, and so owes; measured or
-    predicted, contributions cost scoring.
-    """
+    """The kinds of work in `scoring_costs` that the arm, or the one it follows, ranks and sieves by, and so owes;
+    measured or predicted, contributions cost scoring."""
     tables = tables_needed(name, settings)
     predicted = "predicted_scores" in tables
     scored = predicted or bool(controls_needed(name, settings))

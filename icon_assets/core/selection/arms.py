@@ -14,7 +14,9 @@ from icon_assets.core.scoring.peers import PEERS
 from icon_assets.core.selection.arm import Order, arm, rank
 from icon_assets.core.selection.candidates import Candidates
 
-_BIN_SAMPLES, _MOST_BINS = 20, 256  # of length_matched: narrow, yet with something to draw from
+# of length_matched: narrow, yet with something to draw from
+_BIN_SAMPLES = 20
+_MOST_BINS = 256
 
 
 def _ranked(pool: Candidates, score: pl.Expr, descending: bool = True) -> pl.DataFrame:
@@ -41,11 +43,14 @@ def _random(pool: Candidates) -> pl.DataFrame:
 
 
 @arm(
-    "length_matched", "drawn at random, with the lengths of the samples that another arm chose",
-    settings=("reference",), drawn=True,
-)  # fmt: skip
+    "length_matched",
+    "drawn at random, with the lengths of the samples that another arm chose",
+    settings=("reference",),
+    drawn=True,
+)
 def _length_matched(pool: Candidates) -> pl.DataFrame:
-    """For each sample of the reference, from its top, one drawn from the same narrow bin of token lengths, without putting back.
+    """For each sample of the reference, from its top, one drawn from the same narrow bin of token lengths, without
+    putting back.
 
     It may be that sample itself: what is compared is the choice within a length.
     """
@@ -74,8 +79,8 @@ def _rds(pool: Candidates) -> pl.DataFrame:
 
 @arm("perplexity", "response of middling perplexity", tables=("sample_features",))
 def _perplexity(pool: Candidates) -> pl.DataFrame:
-    """From the median outwards. Bottom, middle and top are all in use, and which is best depends on the corpus (arXiv 2309.04564,
-    2405.20541). The bottom is what the model says anyway; the top is short answers and what it can't read.
+    """From the median outwards. Bottom, middle and top are all in use, and which is best depends on the corpus (arXiv
+    2309.04564, 2405.20541). The bottom is what the model says anyway; the top is short answers and what it can't read.
     """
     ranked = _ranked(pool, pl.col("perplexity"))
     middle = (pl.int_range(pl.len()) - (pl.len() - 1) / 2).abs()
@@ -84,10 +89,10 @@ def _perplexity(pool: Candidates) -> pl.DataFrame:
 
 @arm("ifd", "highest IFD below 1: the prompt helps, but little", tables=("sample_features",))
 def _ifd(pool: Candidates) -> pl.DataFrame:
-    """PPL(response | prompt) / PPL(response), arXiv 2308.12032. From 1 on prompt and response do not belong together: such
-    samples come last, the least wrong ones first.
-    """
-    below, beyond = pool.samples.filter(pl.col("ifd") < 1), pool.samples.filter(pl.col("ifd") >= 1)
+    """PPL(response | prompt) / PPL(response), arXiv 2308.12032. From 1 on prompt and response do not belong together:
+    such samples come last, the least wrong ones first."""
+    below = pool.samples.filter(pl.col("ifd") < 1)
+    beyond = pool.samples.filter(pl.col("ifd") >= 1)
     halves = [(below, True), (beyond, False)]
     return pl.concat([_ranked(Candidates(half, pool.settings), pl.col("ifd"), first) for half, first in halves])
 
@@ -97,9 +102,11 @@ def _by_contribution(control: str, descending: bool = True) -> Order:
 
 
 _TOP_OF = {
-    "none": ("icon", "no context"), "random_tokens": ("rico", "random tokens"),
-    "random_chars": ("rico_chars", "random characters"), PEERS: ("icon_peers", "samples of its length"),
-}  # fmt: skip
+    "none": ("icon", "no context"),
+    "random_tokens": ("rico", "random tokens"),
+    "random_chars": ("rico_chars", "random characters"),
+    PEERS: ("icon_peers", "samples of its length"),
+}
 for _control, (_name, _context) in _TOP_OF.items():
     arm(_name, f"highest contribution against {_context}", control=_control)(_by_contribution(_control))
 arm("lowest", "lowest contribution against no context", control="none")(_by_contribution("none", descending=False))
@@ -112,10 +119,10 @@ def _icon_selector(pool: Candidates) -> pl.DataFrame:
 
 @arm("icon_stratified", "highest contribution within its class of lengths", control="none", settings=("length_strata",))
 def _icon_stratified(pool: Candidates) -> pl.DataFrame:
-    """Classes of equal size by token length. A sample's place is its rank within its class, over the size of the class in the
-    pool, so that every beginning of the ranking has the classes in the pool's proportions.
-    """
-    lengths, strata = pool.samples["n_tokens"].to_numpy(), pool.settings.length_strata
+    """Classes of equal size by token length. A sample's place is its rank within its class, over the size of the class
+    in the pool, so that every beginning of the ranking has the classes in the pool's proportions."""
+    lengths = pool.samples["n_tokens"].to_numpy()
+    strata = pool.settings.length_strata
     edges = np.quantile(lengths, np.arange(1, strata) / strata) if len(lengths) else lengths
     classed = pool.samples.with_columns(stratum=pl.Series(np.searchsorted(edges, lengths, side="right")))
     classed = classed.with_columns(size=pl.len().over("stratum"))

@@ -35,7 +35,8 @@ class Candidates:
     rankings: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     def at(self, fraction: float) -> "Candidates":
-        """The same for another fraction, ranked anew: that an arm does not look at the fraction is not taken for granted."""
+        """The same for another fraction, ranked anew: that an arm does not look at the fraction is not taken for
+        granted."""
         return replace(self, settings=self.settings.model_copy(update={"fraction": fraction}), rankings={})
 
     def vectors(self) -> Embeddings:

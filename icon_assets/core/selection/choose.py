@@ -30,8 +30,8 @@ class Subset:
 
 
 def select(name: str, pool: Candidates) -> Subset:
-    """Choose the arm's samples from the top of its ranking: `selection.fraction` of the samples or of the training tokens,
-    all for `full`. With `selection.diversity` those that are nearly the same as a chosen one are passed over.
+    """Choose the arm's samples from the top of its ranking: `selection.fraction` of the samples or of the training
+    tokens, all for `full`. With `selection.diversity` those that are nearly the same as a chosen one are passed over.
 
     Raises:
         IconError: the pool is empty, or the arm can rank less than it must take.
@@ -49,13 +49,15 @@ def select(name: str, pool: Candidates) -> Subset:
 
 def _parts(name: str, pool: Candidates) -> Iterator[pl.DataFrame]:
     """The ranking from its top with the place of each sample, and without those that are passed over."""
-    ranking, limit = rank(name, pool).with_row_index("place"), pool.settings.diversity
+    ranking = rank(name, pool).with_row_index("place")
+    limit = pool.settings.diversity
     if TOKENS in pool.samples.columns:
         ranking = ranking.join(pool.samples.select("sample_id", TOKENS), on="sample_id", maintain_order="left")
     if limit is None or name == "full":
         yield ranking
         return
-    sieve, embeddings = Sieve(limit), pool.vectors()
+    sieve = Sieve(limit)
+    embeddings = pool.vectors()
     size = max(_SIEVED_AT_ONCE, math.ceil(pool.settings.fraction * pool.samples.height))
     for start in range(0, ranking.height, size):
         part = ranking[start : start + size]
@@ -74,7 +76,8 @@ def _due(name: str, ranked: pl.DataFrame, pool: Candidates) -> int | None:
 
 
 def _too_few(name: str, left: int, pool: Candidates) -> IconError:
-    needs, ranked = f"{subset_size(name, pool.samples.height, pool.settings.fraction)} samples", rank(name, pool).height
+    needs = f"{subset_size(name, pool.samples.height, pool.settings.fraction)} samples"
+    ranked = rank(name, pool).height
     if pool.settings.budget == "tokens" and name != "full":
         needs = f"{token_budget(pool):,.0f} training tokens"
     needs = f"arm {name}: needs {needs} of {pool.samples.height}, but"

@@ -1,8 +1,8 @@
-"""The paper's selector (arXiv 2505.05327): the base model with LoRA and a head that tells the best samples from the rest.
+"""The paper's selector (arXiv 2505.05327): the base model with LoRA and a head that tells the best samples from the
+rest.
 
-Token ids and labels in, P(label 1) out. The head is trained with the adapter, and both classes weigh the same, however few
-samples are labelled 1. Which samples are, and how well it does, is decided elsewhere.
-"""
+Token ids and labels in, P(label 1) out. The head is trained with the adapter, and both classes weigh the same, however
+few samples are labelled 1. Which samples are, and how well it does, is decided elsewhere."""
 
 import json
 import random
@@ -44,7 +44,9 @@ class Classifier:
     """A base model with an adapter and a head, in memory. `passes`: what it has computed."""
 
     def __init__(self, model: Any, dtype: str, device: str) -> None:
-        self.model, self._dtype, self._device = model, dtype, device
+        self.model = model
+        self._dtype = dtype
+        self._device = device
         self.passes = Passes()
 
     @property
@@ -61,11 +63,16 @@ class Classifier:
         """
         from peft import LoraConfig, get_peft_model
 
-        base, targets = _base(base_dir, seed, dtype), settings.targets
+        base = _base(base_dir, seed, dtype)
+        targets = settings.targets
         config = LoraConfig(
-            task_type="SEQ_CLS", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets), modules_to_save=_head(base),
-        )  # fmt: skip
+            task_type="SEQ_CLS",
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            modules_to_save=_head(base),
+        )
         try:
             with _quiet_peft():
                 model: Any = get_peft_model(base, config)
@@ -99,17 +106,23 @@ class Classifier:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
     def train(
-        self, texts: Sequence[Sequence[int]], labels: np.ndarray, others: Sequence[Sequence[int]],
-        other_labels: np.ndarray, settings: ClassifierSettings, seed: int, on_epoch: OnEpoch,
-    ) -> list[float]:  # fmt: skip
-        """Train, and keep the epoch with the highest average precision on the other texts; returns that of each epoch. The best
-        of several, it says more than the model knows: measure that on further texts.
-        """
+        self,
+        texts: Sequence[Sequence[int]],
+        labels: np.ndarray,
+        others: Sequence[Sequence[int]],
+        other_labels: np.ndarray,
+        settings: ClassifierSettings,
+        seed: int,
+        on_epoch: OnEpoch,
+    ) -> list[float]:
+        """Train, and keep the epoch with the highest average precision on the other texts; returns that of each epoch.
+        The best of several, it says more than the model knows: measure that on further texts."""
         from sklearn.metrics import average_precision_score
 
         weights = np.where(labels, len(labels) / (2 * labels.sum()), len(labels) / (2 * (~labels).sum()))
         step = self._stepper(settings, -(-len(texts) // settings.batch_size))
-        precision, best = list[float](), dict[str, Any]()
+        precision = list[float]()
+        best = dict[str, Any]()
         for epoch in range(settings.epochs):
             self.model.train()
             with freed_memory_kept(self._device):
@@ -144,10 +157,8 @@ class Classifier:
         from transformers import get_cosine_schedule_with_warmup
 
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer, total = (
-            torch.optim.AdamW(trained, settings.learning_rate, weight_decay=0.0),
-            settings.epochs * steps_per_epoch,
-        )
+        optimizer = torch.optim.AdamW(trained, settings.learning_rate, weight_decay=0.0)
+        total = settings.epochs * steps_per_epoch
         rate = get_cosine_schedule_with_warmup(optimizer, round(settings.warmup_fraction * total), total)
         if self._device == "cuda":  # memory is short there, time on a CPU
             self.model.enable_input_require_grads()
@@ -174,7 +185,8 @@ class Classifier:
         """Of both labels, in float32. The texts hold no special tokens, so that padding is told from them."""
         import torch
 
-        width, padding = max(map(len, texts)), self.model.config.pad_token_id
+        width = max(map(len, texts))
+        padding = self.model.config.pad_token_id
         ids = torch.tensor([[*text, *[padding] * (width - len(text))] for text in texts], device=self._device)
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=self._device)
         self.passes.texts += len(texts)
@@ -204,9 +216,13 @@ def _base(base_dir: Path, seed: int, dtype: str) -> Any:
     set_seed(seed % 2**32)  # numpy takes no more
     with quiet_libraries():
         model: Any = AutoModelForSequenceClassification.from_pretrained(
-            base_dir, num_labels=2, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False,
+            base_dir,
+            num_labels=2,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
-        )  # fmt: skip
+        )
     tokenizer = load_tokenizer(base_dir)
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     model.config.pad_token_id = next(token for token in known if token is not None)

@@ -43,7 +43,8 @@ class Trained:
 
 
 def scored_samples(store: Store, key: ScoreKey, control: str, most: int) -> pl.DataFrame:
-    """The directly scored samples to learn from, by id: sample_id, contribution, n_context_tokens; those with the lowest ids.
+    """The directly scored samples to learn from, by id: sample_id, contribution, n_context_tokens; those with the
+    lowest ids.
 
     Raises:
         IconError: too few of them.

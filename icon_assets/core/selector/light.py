@@ -19,7 +19,8 @@ from icon_assets.core.store.tables import Store
 from icon_assets.settings import SelectorSettings
 
 _ALPHAS = tuple(float(alpha) for alpha in np.logspace(0, 6, 13))
-_WEIGHTS, _OUT_OF_FOLD = "selector.safetensors", "out_of_fold.json"
+_WEIGHTS = "selector.safetensors"
+_OUT_OF_FOLD = "out_of_fold.json"
 
 
 Relearn = Callable[[np.ndarray], np.ndarray]
@@ -38,12 +39,13 @@ class Light:
     def fit(cls, inputs: np.ndarray, target: np.ndarray) -> "Light":
         """Ridge regression; how strongly weights are held down is chosen by leave-one-out.
 
-        Without an intercept: the target is centred, and the mean of a training fold would tell the held-out fold that it
-        lies on the other side. Of several targets, [samples, targets], each has its own weights; `alpha` is their mean.
-        """
+        Without an intercept: the target is centred, and the mean of a training fold would tell the held-out fold that
+        it lies on the other side. Of several targets, [samples, targets], each has its own weights; `alpha` is their
+        mean."""
         from sklearn.linear_model import RidgeCV
 
-        mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
+        mean = inputs.mean(axis=0)
+        scale = inputs.std(axis=0)
         scale[scale == 0] = 1
         ridge: Any = RidgeCV(_ALPHAS, fit_intercept=False, alpha_per_target=target.ndim > 1)
         ridge.fit((inputs - mean) / scale, target)
@@ -69,16 +71,20 @@ class Light:
 def light_inputs(features: pl.DataFrame) -> np.ndarray:
     """[samples, inputs] of what `features_of` gives: lengths, perplexities, embedding."""
     plain = features.select(
-        pl.col("n_tokens").log1p(), pl.col("n_chars").log1p(),
-        given=pl.col("nll_sum") / pl.col("n_tokens"), alone=pl.col("nll_alone") / pl.col("n_tokens"),
-    ).to_numpy()  # fmt: skip
+        pl.col("n_tokens").log1p(),
+        pl.col("n_chars").log1p(),
+        given=pl.col("nll_sum") / pl.col("n_tokens"),
+        alone=pl.col("nll_alone") / pl.col("n_tokens"),
+    ).to_numpy()
     embeddings = features["embedding"].list.to_array(len(features["embedding"][0])).to_numpy()
     return np.hstack([plain, embeddings.astype(np.float64)])
 
 
 def normal_ranks(values: pl.Series) -> np.ndarray:
-    """Values replaced by the normal quantiles of their ranks: outliers among contributions then teach no more than others."""
-    inverse, n = NormalDist().inv_cdf, len(values)
+    """Values replaced by the normal quantiles of their ranks: outliers among contributions then teach no more than
+    others."""
+    inverse = NormalDist().inv_cdf
+    n = len(values)
     return np.array([inverse((rank - 0.5) / n) for rank in values.rank("average")])
 
 
@@ -91,7 +97,8 @@ def train_light(
         IconError: some samples have no features.
     """
     rows = _features(store, key, scored["sample_id"].to_list()).join(scored, on="sample_id").sort("sample_id")
-    inputs, target = light_inputs(rows), normal_ranks(rows["contribution"])
+    inputs = light_inputs(rows)
+    target = normal_ranks(rows["contribution"])
     held_out = rows.select("sample_id", score=pl.Series(out_of_fold(inputs, target, rows["sample_id"], settings)))
     model = Light.fit(inputs, target)
     model.save(directory)
@@ -100,10 +107,10 @@ def train_light(
 
 
 def predict_by_features(store: Store, key: ScoreKey, shard: str, directory: Path) -> Iterator[pl.DataFrame]:
-    """sample_id and score of the samples of a shard, some at a time. Samples that the selector learned from keep what a model
-    said that had not seen them: among the others' scores, its own would be too good.
-    """
-    model, unseen = Light.load(directory), json.loads((directory / _OUT_OF_FOLD).read_text("utf-8"))
+    """sample_id and score of the samples of a shard, some at a time. Samples that the selector learned from keep what a
+    model said that had not seen them: among the others' scores, its own would be too good."""
+    model = Light.load(directory)
+    unseen = json.loads((directory / _OUT_OF_FOLD).read_text("utf-8"))
     for features in shard_features(store, key, shard):
         predicted = pl.Series(model.predict(light_inputs(features)))
         own = pl.Series([unseen.get(sample_id) for sample_id in features["sample_id"]], dtype=pl.Float64)

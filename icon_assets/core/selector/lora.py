@@ -24,18 +24,28 @@ _PREDICTED_TOGETHER = 4096
 
 
 def train_classifier(
-    store: Store, key: ScoreKey, base: ModelRecord, encoder: Encoder, scored: pl.DataFrame, settings: SelectorSettings,
-    directory: Path, dtype: str, device: str, on_epoch: OnEpoch,
-) -> Trained:  # fmt: skip
-    """Train on eight tenths of the scored samples, which are labelled 1 in the top fraction, keep the epoch that does best on
-    another, and write the model; the last tenth has no part in it, and is what is reported on.
+    store: Store,
+    key: ScoreKey,
+    base: ModelRecord,
+    encoder: Encoder,
+    scored: pl.DataFrame,
+    settings: SelectorSettings,
+    directory: Path,
+    dtype: str,
+    device: str,
+    on_epoch: OnEpoch,
+) -> Trained:
+    """Train on eight tenths of the scored samples, which are labelled 1 in the top fraction, keep the epoch that does
+    best on another, and write the model; the last tenth has no part in it, and is what is reported on.
 
     Raises:
         IconError: one of the three parts holds one label only.
     """
     top = is_top(scored["contribution"], settings.top_fraction)
     parts = np.array([part_of(i, settings.seed, _PARTS) for i in scored["sample_id"]])
-    held, choosing, learned = parts == 0, parts == 1, parts > 1
+    held = parts == 0
+    choosing = parts == 1
+    learned = parts > 1
     for labels in (top[held], top[choosing], top[learned]):
         if len(set(labels)) < 2:
             raise IconError(
@@ -65,7 +75,8 @@ def predicted_by(model: Classifier, sample_ids: pl.Series, texts: Mapping[str, S
 
 def _bill(store: Store, key: ScoreKey, base: ModelRecord, model: Classifier, device: str) -> Bill:
     """The bill of what a classifier does, learning or reading."""
-    shape, adapter = model_shape(base.directory), model.adapter_parameters
+    shape = model_shape(base.directory)
+    adapter = model.adapter_parameters
 
     def total() -> Spent:
         done = model.passes
@@ -84,11 +95,17 @@ def _texts(store: Store, encoder: Encoder, sample_ids: Sequence[str]) -> dict[st
 
 
 def predict_by_classifier(
-    store: Store, key: ScoreKey, shard: str, base: ModelRecord, encoder: Encoder, directory: Path, dtype: str, device: str
-) -> Iterator[pl.DataFrame]:  # fmt: skip
-    """sample_id and score of the samples of a shard, some at a time. Samples that the classifier was trained on get what it says
-    of them: too good a score among the others', by as much as `crowding` says.
-    """
+    store: Store,
+    key: ScoreKey,
+    shard: str,
+    base: ModelRecord,
+    encoder: Encoder,
+    directory: Path,
+    dtype: str,
+    device: str,
+) -> Iterator[pl.DataFrame]:
+    """sample_id and score of the samples of a shard, some at a time. Samples that the classifier was trained on get
+    what it says of them: too good a score among the others', by as much as `crowding` says."""
     ids = store.query("SELECT DISTINCT sample_id FROM delta.pool WHERE shard = $shard ORDER BY ALL", {"shard": shard})
     if ids.is_empty():
         return

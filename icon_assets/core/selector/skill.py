@@ -10,19 +10,22 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.selector.learning import SELECTOR, is_top
 from icon_assets.settings import SelectorSettings
 
-_LENGTH, _RANDOM = "length", "random"
-_DRAWS, _TAILS = 500, (2.5, 97.5)
+_LENGTH = "length"
+_RANDOM = "random"
+_DRAWS = 500
+_TAILS = (2.5, 97.5)
 
 
 def skill(scored: pl.DataFrame, held_out: pl.DataFrame, settings: SelectorSettings) -> pl.DataFrame:
-    """How well held-out contributions are foretold by the selector, by length and by chance: predictor, metric, value, and
-    the interval [low, high] that holds 95 % of bootstrap draws of the samples.
+    """How well held-out contributions are foretold by the selector, by length and by chance: predictor, metric, value,
+    and the interval [low, high] that holds 95 % of bootstrap draws of the samples.
 
     Raises:
         IconError: the held-out samples are all alike, so that nothing can be measured.
     """
     rows = scored.join(held_out, on="sample_id").sort("sample_id")
-    truth, length = rows["contribution"].to_numpy(), rows["n_context_tokens"].to_numpy().astype(float)
+    truth = rows["contribution"].to_numpy()
+    length = rows["n_context_tokens"].to_numpy().astype(float)
     top = is_top(scored["contribution"], settings.top_fraction)[
         scored["sample_id"].is_in(rows["sample_id"].to_list()).to_numpy()
     ]
@@ -46,12 +49,12 @@ def skill(scored: pl.DataFrame, held_out: pl.DataFrame, settings: SelectorSettin
 
 
 def crowding(in_sample: pl.DataFrame, held_out: pl.DataFrame, settings: SelectorSettings) -> pl.DataFrame:
-    """How much samples that the selector was trained on crowd the top of its ranking: rows as `skill` has them, the share of
-    those and of the held-out ones that stand in the top fraction of both together. Both are drawn from the same samples: what
-    the shares differ by is that the selector knows the answers of the first.
-    """
+    """How much samples that the selector was trained on crowd the top of its ranking: rows as `skill` has them, the
+    share of those and of the held-out ones that stand in the top fraction of both together. Both are drawn from the
+    same samples: what the shares differ by is that the selector knows the answers of the first."""
     rng = np.random.default_rng(settings.seed)
-    seen, unseen = in_sample["score"].to_numpy(), held_out["score"].to_numpy()
+    seen = in_sample["score"].to_numpy()
+    unseen = held_out["score"].to_numpy()
     draws = [(rng.choice(seen, len(seen)), rng.choice(unseen, len(unseen))) for _ in range(_DRAWS)]
     shares = np.array([_top_shares(a, b, settings.top_fraction) for a, b in [(seen, unseen), *draws]])
     low, high = np.percentile(shares[1:], _TAILS, axis=0)
@@ -88,7 +91,8 @@ def _metrics(predicted: np.ndarray, truth: np.ndarray, top: np.ndarray, length: 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     """0 where one of them does not vary."""
-    a, b = a - a.mean(), b - b.mean()
+    a = a - a.mean()
+    b = b - b.mean()
     size = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / size if size else 0.0
 

@@ -1,5 +1,5 @@
-"""Digests of a table's rows: of what they say, not of how they are stored, so that merging files or another version of a library
-changes none. They add up: rows that are appended are added to what is known, and no order counts.
+"""Digests of a table's rows: of what they say, not of how they are stored, so that merging files or another version of
+a library changes none. They add up: rows that are appended are added to what is known, and no order counts.
 
 Of each row the first 16 bytes of the SHA-256 of its text are two integers; those of all rows are summed modulo 2**64.
 """
@@ -101,7 +101,8 @@ def _hashes(lines: Iterable[str]) -> np.ndarray:
 
 
 def _text(column: pl.Series) -> pl.Series:
-    """Text that is equal exactly when the values are: whole numbers alone, since how a library writes a fraction may change."""
+    """Text that is equal exactly when the values are: whole numbers alone, since how a library writes a fraction may
+    change."""
     if column.dtype == pl.String:
         told = pl.select(pl.concat_str(column.str.len_bytes().cast(pl.String), pl.lit(":"), column)).to_series()
     elif column.dtype == pl.Float64:
@@ -117,7 +118,8 @@ def _text(column: pl.Series) -> pl.Series:
 
 def _bits(column: pl.Series) -> pl.Series:
     bits = pl.Series(column.fill_null(0).to_numpy().view(np.int64)).cast(pl.String)
-    nan, null = column.is_nan().fill_null(False), column.is_null()
+    nan = column.is_nan().fill_null(False)
+    null = column.is_null()
     kept = pl.select(pl.when(nan).then(pl.lit(_NAN)).when(null).then(None).otherwise(bits))
     return kept.to_series()
 

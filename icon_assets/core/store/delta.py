@@ -41,7 +41,8 @@ LIVE: dict[Path, LiveFiles] = {}  # per process, by table
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A table as of one commit: which table (one that is made again has another id), the commit's number, the live files."""
+    """A table as of one commit: which table (one that is made again has another id), the commit's number, the live
+    files."""
 
     table_id: str = ""
     version: int = -1
@@ -50,9 +51,8 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Commit:
-    """What a commit says of itself: which values the rows had that it replaced (None: it only added), and what it wrote;
-    `written` is None where it was not ours. `added`: names of its files.
-    """
+    """What a commit says of itself: which values the rows had that it replaced (None: it only added), and what it
+    wrote; `written` is None where it was not ours. `added`: names of its files."""
 
     replaced: Mapping[str, str] | None
     written: Mapping[Group, Contents] | None
@@ -72,7 +72,8 @@ def read_log(place: Path) -> Snapshot:
             return Snapshot()
         table = DeltaTable(str(place))
         files = tuple(sorted(unquote(uri.removeprefix("file://")) for uri in table.file_uris()))
-        table_id, version = str(table.metadata().id), table.version()
+        table_id = str(table.metadata().id)
+        version = table.version()
     except (DeltaError, OSError, ValueError) as error:
         raise StoreDamaged(place.name, LOG, f"can't be read ({one_line(error)})") from error
     commit = place / LOG / f"{version:020}.json"

@@ -1,9 +1,8 @@
 """What every table must hold, by the ledger and by the commits since its newest entry, and whether it does.
 
-Each entry of the ledger names the contents of whatever was written since the entry before it, and the commit up to which that is so.
-A commit says itself what it wrote: where a process is killed between the commit and the entry, the next entry takes it in.
-Tables that were written before contents were recorded are taken as they are found, once.
-"""
+Each entry of the ledger names the contents of whatever was written since the entry before it, and the commit up to
+which that is so. A commit says itself what it wrote: where a process is killed between the commit and the entry, the
+next entry takes it in. Tables that were written before contents were recorded are taken as they are found, once."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -80,7 +79,8 @@ def on_record(store: Store) -> Mapping[str, Known]:
     Raises:
         StoreDamaged: the ledger can't be read.
     """
-    before, files = _read.get(store.root, _Read()), store.files("ledger")
+    before = _read.get(store.root, _Read())
+    files = store.files("ledger")
     if files and files == before.files:
         return before.tables
     query = """
@@ -89,7 +89,8 @@ def on_record(store: Store) -> Mapping[str, Known]:
     """
     rows = store.query(query, {"from": before.entries}).rows()
     if before.entries and (not rows or rows[0][1] != before.newest):  # another ledger than we have read
-        before, rows = _Read(), store.query(query, {"from": 0}).rows()
+        before = _Read()
+        rows = store.query(query, {"from": 0}).rows()
     news = [row for row in rows if row[0] > before.entries]
     if not news:
         return before.tables
@@ -106,9 +107,11 @@ def _after(known: Known | None, told: Mapping[str, Any]) -> Known:
 
 
 def expected(store: Store, table: str, at: Snapshot) -> dict[Group, Contents] | None:
-    """What the table must hold as of this snapshot; None where nobody has recorded it yet. A group that is not named: nothing."""
+    """What the table must hold as of this snapshot; None where nobody has recorded it yet. A group that is not named:
+    nothing."""
     known = on_record(store).get(table)
-    groups, first = dict(known.groups) if known else {}, 0
+    groups = dict(known.groups) if known else {}
+    first = 0
     if known and known.table_id == at.table_id:
         first = known.version + 1
     for commit in store.commits(table, first, at.version):
@@ -135,9 +138,8 @@ def _is_in(group: Group, table: str, where: Where) -> bool:
 
 
 def news(store: Store, accepted: Collection[str] = ()) -> dict[str, Any]:
-    """For the next entry of the ledger: the contents of what was written since the newest one, by table. A table that nobody has
-    recorded, or that is to be accepted as it is, is looked at.
-    """
+    """For the next entry of the ledger: the contents of what was written since the newest one, by table. A table that
+    nobody has recorded, or that is to be accepted as it is, is looked at."""
     known = on_record(store)
     told = {table: _told(store, table, known.get(table), table in accepted) for table in schemas()}
     return {table: each for table, each in told.items() if each is not None}
@@ -171,9 +173,14 @@ def unrecorded(store: Store) -> list[str]:
 
 
 def found(
-    store: Store, table: str, at: Snapshot, where: Where | None = None, trusted: "_Verified | None" = None,
-    *, again: bool = False,
-) -> dict[Group, Contents]:  # fmt: skip
+    store: Store,
+    table: str,
+    at: Snapshot,
+    where: Where | None = None,
+    trusted: "_Verified | None" = None,
+    *,
+    again: bool = False,
+) -> dict[Group, Contents]:
     """What the files of a table hold, where rows have these values.
 
     Args:
@@ -224,7 +231,8 @@ class _Verified:
     """Files of a table that were looked at, kept between processes: `store/verified/<table>.json`."""
 
     def __init__(self, store: Store, table: str) -> None:
-        self._path, self._new = store.root / "verified" / f"{table}.json", False
+        self._path = store.root / "verified" / f"{table}.json"
+        self._new = False
         try:
             self._files: dict[str, Any] = json.loads(self._path.read_text("utf-8"))
         except (OSError, ValueError):
@@ -235,7 +243,8 @@ class _Verified:
         return from_json(had[1]) if had and tuple(had[0]) == state else None
 
     def put(self, name: Path, state: tuple[int, ...], contents: Mapping[Group, Contents]) -> None:
-        self._files[name.as_posix()], self._new = [list(state), as_json(contents)], True
+        self._files[name.as_posix()] = [list(state), as_json(contents)]
+        self._new = True
 
     def save(self, live: Collection[str]) -> None:
         """Keep what is new of these files."""
@@ -275,7 +284,8 @@ def differences(
 
 def _compared(table: str, wanted: Mapping[Group, Contents], there: Mapping[Group, Contents]) -> Iterator[Difference]:
     for group in sorted(wanted.keys() | there.keys()):
-        recorded, contents = wanted.get(group, NOTHING), there.get(group, NOTHING)
+        recorded = wanted.get(group, NOTHING)
+        contents = there.get(group, NOTHING)
         if recorded != contents:
             yield Difference(table, group, recorded, contents)
 

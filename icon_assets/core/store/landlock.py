@@ -1,4 +1,5 @@
-"""A thread that can write nowhere but in one directory: the kernel refuses it, whatever is run there (Linux 5.13 and later)."""
+"""A thread that can write nowhere but in one directory: the kernel refuses it, whatever is run there (Linux 5.13 and
+later)."""
 
 import ctypes
 import os
@@ -7,9 +8,16 @@ import sys
 from pathlib import Path
 
 # The system calls have these numbers on every architecture; the rights are those of <linux/landlock.h>.
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-_VERSION, _PATH_BENEATH, _NO_NEW_PRIVILEGES = 1, 1, 38
-_WRITE_FILE, _REMOVE_AND_MAKE, _REFER, _TRUNCATE = 1 << 1, sum(1 << bit for bit in range(4, 13)), 1 << 13, 1 << 14
+_CREATE_RULESET = 444
+_ADD_RULE = 445
+_RESTRICT_SELF = 446
+_VERSION = 1
+_PATH_BENEATH = 1
+_NO_NEW_PRIVILEGES = 38
+_WRITE_FILE = 1 << 1
+_REMOVE_AND_MAKE = sum(1 << bit for bit in range(4, 13))
+_REFER = 1 << 13
+_TRUNCATE = 1 << 14
 
 
 def write_only_below(directory: Path) -> bool:

@@ -90,15 +90,20 @@ def record(
             "ledger", pl.DataFrame([row], schema_overrides={"seed": pl.Int64}).select(schemas()["ledger"].names)
         )
     return Event(
-        recipe.asset, recipe.partition, product_digest, recipe.fingerprint, summary,
-        recipe.inputs, recipe.settings, recipe.code_version,
-    )  # fmt: skip
+        recipe.asset,
+        recipe.partition,
+        product_digest,
+        recipe.fingerprint,
+        summary,
+        recipe.inputs,
+        recipe.settings,
+        recipe.code_version,
+    )
 
 
 def withdraw(store: Store, recipe: Recipe, event: Event, run_id: str, why: Sequence[str]) -> None:
-    """Say that a product is not what was made, so that it is made again even if this process is killed now. What was made from it
-    still is what it was made from.
-    """
+    """Say that a product is not what was made, so that it is made again even if this process is killed now. What was
+    made from it still is what it was made from."""
     summary = {**event.summary, "unlike_the_record": list(why)}
     record(store, recipe, event.digest, run_id, summary, fingerprint="")
 
@@ -123,7 +128,8 @@ def _row(store: Store, recipe: Recipe, product_digest: str, run_id: str, summary
 
 
 def _next_id(store: Store) -> str:
-    """32 characters: a counter, by which entries are ordered whatever the clock says (view `delta.events`), and chance."""
+    """32 characters: a counter, by which entries are ordered whatever the clock says (view `delta.events`), and
+    chance."""
     counter = 1 + store.query("SELECT greatest(count(*), coalesce(max(counter), 0)) FROM delta.events").item()
     return f"{counter:011d}-{uuid.uuid4().hex[:20]}"
 
@@ -167,9 +173,15 @@ def _newest(store: Store, asset: str, partition: str | None) -> list[Event]:
 def _event(asset: str, row: Mapping[str, Any]) -> Event:
     inputs = tuple(Input(i["asset"], i["partition"], i["digest"]) for i in json.loads(row["inputs"]))
     return Event(
-        asset, row["partition"], row["digest"], row["fingerprint"], recorded_summary(row["summary"]),
-        inputs, json.loads(row["settings"]), row["code_version"],
-    )  # fmt: skip
+        asset,
+        row["partition"],
+        row["digest"],
+        row["fingerprint"],
+        recorded_summary(row["summary"]),
+        inputs,
+        json.loads(row["settings"]),
+        row["code_version"],
+    )
 
 
 def current_shards(store: Store, asset: str) -> list[Event]:
@@ -189,7 +201,8 @@ def differences(event: Event, recipe: Recipe) -> set[str]:
     had = {(i.asset, i.partition): i.digest for i in event.inputs}
     has = {(i.asset, i.partition): i.digest for i in recipe.inputs}
     inputs = {key[0] for key in had.keys() | has.keys() if had.get(key) != has.get(key)}
-    before, now = _flat(event.settings), _flat(json.loads(canonical_json(dict(recipe.settings))))
+    before = _flat(event.settings)
+    now = _flat(json.loads(canonical_json(dict(recipe.settings))))
     settings = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
     return inputs | settings | ({"code"} if event.code_version != recipe.code_version else set())
 

@@ -1,9 +1,10 @@
-"""Where SQL of users is run: in a thread that can be stopped, on a database that reads this store's files and no other, within bounds.
+"""Where SQL of users is run: in a thread that can be stopped, on a database that reads this store's files and no other,
+within bounds.
 
-Three walls, each without the others: `statements` admits and contains what only reads; the database may open the live Parquet
-files and its own temporary directory, and its settings are locked; the kernel lets the thread write in that directory alone
-(Linux). Without the kernel's, and only with the first one gone too, a COPY could reach the live files themselves.
-"""
+Three walls, each without the others: `statements` admits and contains what only reads; the database may open the live
+Parquet files and its own temporary directory, and its settings are locked; the kernel lets the thread write in that
+directory alone (Linux). Without the kernel's, and only with the first one gone too, a COPY could reach the live files
+themselves."""
 
 import fcntl
 import json
@@ -36,18 +37,31 @@ _PREFIX = "icon-assets-sql-"
 _STACK_BYTES = 64 << 20  # threads get little on some systems, and the parser is recursive
 _GRACE_SECONDS = 1.0  # binding does not hear interrupts
 _BATCH_ROWS = 50_000
-# Types that polars holds as they are; of the rest, these have a JSON form, and the others are texts as DuckDB writes them.
+# Types that polars holds as they are; of the rest, these have a JSON form, and the others are texts as DuckDB writes
+# them.
 _PLAIN = {
-    "boolean", "tinyint", "smallint", "integer", "bigint", "utinyint", "usmallint", "uinteger", "ubigint", "float", "double",
-    "varchar", "decimal",
-}  # fmt: skip
+    "boolean",
+    "tinyint",
+    "smallint",
+    "integer",
+    "bigint",
+    "utinyint",
+    "usmallint",
+    "uinteger",
+    "ubigint",
+    "float",
+    "double",
+    "varchar",
+    "decimal",
+}
 _STRUCTURED = {"hugeint", "uhugeint", "bignum", "list", "array", "struct", "tuple", "map", "union", "variant"}
 _FEW_DIGITS = 4000  # Python refuses to read longer numbers
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one query may take. None: half of the memory that is free, of the processors' threads all, half of the free disk."""
+    """What one query may take. None: half of the memory that is free, of the processors' threads all, half of the free
+    disk."""
 
     seconds: float = 300
     memory: int | None = None  # bytes, for the query, and again for its result
@@ -70,7 +84,8 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Published:
-    """A DuckDB file of views, the store that it must have been made for, and the folder that every file behind it lies in."""
+    """A DuckDB file of views, the store that it must have been made for, and the folder that every file behind it lies
+    in."""
 
     database: Path
     root: Path
@@ -83,7 +98,8 @@ class MadeElsewhere(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """The rows of a query. What polars or Python can't hold (far dates, unions, intervals) is text; `structured` columns hold JSON."""
+    """The rows of a query. What polars or Python can't hold (far dates, unions, intervals) is text; `structured`
+    columns hold JSON."""
 
     frame: pl.DataFrame
     structured: frozenset[str]
@@ -148,7 +164,8 @@ class _Query:
 
     def __init__(self, work: "Callable[[_Query], _Found]") -> None:
         self.connection: duckdb.DuckDBPyConnection | None = None
-        self.stopped, self._done = False, threading.Event()
+        self.stopped = False
+        self._done = threading.Event()
         self._found: _Found | None = None
         self._error: BaseException | None = None
         self._start(work)
@@ -201,11 +218,16 @@ def _answer(query: _Query, published: Published, text: str, bounds: Bounds, spil
 def _confined(published: Published, bounds: Bounds, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that opens the live files and `spill`, and nothing else."""
     config: dict[str, Any] = {
-        "python_enable_replacements": False, "autoload_known_extensions": False, "autoinstall_known_extensions": False,
-        "allow_community_extensions": False, "allow_persistent_secrets": False, "enable_external_file_cache": False,
-        "temp_directory": str(spill), "memory_limit": f"{bounds.memory}B",
+        "python_enable_replacements": False,
+        "autoload_known_extensions": False,
+        "autoinstall_known_extensions": False,
+        "allow_community_extensions": False,
+        "allow_persistent_secrets": False,
+        "enable_external_file_cache": False,
+        "temp_directory": str(spill),
+        "memory_limit": f"{bounds.memory}B",
         **({"threads": bounds.threads} if bounds.threads else {}),
-    }  # fmt: skip
+    }
     with duckdb.connect(config=config) as con:
         con.execute(f"ATTACH {_literal(str(published.database))} AS scores (READ_ONLY); USE scores")
         con.execute(f"SET max_temp_directory_size = '{bounds.temp_space}B'")  # given above, it would have no effect
@@ -223,7 +245,9 @@ def _table(relation: duckdb.DuckDBPyRelation, bounds: Bounds) -> "pa.Table":
     """All rows, as long as they fit: what has left DuckDB does not count for its own bound."""
     import pyarrow as pa
 
-    reader, batches, size = relation.to_arrow_reader(_BATCH_ROWS), list[pa.RecordBatch](), 0
+    reader = relation.to_arrow_reader(_BATCH_ROWS)
+    batches = list[pa.RecordBatch]()
+    size = 0
     for batch in reader:
         size += batch.nbytes
         if size > (bounds.memory or 0):

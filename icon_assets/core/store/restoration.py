@@ -1,6 +1,5 @@
-"""Getting past damage of the store: what is not as recorded is taken out, so that the next run makes it again, and what can't be read
-is set aside below `store/set_aside/`. Nothing is deleted.
-"""
+"""Getting past damage of the store: what is not as recorded is taken out, so that the next run makes it again, and what
+can't be read is set aside below `store/set_aside/`. Nothing is deleted."""
 
 import json
 import shutil
@@ -22,28 +21,35 @@ from icon_assets.core.store.tables import Store
 
 # Tables whose rows are added as they are needed: what is taken out of them is computed again, and nothing else.
 _ADDED_TO = {
-    "pair_scores", "contexts", "control_scores", "sample_features", "probe_features", "score_keys", "models", "selectors", "answers",
+    "pair_scores",
+    "contexts",
+    "control_scores",
+    "sample_features",
+    "probe_features",
+    "score_keys",
+    "models",
+    "selectors",
+    "answers",
     "judgements",
-}  # fmt: skip
+}
 _TRAINED = {"checkpoints", "checkpoint_samples", "loss_curves"}
 _ONLY_TOLD = {"ledger", "scoring_costs"}  # what happened: no asset makes it
 _ALL_TOGETHER = {"contexts"}  # rows that are cheap to make again, but only all of a group
 
 
 def take_out(store: Store, unlike: Sequence[Difference]) -> None:
-    """Take rows that are unlike the record out of the tables that their asset would only add to. Rows of files that are as the commit
-    that wrote them says stay. Call it once the product is withdrawn in the ledger.
-    """
+    """Take rows that are unlike the record out of the tables that their asset would only add to. Rows of files that are
+    as the commit that wrote them says stay. Call it once the product is withdrawn in the ledger."""
     for each in unlike:
         if each.table in _ADDED_TO:
             _leave(store, each, _sound_rows(store, each))
 
 
 def _leave(store: Store, unlike: Difference, sound: pl.DataFrame) -> None:
-    """Only these rows of the group. Delta would have to read the file that was changed, whose size its log has otherwise: where a
-    group is no partition all rows are written again.
-    """
-    table, by = unlike.table, RECORDED_BY.get(unlike.table, ())
+    """Only these rows of the group. Delta would have to read the file that was changed, whose size its log has
+    otherwise: where a group is no partition all rows are written again."""
+    table = unlike.table
+    by = RECORDED_BY.get(unlike.table, ())
     if set(by) <= set(PARTITIONED_BY.get(table, ())):
         store.replace(table, sound, **unlike.where)
         return
@@ -53,7 +59,8 @@ def _leave(store: Store, unlike: Difference, sound: pl.DataFrame) -> None:
 
 
 def _sound_rows(store: Store, unlike: Difference) -> pl.DataFrame:
-    table, by = unlike.table, RECORDED_BY.get(unlike.table, ())
+    table = unlike.table
+    by = RECORDED_BY.get(unlike.table, ())
     empty = pl.DataFrame(schemas()[table].empty_table())
     if table in _ALL_TOGETHER:
         return empty
@@ -85,9 +92,8 @@ def _rows_of(file: Path, name: Path, table: str, group: Group | None = None) -> 
 
 
 def forget_missing(store: Store, run_id: str) -> list[str]:
-    """Take files that are gone out of the tables' logs: nothing of them can be lost any more. What they held differs from the record
-    then, and is made again. The ledger is left to `icon-assets repair`.
-    """
+    """Take files that are gone out of the tables' logs: nothing of them can be lost any more. What they held differs
+    from the record then, and is made again. The ledger is left to `icon-assets repair`."""
     gone = {table: _missing(store, table) for table in schemas() if table != "ledger"}
     lines = [f"{table}: {name} is gone" for table, names in gone.items() for name in names]
     if lines:
@@ -196,7 +202,8 @@ def _put_back(store: Store, table: str) -> Iterator[str]:
 
 def _lost_rows(store: Store, unlike: Difference) -> pl.DataFrame | None:
     """The rows that are recorded, where they still stand in files of the table, whether its log has them or not."""
-    table, by = unlike.table, RECORDED_BY.get(unlike.table, ())
+    table = unlike.table
+    by = RECORDED_BY.get(unlike.table, ())
     rows = _readable(table, store.root / "tables" / table, unlike.group)
     for candidate in (rows, rows.unique(maintain_order=True)):
         if contents_of(arrow_rows(table, candidate), by).get(unlike.group) == unlike.recorded:
@@ -228,7 +235,8 @@ def _rows_in_log(store: Store, table: str, name: str) -> int | None:
 
 
 def _repair_log(store: Store, table: str, place: Path) -> Iterator[str]:
-    """Without the parts of the log that can't be read the table may open again; else its rows are taken from its files."""
+    """Without the parts of the log that can't be read the table may open again; else its rows are taken from its
+    files."""
     folder = store.root / "tables" / table
     for part in _damaged_parts(folder / "_delta_log"):
         _move(part, place / table / "_delta_log" / part.name)
@@ -249,7 +257,8 @@ def _opens(store: Store, table: str) -> bool:
 
 
 def _damaged_parts(log: Path) -> list[Path]:
-    """Commits that are no JSON, with everything after the first of them; checkpoints where all commits are there, which say the same."""
+    """Commits that are no JSON, with everything after the first of them; checkpoints where all commits are there, which
+    say the same."""
     commits = sorted(log.glob("[0-9]*.json"))
     broken = next((i for i, commit in enumerate(commits) if not _is_commit(commit)), len(commits))
     whole = bool(commits) and int(commits[0].stem) == 0 and broken > 0
@@ -269,14 +278,16 @@ def _is_commit(path: Path) -> bool:
 
 
 def _take_back(store: Store, table: str, folder: Path) -> tuple[int, int]:
-    """Rows of the table's files, wherever they are as recorded; of the ledger all that can be read. Returns rows kept and lost."""
+    """Rows of the table's files, wherever they are as recorded; of the ledger all that can be read. Returns rows kept
+    and lost."""
     rows = _readable(table, folder)
     if table == "ledger":
         kept = rows.unique("event_id", maintain_order=True)
         store.replace(table, kept)
         return kept.height, 0
     known = inventory.on_record(store).get(table)
-    kept, recorded = 0, sum(each.rows for each in known.groups.values()) if known else rows.height
+    kept = 0
+    recorded = sum(each.rows for each in known.groups.values()) if known else rows.height
     by = RECORDED_BY.get(table, ())
     for group, contents in (known.groups if known else {}).items():
         own = _of_group(rows, by, group).unique(maintain_order=True)

@@ -34,13 +34,21 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
 }
 # By which columns the rows of a table are told apart when their contents are put on record; else all of them together.
 RECORDED_BY: Mapping[str, tuple[str, ...]] = {
-    **PARTITIONED_BY, "contexts": ("score_key", "origin"), "control_scores": ("score_key",), "probe_features": ("score_key",),
+    **PARTITIONED_BY,
+    "contexts": ("score_key", "origin"),
+    "control_scores": ("score_key",),
+    "probe_features": ("score_key",),
     "judgements": ("checkpoint_id",),
-}  # fmt: skip
+}
 # Of Delta, in the words of schema.sql.
 SQL_TYPES = {
-    "string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ", "array": "FLOAT[]",
-}  # fmt: skip
+    "string": "VARCHAR",
+    "long": "BIGINT",
+    "double": "DOUBLE",
+    "boolean": "BOOLEAN",
+    "timestamp": "TIMESTAMPTZ",
+    "array": "FLOAT[]",
+}
 
 
 def sql_text(name: str) -> str:

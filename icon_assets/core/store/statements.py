@@ -1,8 +1,9 @@
-"""What a SQL text is let do: read. DuckDB's own parser says what it is, and it is run in a place where it can't be more.
+"""What a SQL text is let do: read. DuckDB's own parser says what it is, and it is run in a place where it can't be
+more.
 
-The statement type alone is no wall: `WITH x AS (COPY ... TO 'file') FROM x` is a SELECT, too, and EXPLAIN ANALYZE runs what it
-explains. So nothing is run as it stands: it becomes a subquery, where DuckDB refuses whatever changes something.
-"""
+The statement type alone is no wall: `WITH x AS (COPY ... TO 'file') FROM x` is a SELECT, too, and EXPLAIN ANALYZE runs
+what it explains. So nothing is run as it stands: it becomes a subquery, where DuckDB refuses whatever changes
+something."""
 
 import re
 
@@ -12,11 +13,9 @@ from icon_assets.core.errors import IconError
 
 MAX_CHARS = 100_000  # the parser's recursion overflows its stack some ten times beyond
 ADMITTED = "SELECT, FROM, WITH, VALUES, PIVOT, SHOW, DESCRIBE, SUMMARIZE and EXPLAIN"
-_SELECT, _EXPLAIN, _PIVOT = (
-    duckdb.StatementType.SELECT,
-    duckdb.StatementType.EXPLAIN,
-    duckdb.StatementType.MULTI,  # pyright: ignore[reportAttributeAccessIssue]  (missing in the stubs)
-)
+_SELECT = duckdb.StatementType.SELECT
+_EXPLAIN = duckdb.StatementType.EXPLAIN
+_PIVOT = duckdb.StatementType.MULTI
 _EXPLAINED = re.compile(
     r"\s*EXPLAIN\s+(?P<options>ANALYZE\s|\(\s*(?:ANALYZE|FORMAT\s+\w+)(?:\s*,\s*(?:ANALYZE|FORMAT\s+\w+))*\s*\))?(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
@@ -49,7 +48,8 @@ def _kind(statement: duckdb.Statement) -> duckdb.StatementType | None:
 
 
 def _contained(con: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> str:
-    kind, text = _kind(statement), statement.query
+    kind = _kind(statement)
+    text = statement.query
     name = kind.name if kind else "this"
     if kind in (_EXPLAIN, _PIVOT) and _EXPLAINED.fullmatch(text):
         return _explanation(con, text)
@@ -74,7 +74,8 @@ def _explanation(con: duckdb.DuckDBPyConnection, text: str) -> str:
 
 
 def _without_end(text: str) -> str:
-    """DuckDB's text of a statement goes on to the beginning of the next one: semicolon and comments behind it are cut off."""
+    """DuckDB's text of a statement goes on to the beginning of the next one: semicolon and comments behind it are cut
+    off."""
     end = len(text.encode())
     for start, kind, token in reversed(_tokens(text)):
         if kind != duckdb.token_type.comment and token != b";":
@@ -91,7 +92,8 @@ def _keywords(text: str) -> set[str]:
 
 
 def _tokens(text: str) -> list[tuple[int, duckdb.token_type, bytes]]:
-    """Place, kind and text of each. DuckDB counts bytes, so that with characters one `ü` would move all that follows."""
+    """Place, kind and text of each. DuckDB counts bytes, so that with characters one `ü` would move all that
+    follows."""
     encoded = text.encode()
     tokens = duckdb.tokenize(text)
     ends = [start for start, _ in tokens[1:]] + [len(encoded)]

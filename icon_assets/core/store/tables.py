@@ -54,7 +54,8 @@ from icon_assets.core.store.views import Views, make_views, views_of
 # Views carry only plain SQL: an older DuckDB reads the file too.
 _STORAGE_VERSION = "v1.0.0"
 # Merging rewrites what lies beside the new files: a partition, or the whole of a table that has none.
-_COMPACT_FROM_FILES, _COMPACT_WHOLE_FROM_FILES = 8, 64
+_COMPACT_FROM_FILES = 8
+_COMPACT_WHOLE_FROM_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Store:
             return fresh.height
 
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """A connection to an in-memory DuckDB with the views of `views.sql` over the tables as they are now. Close it after use."""
+        """A connection to an in-memory DuckDB with the views of `views.sql` over the tables as they are now. Close it
+        after use."""
         return self._views().over(self._live_files())
 
     def _views(self) -> Views:
@@ -130,16 +132,19 @@ class Store:
         return self.answer(sql).frame
 
     def answer(self, sql: str, bounds: Bounds | None = None) -> Answer:
-        """The answer to a user's SQL on the published file: it can only read, and only this store's files, within bounds.
+        """The answer to a user's SQL on the published file: it can only read, and only this store's files, within
+        bounds.
 
-        A file that was published in another place is published again first; where that can't be written, beside the query.
+        A file that was published in another place is published again first; where that can't be written, beside the
+        query.
 
         Raises:
             IconError: nothing is published yet, the text is no query, DuckDB refused it, or it met a bound.
         """
         if not self.path.exists():
             raise IconError(f"{self.path}: nothing is published yet; run `icon-assets run` first")
-        root, bounds = self.root.resolve(), bounds or Bounds()
+        root = self.root.resolve()
+        bounds = bounds or Bounds()
         with spill_directory() as spill:
             with suppress(MadeElsewhere):
                 return ask(Published(self.path, root, root / "tables"), sql, bounds, spill)
@@ -179,7 +184,8 @@ class Store:
                 partial.with_name(partial.name + ".wal").unlink(missing_ok=True)
 
     def columns(self, table: str) -> dict[str, str] | None:
-        """Names and types of a table's columns as they are on disk, in the words of schema.sql; None before its first row."""
+        """Names and types of a table's columns as they are on disk, in the words of schema.sql; None before its first
+        row."""
         from deltalake import DeltaTable
 
         place = self._place(table)
@@ -233,7 +239,8 @@ class Store:
         return read_log(place)
 
     def commits(self, table: str, first: int, last: int) -> "Iterator[Commit | None]":
-        """What commits number `first` to `last` say of themselves; None for one whose description is not there any more."""
+        """What commits number `first` to `last` say of themselves; None for one whose description is not there any
+        more."""
         for number in range(first, last + 1):
             yield read_commit(self._place(table) / LOG / f"{number:020}.json")
 
@@ -242,7 +249,8 @@ class Store:
         return Path(file).relative_to(self._place(table))
 
     def now_after(self, table: str, column: str) -> datetime:
-        """The time to write into a new row where the newest row counts: now, but later than all rows, whatever the clock says."""
+        """The time to write into a new row where the newest row counts: now, but later than all rows, whatever the
+        clock says."""
         newest = self.query(f'SELECT max("{column}") FROM delta."{table}"').item()  # noqa: S608  (names of schema.sql)
         now = datetime.now(UTC)
         return now if newest is None else max(now, newest + timedelta(microseconds=1))
@@ -297,12 +305,12 @@ class Store:
             lock.release()
 
     def _commit(self, table: str, frame: pl.DataFrame, replaced: Mapping[str, str] | None) -> None:
-        """Add rows, or put them in place of those with these values. The commit itself says what it wrote, so that no crash comes
-        between the two.
-        """
+        """Add rows, or put them in place of those with these values. The commit itself says what it wrote, so that no
+        crash comes between the two."""
         from deltalake import CommitProperties, write_deltalake
 
-        place, data = self._place(table), arrow_rows(table, frame)
+        place = self._place(table)
+        data = arrow_rows(table, frame)
         partition_by = list(PARTITIONED_BY.get(table, ())) or None
         mode = "append" if replaced is None else "overwrite"
         predicate = " AND ".join(f"{name} = {literal(value)}" for name, value in (replaced or {}).items()) or None
@@ -353,11 +361,11 @@ def _pool_answer(
 
 
 def _origin_view(root: Path, path: Path) -> str:
-    """Where the published file belongs. A copy of it names the files of the place that it was copied from, and must not read them.
+    """Where the published file belongs. A copy of it names the files of the place that it was copied from, and must not
+    read them.
 
-    DuckDB shows a view where the files lie that are attached, not which of them it stands in itself: a mark that only this file and
-    its copies hold finds them all.
-    """
+    DuckDB shows a view where the files lie that are attached, not which of them it stands in itself: a mark that only
+    this file and its copies hold finds them all."""
     says = (
         f"This file was published as {path} and can be read there alone. If its workspace was copied or moved, run "
         "`icon-assets -w WORKSPACE status` on it where it lies now, then open the file again."

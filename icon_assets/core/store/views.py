@@ -14,12 +14,14 @@ from icon_assets.core.store.schema import duckdb_type, literal, literals, schema
 
 
 class Views:
-    """An in-memory DuckDB with the views over one store's tables, kept: making them all anew takes longer than most queries."""
+    """An in-memory DuckDB with the views over one store's tables, kept: making them all anew takes longer than most
+    queries."""
 
     def __init__(self) -> None:
         # Files are read from the disk's cache; a second one in DuckDB would only grow.
         config: dict[str, Any] = {"python_enable_replacements": False, "enable_external_file_cache": False}
-        self._connection, self._lock = duckdb.connect(config=config), Lock()
+        self._connection = duckdb.connect(config=config)
+        self._lock = Lock()
         self._connection.execute("CREATE SCHEMA delta")
         self._files: dict[str, tuple[str, ...] | StoreDamaged] = {}
 
@@ -42,7 +44,8 @@ def views_of(root: Path, process: int) -> Views:
 def make_views(
     con: duckdb.DuckDBPyConnection, files: "Mapping[str, tuple[str, ...] | StoreDamaged]", guarded: bool = False
 ) -> None:
-    """One view per table over its files. Where a table is damaged its view says so to whoever asks for it, and to nobody else."""
+    """One view per table over its files. Where a table is damaged its view says so to whoever asks for it, and to
+    nobody else."""
     try:
         con.execute("\n".join(_table_view(table, each, guarded) for table, each in files.items()))
     except duckdb.Error:

@@ -32,8 +32,12 @@ def manifest_of(store: Store, subset: Event) -> pl.DataFrame:
 def write_card(partial: Path, recipe: Recipe, name: str, revision: str, model_digest: str, checkpoint_id: str) -> None:
     """What the checkpoint is, for whoever finds the directory without the store."""
     card = {
-        "checkpoint_id": checkpoint_id, "base_model": {"name": name, "revision": revision, "digest": model_digest},
-        "partition": recipe.partition, "seed": recipe.seed, "settings": dict(recipe.settings),
-        "inputs": [vars(i) for i in recipe.inputs], "manifest": MANIFEST,
-    }  # fmt: skip
+        "checkpoint_id": checkpoint_id,
+        "base_model": {"name": name, "revision": revision, "digest": model_digest},
+        "partition": recipe.partition,
+        "seed": recipe.seed,
+        "settings": dict(recipe.settings),
+        "inputs": [vars(i) for i in recipe.inputs],
+        "manifest": MANIFEST,
+    }
     (partial / "icon_checkpoint.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -28,10 +28,20 @@ def register() -> None:
 
 
 def sample_attention(
-    module: Any, query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", attention_mask: Any,
-    scaling: float | None = None, *, cu_seq_lens_q: "torch.Tensor", sliding_window: int | None = None,
-    softcap: float | None = None, s_aux: Any = None, dropout: float = 0.0, **_: Any,
-) -> "tuple[torch.Tensor, None]":  # fmt: skip
+    module: Any,
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: Any,
+    scaling: float | None = None,
+    *,
+    cu_seq_lens_q: "torch.Tensor",
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Any = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> "tuple[torch.Tensor, None]":
     """Causal attention inside each sample of a packed row, as a model's layers call it.
 
     Args:
@@ -47,7 +57,9 @@ def sample_attention(
     if windowed or softcap is not None or s_aux is not None or dropout:
         raise IconError("training.packing: this model's attention can't be packed on a CPU; set it to false")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
+    # autocast leaves rotated ones in float32
+    query = query.to(value.dtype)
+    key = key.to(value.dtype)
     out: Any = _attention().apply(query, key, value, bounds, scale)
     return out.transpose(1, 2).contiguous(), None
 
@@ -70,7 +82,8 @@ def _attention() -> Any:
             ]
             out = torch.cat(parts, dim=2)
             ctx.save_for_backward(query, key, value, out)
-            ctx.bounds, ctx.scale = bounds, scale
+            ctx.bounds = bounds
+            ctx.scale = scale
             return out
 
         @staticmethod
@@ -147,8 +160,10 @@ def _adapted() -> Any:
         def forward(
             ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any, scaling: float, dropout: float
         ) -> Any:
-            out, rows = linear(x, weight, bias), x.flatten(0, -2)
-            down, up = down.to(x.dtype), up.to(x.dtype)
+            out = linear(x, weight, bias)
+            rows = x.flatten(0, -2)
+            down = down.to(x.dtype)
+            up = up.to(x.dtype)
             kept = _kept(rows, dropout) if dropout else None
             ctx.scaling = scaling / (1 - dropout)
             inner = (rows if kept is None else rows * kept) @ down.T
@@ -159,7 +174,8 @@ def _adapted() -> Any:
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
             x, weight, down, up, inner, kept = ctx.saved_tensors
-            gradient, rows = gradients[0].flatten(0, -2), x.flatten(0, -2)
+            gradient = gradients[0].flatten(0, -2)
+            rows = x.flatten(0, -2)
             of_inner = (gradient @ up).mul_(ctx.scaling)
             of_down = of_inner.T @ (rows if kept is None else rows * kept)
             of_up = (gradient.T @ inner).mul_(ctx.scaling)
@@ -179,13 +195,15 @@ def _kept(like: "torch.Tensor", dropout: float) -> "torch.Tensor":
     """
     import torch
 
-    size, limit = like.numel(), round(dropout * 2**16) - 2**15
+    size = like.numel()
+    limit = round(dropout * 2**16) - 2**15
     draws = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:size]
     return draws.clamp_(limit - 1, limit).sub_(limit - 1).to(like.dtype).view_as(like)
 
 
 def cross_entropy(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-    """Sum over rows, in float32 whatever the logits are; their gradient is made along the way and kept in their dtype."""
+    """Sum over rows, in float32 whatever the logits are; their gradient is made along the way and kept in their
+    dtype."""
     loss: Any = _cross_entropy().apply(logits, targets)
     return loss
 
@@ -197,9 +215,11 @@ def _cross_entropy() -> Any:
     class CrossEntropy(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, logits: Any, targets: Any) -> Any:
-            gradient, total = torch.empty_like(logits), torch.zeros((), dtype=torch.float32)
+            gradient = torch.empty_like(logits)
+            total = torch.zeros((), dtype=torch.float32)
             for start in range(0, len(logits), _ROWS):
-                rows, wanted = logits[start : start + _ROWS].float(), targets[start : start + _ROWS, None]
+                rows = logits[start : start + _ROWS].float()
+                wanted = targets[start : start + _ROWS, None]
                 rows = rows - rows.logsumexp(-1, keepdim=True)
                 total -= rows.gather(1, wanted).sum()
                 rows.exp_().scatter_add_(1, wanted, torch.full(wanted.shape, -1.0))

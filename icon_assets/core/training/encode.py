@@ -11,8 +11,10 @@ from icon_assets.settings import TrainingSettings
 
 
 def encode_samples(record: ModelRecord, rows: pl.DataFrame, settings: TrainingSettings) -> list[Encoded]:
-    """Table rows as token ids under the fine-tuning template, in the rows' order, none longer than the model's positions."""
-    tokenizer, limit = load_tokenizer(record.directory), min(settings.max_tokens, record.max_positions)
+    """Table rows as token ids under the fine-tuning template, in the rows' order, none longer than the model's
+    positions."""
+    tokenizer = load_tokenizer(record.directory)
+    limit = min(settings.max_tokens, record.max_positions)
     return [
         encode_training(tokenizer, render_for_training(sample_of(row), settings.template, tokenizer), limit)
         for row in rows.iter_rows(named=True)

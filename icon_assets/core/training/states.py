@@ -20,7 +20,8 @@ _NOT_IDENTITY = {"preset", "seeds", "save_every_steps"}
 def identity(
     base_dir: Path, samples: Sequence[Encoded], settings: TrainingSettings, seed: int, dtype: str, device: str
 ) -> str:
-    """Digest of all that a state depends on. `settings.processes` is a number here: each process has a part of a state."""
+    """Digest of all that a state depends on. `settings.processes` is a number here: each process has a part of a
+    state."""
     weights = [[path.name, path.stat().st_size] for path in sorted(base_dir.glob("*.safetensors"))]
     ids = lines_digest(f"{sample.prompt_ids}{sample.response_ids}" for sample in samples)
     choices = settings.model_dump(mode="json", exclude=_NOT_IDENTITY)

@@ -68,10 +68,12 @@ class MicroBatches:
 
 
 class EpochSampler:
-    """Hands a plan's order to a data loader, which deals micro-batches to the processes; the trainer tells it the epoch."""
+    """Hands a plan's order to a data loader, which deals micro-batches to the processes; the trainer tells it the
+    epoch."""
 
     def __init__(self, plan: BatchPlan, micro: MicroBatches) -> None:
-        self.plan, self.micro = plan, micro
+        self.plan = plan
+        self.micro = micro
         self.number = 0
 
     def set_epoch(self, number: int) -> None:

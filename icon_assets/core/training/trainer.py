@@ -66,7 +66,9 @@ def train(task: Task, on_step: OnStep | None) -> None:
 def _arguments(task: Task) -> Any:
     from trl.trainer.sft_config import SFTConfig
 
-    settings, micro, on_cpu = task.settings, task.micro_batches, task.device == "cpu"
+    settings = task.settings
+    micro = task.micro_batches
+    on_cpu = task.device == "cpu"
     # A constant rate has no warm-up under that name.
     scheduler = "constant_with_warmup" if settings.scheduler == "constant" else settings.scheduler
     recompute = settings.gradient_checkpointing
@@ -103,7 +105,8 @@ def _arguments(task: Task) -> Any:
 
 
 def _rows(samples: Sequence[Encoded]) -> Any:
-    """The samples as trl wants them when it is to prepare nothing: ids, and labels without the prompt. Last: padding."""
+    """The samples as trl wants them when it is to prepare nothing: ids, and labels without the prompt. Last:
+    padding."""
     from datasets import Dataset
 
     ids = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
@@ -170,7 +173,8 @@ def _response_loss(model: Any, inputs: Any, n_targets: Any) -> Any:
     wanted = targets != _NO_LOSS
     columns = wanted.any(dim=0).nonzero().flatten()
     logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
-    wanted, targets = wanted[:, columns], targets[:, columns]
+    wanted = wanted[:, columns]
+    targets = targets[:, columns]
     logits = logits.flatten(0, 1) if wanted.all() else logits[wanted]
     return cross_entropy(logits, targets[wanted]) / n_targets.clamp(min=1)
 

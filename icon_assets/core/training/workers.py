@@ -20,7 +20,8 @@ from pydantic import TypeAdapter
 from icon_assets.core.errors import IconError
 from icon_assets.core.training.trainer import OnStep, Task, train
 
-_LOG, _TASK = "workers.log", "task.json"
+_LOG = "workers.log"
+_TASK = "task.json"
 _MARK = "icon: "  # before what a worker tells us, between whatever libraries print
 _GRACE_SECONDS = 40  # the launcher itself waits 30 for its workers
 
@@ -57,10 +58,18 @@ def train_in_processes(task: Task, on_step: OnStep | None) -> None:
 def _launched(task: Task) -> Iterator["subprocess.Popen[str]"]:
     """The launcher with its workers; none of them outlives the block."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-        "--nproc-per-node", str(task.processes),
-        "-m", __spec__.name, str(task.work_dir / _TASK),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        str(task.processes),
+        "-m",
+        __spec__.name,
+        str(task.work_dir / _TASK),
+    ]
     threads = max(1, (os.cpu_count() or 1) // task.processes)
     here = str(Path(__file__).parents[3])
     paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))

@@ -1,4 +1,5 @@
-"""Whether to believe a selection: how much of it something simpler explains, and how much of it another draw would keep.
+"""Whether to believe a selection: how much of it something simpler explains, and how much of it another draw would
+keep.
 
 Figures only; what an arm is, and what it chose, is decided elsewhere. Each figure says what it is to be read against.
 """
@@ -23,10 +24,12 @@ from icon_assets.core.trust.redraws import Figure, nestedness, redrawn
 from icon_assets.core.trust.warnings import Z_95
 from icon_assets.settings import Settings
 
-_READ_TEXTS, _COMPARED_VECTORS = 2_000, 20_000
+_READ_TEXTS = 2_000
+_COMPARED_VECTORS = 20_000
 _NEAR_COSINE = 0.95
 _COMPARABLE = 10  # samples on either side; fewer tell nothing from chance
-_MOST_STRATA, _SHOWN_STRATA = 100, 20
+_MOST_STRATA = 100
+_SHOWN_STRATA = 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def auc(values: np.ndarray, chosen: np.ndarray) -> float:
 
 def auc_error(value: float, n_chosen: int, n_rest: int) -> float:
     """Standard error of an AUC (Hanley and McNeil 1982)."""
-    both_above, above_both = value / (2 - value), 2 * value**2 / (1 + value)
+    both_above = value / (2 - value)
+    above_both = 2 * value**2 / (1 + value)
     spread = (n_chosen - 1) * (both_above - value**2) + (n_rest - 1) * (above_both - value**2)
     return math.sqrt(max(0.0, value * (1 - value) + spread) / (n_chosen * n_rest))
 
@@ -109,9 +113,8 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def pool_strata(store: Store) -> pl.DataFrame:
-    """The kind of task of every unique sample: the first of `STRATUM_FIELDS` that at least half of the rows have, with 2 to 100
-    different values; the file, where there is no such field.
-    """
+    """The kind of task of every unique sample: the first of `STRATUM_FIELDS` that at least half of the rows have, with
+    2 to 100 different values; the file, where there is no such field."""
     fields = ", ".join(
         f"count(metadata->>'{each}') * 2 >= count(*) AND count(DISTINCT metadata->>'{each}') BETWEEN 2 AND {_MOST_STRATA} AS {each}"
         for each in STRATUM_FIELDS
@@ -130,7 +133,8 @@ def stratum_shares(strata: pl.DataFrame, sample_ids: Sequence[str]) -> list[Figu
     )
     inside = pl.col("sample_id").is_in(list(sample_ids))
     groups = named.group_by("stratum").agg(n=pl.len(), k=inside.sum()).sort("n", "stratum", descending=[True, False])
-    total, taken = strata.height, max(1, len(sample_ids))
+    total = strata.height
+    taken = max(1, len(sample_ids))
     figures = []
     for stratum, n, k in groups.iter_rows():
         share = n / total
@@ -144,8 +148,10 @@ def stratum_shares(strata: pl.DataFrame, sample_ids: Sequence[str]) -> list[Figu
 
 
 def _repeats(store: Store, settings: Settings, chosen: Choice, pool: Candidates) -> list[Figure]:
-    """The share of the chosen that nearly repeats a better one: by their words, and by embeddings where there are any."""
-    read, limit = list(chosen.sample_ids[:_READ_TEXTS]), settings.probes.near_duplicate
+    """The share of the chosen that nearly repeats a better one: by their words, and by embeddings where there are
+    any."""
+    read = list(chosen.sample_ids[:_READ_TEXTS])
+    limit = settings.probes.near_duplicate
     rows = {row["sample_id"]: row for row in pool_rows(store, read)}
     texts = [Candidate(sample_of(rows[each]), "", rows[each]["file"], rows[each]["row"]) for each in read]
     detail = f"of the first {len(read):,}; {limit:.0%} of their word triples in common"

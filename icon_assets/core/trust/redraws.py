@@ -23,13 +23,16 @@ from icon_assets.settings import ControlSettings, Settings
 
 FRACTIONS = (0.01, 0.05, 0.15, 0.3)
 _PROBE_DRAWS = 200
-_HALVINGS, _MOST_NAMED = 50, 5_000
-OTHER_PROBES, OTHER_HALF = "another set of as many probes", "the other half of the probes"
+_HALVINGS = 50
+_MOST_NAMED = 5_000
+OTHER_PROBES = "another set of as many probes"
+OTHER_HALF = "the other half of the probes"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of one selection; `low` and `high` where it has an interval, `detail` what it is to be read against."""
+    """One figure of one selection; `low` and `high` where it has an interval, `detail` what it is to be read
+    against."""
 
     figure: str
     against: str
@@ -40,7 +43,8 @@ class Figure:
 
 
 def nestedness(arm: str, pool: Candidates) -> list[Figure]:
-    """The share of the top of each fraction that is also in that of the next larger one; 1 where one ranking serves all."""
+    """The share of the top of each fraction that is also in that of the next larger one; 1 where one ranking serves
+    all."""
     if arm == "full":
         return []
     tops = {fraction: ids for fraction in FRACTIONS if (ids := _top(arm, pool.at(fraction))) is not None}
@@ -65,9 +69,8 @@ def _top(arm: str, pool: Candidates) -> set[str] | None:
 
 
 def redrawn(store: Store, key: ScoreKey, settings: Settings, arm: str, pool: Candidates) -> list[Figure]:
-    """Overlap over other draws of the probes and of the control's contexts, for arms that have those in them: that rank by
-    contributions, by what a light selector makes of them, or by likeness to the probes.
-    """
+    """Overlap over other draws of the probes and of the control's contexts, for arms that have those in them: that rank
+    by contributions, by what a light selector makes of them, or by likeness to the probes."""
     if arm == "rds":
         return _halved(arm, pool, settings.probes.seed)
     learned = arm == "icon_selector" and settings.selector.kind == "light"
@@ -129,10 +132,10 @@ def probe_overlap(
 ) -> list[Figure]:
     """How much of the top another set of as many probes would keep.
 
-    Draws with replacement tell by how much scores move with the probes. But they move around what was measured, which moved
-    as far itself: as much of it as is noise will not be there again. The scores of another set are therefore those
-    measured times their reliability r, and vary around that by 1 + r times the variance of the draws: twice it where
-    probes agree, and where there is nothing but noise another set knows nothing of this one.
+    Draws with replacement tell by how much scores move with the probes. But they move around what was measured, which
+    moved as far itself: as much of it as is noise will not be there again. The scores of another set are therefore
+    those measured times their reliability r, and vary around that by 1 + r times the variance of the draws: twice it
+    where probes agree, and where there is nothing but noise another set knows nothing of this one.
 
     Args:
         x: influences, [samples, probes].
@@ -174,7 +177,8 @@ def control_overlap(top: Top, scores: np.ndarray, control: str, draws: int) -> l
 
 
 def _halved(arm: str, pool: Candidates, seed: int) -> list[Figure]:
-    """How much of an arm that asks the probes in turn one half of them keeps of the other's: as many would keep more."""
+    """How much of an arm that asks the probes in turn one half of them keeps of the other's: as many would keep
+    more."""
     random = np.random.default_rng(seed)
     sample_ids = rank(arm, pool)["sample_id"].sort().to_numpy()
     sample_ids = np.sort(random.choice(sample_ids, min(len(sample_ids), _MOST_NAMED), replace=False))

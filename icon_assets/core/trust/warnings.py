@@ -7,17 +7,24 @@ import polars as pl
 Z_95 = 1.959964  # of an interval of 95 %
 # From which on a figure is worth a line of warning.
 _FAR_FROM_CHANCE = 3  # standard errors
-_SHAKY, _REPEATED, _SAME, _TWICE = 0.7, 0.05, 0.9, 2
+_SHAKY = 0.7
+_REPEATED = 0.05
+_SAME = 0.9
+_TWICE = 2
 
 
 def summary(figures: pl.DataFrame) -> pl.DataFrame:
     """One row per arm: of each figure the value that speaks most against it."""
     worst = {
-        "length AUC": _where("length_auc", "tokens"), "response AUC": _where("length_auc", "response characters"),
-        "rank ~ length": _where("length_spearman"), "nested": _where("nestedness").min(),
-        "kept by other probes": _where("probe_overlap"), "kept by other contexts": _where("control_overlap"),
-        "near-duplicates": _where("near_duplicates").max(), "in random": _where("arm_overlap", "random"),
-    }  # fmt: skip
+        "length AUC": _where("length_auc", "tokens"),
+        "response AUC": _where("length_auc", "response characters"),
+        "rank ~ length": _where("length_spearman"),
+        "nested": _where("nestedness").min(),
+        "kept by other probes": _where("probe_overlap"),
+        "kept by other contexts": _where("control_overlap"),
+        "near-duplicates": _where("near_duplicates").max(),
+        "in random": _where("arm_overlap", "random"),
+    }
     return figures.group_by("arm").agg(**{name: value.max() for name, value in worst.items()}).sort("arm")
 
 
@@ -37,7 +44,9 @@ def warnings(figures: pl.DataFrame, length_limit: float) -> list[str]:
 
 
 def _warning(row: dict[str, Any], length_limit: float) -> str:
-    arm, against, value = row["arm"], row["against"], row["value"]
+    arm = row["arm"]
+    against = row["against"]
+    value = row["value"]
     if row["figure"] == "length_auc" and explained_by_length(value, length_limit):
         longer = "longer" if value > 0.5 else "shorter"
         return f"{arm}: chosen samples are {longer} ({against}): length alone tells them from the rest with AUC {max(value, 1 - value):.2f}"

@@ -2,10 +2,10 @@
 
     python -m icon_assets_tests.benchmarks.experiment --pool P --probes Q --eval DIR --folder F
 
-Each fraction has a workspace below `--folder`, which stays: `icon-assets -w F/15 ui`, `report`, `trust` and `sql` work on it. What a
-run has finished, the next one keeps. The fraction named first is scored; the others begin as copies of it, and so does, with
-`--equal-tokens`, a workspace whose arms get the same training tokens instead of the same number of samples.
-"""
+Each fraction has a workspace below `--folder`, which stays: `icon-assets -w F/15 ui`, `report`, `trust` and `sql` work
+on it. What a run has finished, the next one keeps. The fraction named first is scored; the others begin as copies of
+it, and so does, with `--equal-tokens`, a workspace whose arms get the same training tokens instead of the same number
+of samples."""
 
 import argparse
 import json
@@ -95,9 +95,8 @@ def _selections(arguments: argparse.Namespace) -> dict[Path, dict[str, Any]]:
 
 
 def _copy(source: Path, target: Path, selection: dict[str, Any]) -> None:
-    """A workspace of its own for another selection, with everything that was made for the first. Files are linked: no file of
-    the store, of a model or of a checkpoint is ever written to again.
-    """
+    """A workspace of its own for another selection, with everything that was made for the first. Files are linked: no
+    file of the store, of a model or of a checkpoint is ever written to again."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, copy_function=os.link, ignore=_SHARED)

@@ -13,20 +13,31 @@ from icon_assets_tests.benchmarks.common import draw_lines
 
 TASKS = ("arc_easy", "openbook_qa", "commonsense_qa", "piqa")
 ARMS = (
-    "full", "random", "length_matched", "longest", "icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest",
-)  # fmt: skip
+    "full",
+    "random",
+    "length_matched",
+    "longest",
+    "icon",
+    "rico",
+    "icon_peers",
+    "icon_selector",
+    "icon_stratified",
+    "lowest",
+)
 # Is it what is chosen, or how much of it there is to train on? Lengths are those of the arm that follows length least.
 EQUAL_TOKENS = {
-    "budget": "tokens", "reference": "icon_peers",
+    "budget": "tokens",
+    "reference": "icon_peers",
     "arms": ["full", "random", "length_matched", "longest", "icon", "icon_peers", "icon_stratified"],
-}  # fmt: skip
+}
 SHARDS = 8
 # What a later run may not ask for otherwise; arms and fraction are what a workspace's owner may change.
 _COMPARED = {"model": ("name", "dtype"), "probes": ("count", "seed"), "training": ("seeds", "epochs", "batch_size")}
 
 
 def lay_out(root: Path, arguments: argparse.Namespace) -> None:
-    """Draw everything, once: a workspace that is there is gone on with, whatever the arguments say now, and a line says so."""
+    """Draw everything, once: a workspace that is there is gone on with, whatever the arguments say now, and a line says
+    so."""
     if (root / "settings.yaml").is_file():
         if differing := differences(root, arguments):
             print(f"{root}: goes on with what is there: {'; '.join(differing)}", file=sys.stderr)
@@ -48,14 +59,17 @@ def lay_out(root: Path, arguments: argparse.Namespace) -> None:
 def differences(root: Path, arguments: argparse.Namespace) -> list[str]:
     """What the workspace has otherwise than the arguments ask for."""
     there = {
-        "samples": _n_lines(*(root / "pool").glob("*.jsonl")), "held out": _n_lines(root / "eval" / "held_out.jsonl"),
+        "samples": _n_lines(*(root / "pool").glob("*.jsonl")),
+        "held out": _n_lines(root / "eval" / "held_out.jsonl"),
         "items": _n_lines(root / "eval" / f"{TASKS[0]}.jsonl"),
         **_choices(yaml.safe_load((root / "settings.yaml").read_text("utf-8"))),
-    }  # fmt: skip
+    }
     asked = {
-        "samples": arguments.samples, "held out": arguments.held_out, "items": arguments.items,
+        "samples": arguments.samples,
+        "held out": arguments.held_out,
+        "items": arguments.items,
         **_choices(settings(arguments)),
-    }  # fmt: skip
+    }
     return [f"{name} {there[name]}, not {asked[name]}" for name in asked if there[name] != asked[name]]
 
 
@@ -77,7 +91,9 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "probes": {"count": arguments.n_probes, "seed": arguments.seed, "budget": "exact"},
         "selection": {"arms": list(ARMS), "fraction": arguments.fractions[0]},
         "training": {
-            "seeds": list(range(arguments.seeds)), "epochs": arguments.epochs, "batch_size": arguments.batch_size,
+            "seeds": list(range(arguments.seeds)),
+            "epochs": arguments.epochs,
+            "batch_size": arguments.batch_size,
             "max_tokens": 512,
         },
         "evaluation": {
@@ -85,7 +101,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
             "held_out": "eval/held_out.jsonl",
         },
         "automation": {"scoring": "off"},
-    }  # fmt: skip
+    }
 
 
 def _split(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:

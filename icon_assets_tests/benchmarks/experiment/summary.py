@@ -16,7 +16,7 @@ _QUERIES = {
     "selector": "FROM selector_metrics ORDER BY metric, predictor",
     "costs": "SELECT work, sum(pairs) AS pairs, sum(tokens) AS tokens, sum(flops) AS flops, sum(seconds) AS seconds "
     "FROM scoring_costs GROUP BY work ORDER BY work",
-}  # fmt: skip
+}
 
 
 def figures(workspace: Workspace) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """Why a ranking comes out as it does: changes of the score, judged on the stored pairs without training.
 
-A variant turns the influences of a sample on some probes into one number. It is judged by probes that it has not seen: ranked by one
-half of them, what do its best samples do for the other half, over the mean sample, and over samples of their length? And is that
-more than the paper's score reaches, beyond what other samples and other probes would change?
+A variant turns the influences of a sample on some probes into one number. It is judged by probes that it has not seen:
+ranked by one half of them, what do its best samples do for the other half, over the mean sample, and over samples of
+their length? And is that more than the paper's score reaches, beyond what other samples and other probes would change?
 
-No yardstick is neutral. `gain` is the mean of log ratios, so that it leans towards the scores of that name; `ppl_gain`, the mean share
-of perplexity saved, leans towards the paper's. What wins by both wins.
-"""
+No yardstick is neutral. `gain` is the mean of log ratios, so that it leans towards the scores of that name; `ppl_gain`,
+the mean share of perplexity saved, leans towards the paper's. What wins by both wins."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from icon_assets.core.scoring.peers import typical
 from icon_assets.core.trust.figures import auc, spearman
 from icon_assets.resources import WorkspaceResource
 
-SPLITS, DRAWS = 40, 400
+SPLITS = 40
+DRAWS = 400
 FRACTION = 0.15
 LEVEL = 0.05
 MEASURES = ("gain", "gain_beyond_length", "ppl_gain", "ppl_gain_beyond_length")
@@ -31,7 +31,8 @@ Score = Callable[["Pairs", np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Every sample with every probe. `ratio` and `control` are PPL(S|T) and PPL(S|control(T)) over PPL(S), [samples, probes]."""
+    """Every sample with every probe. `ratio` and `control` are PPL(S|T) and PPL(S|control(T)) over PPL(S), [samples,
+    probes]."""
 
     ratio: np.ndarray
     control: np.ndarray
@@ -85,7 +86,8 @@ def _by_stratum(pairs: Pairs, probes: np.ndarray) -> np.ndarray:
 
 def _within_length(pairs: Pairs, probes: np.ndarray) -> np.ndarray:
     """The paper's score as a rank among the samples of about the same length (ten strata)."""
-    score, stratum = _paper(pairs, probes), np.floor(10 * (rankdata(pairs.length) - 0.5) / len(pairs.length))
+    score = _paper(pairs, probes)
+    stratum = np.floor(10 * (rankdata(pairs.length) - 0.5) / len(pairs.length))
     rank = np.zeros(len(score))
     for value in np.unique(stratum):
         own = stratum == value
@@ -95,14 +97,21 @@ def _within_length(pairs: Pairs, probes: np.ndarray) -> np.ndarray:
 
 PAPER = "paper (mean PPL ratio)"
 SCORES: dict[str, Score] = {
-    PAPER: _paper, "log ratio": _log_ratio, "log ratio per token": _per_token,
-    "trimmed mean": _trimmed, "median": _median, "standardized log ratio": _standardized, "consistency": _consistency,
-    "mean over strata": _by_stratum, "within length strata": _within_length,
-}  # fmt: skip
+    PAPER: _paper,
+    "log ratio": _log_ratio,
+    "log ratio per token": _per_token,
+    "trimmed mean": _trimmed,
+    "median": _median,
+    "standardized log ratio": _standardized,
+    "consistency": _consistency,
+    "mean over strata": _by_stratum,
+    "within length strata": _within_length,
+}
 
 
 def variants(icon: WorkspaceResource) -> dict[str, list[dict[str, Any]]]:
-    """`scores`: what each variant is like. `differences`: what it reaches on unseen probes, against the paper's score."""
+    """`scores`: what each variant is like. `differences`: what it reaches on unseen probes, against the paper's
+    score."""
     controls = dict(_controls(icon))
     scores = [
         {"control": control, "score": name, **_likeness(pairs, score)}
@@ -113,7 +122,9 @@ def variants(icon: WorkspaceResource) -> dict[str, list[dict[str, Any]]]:
 
 
 def _controls(icon: WorkspaceResource) -> Iterator[tuple[str, Pairs]]:
-    store, key, settings = icon.store, icon.score_key(), icon.settings.controls
+    store = icon.store
+    key = icon.score_key()
+    settings = icon.settings.controls
     samples = store.query(
         "SELECT sample_id, n_context_tokens FROM contexts WHERE score_key = $key ORDER BY sample_id", {"key": key.value}
     )
@@ -133,9 +144,12 @@ def _controls(icon: WorkspaceResource) -> Iterator[tuple[str, Pairs]]:
 
     def pairs(control: np.ndarray) -> Pairs:
         return Pairs(
-            1 - none[complete], control, np.array([length[i] for i in ids])[complete], probes["n_tokens"].to_numpy(),
+            1 - none[complete],
+            control,
+            np.array([length[i] for i in ids])[complete],
+            probes["n_tokens"].to_numpy(),
             probes["stratum"].to_numpy(),
-        )  # fmt: skip
+        )
 
     ratio = 1 - none[complete]
     yield "none", pairs(np.ones_like(ratio))
@@ -150,29 +164,33 @@ def _peers(ratio: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 def _likeness(pairs: Pairs, score: Score) -> dict[str, float]:
-    """How much of a ranking is length, how much of it another half of the probes would keep, and how like the paper's it is."""
-    probes, rng = np.arange(pairs.ratio.shape[1]), np.random.default_rng(0)
+    """How much of a ranking is length, how much of it another half of the probes would keep, and how like the paper's
+    it is."""
+    probes = np.arange(pairs.ratio.shape[1])
+    rng = np.random.default_rng(0)
     whole = score(pairs, probes)
     halves = [_reliability(pairs, score, *np.array_split(rng.permutation(probes), 2)) for _ in range(SPLITS)]
     return {
-        "length_spearman": spearman(whole, pairs.length), "length_auc": _auc(whole, pairs.length),
+        "length_spearman": spearman(whole, pairs.length),
+        "length_auc": _auc(whole, pairs.length),
         "overlap_with_paper": _overlap(whole, _paper(pairs, probes)),
         "reliability": float(np.mean([plain for plain, _ in halves])),
         "reliability_beyond_length": float(np.mean([beyond for _, beyond in halves])),
-    }  # fmt: skip
+    }
 
 
 def _reliability(pairs: Pairs, score: Score, half: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    a, b = score(pairs, half), score(pairs, other)
+    a = score(pairs, half)
+    b = score(pairs, other)
     return spearman(a, b), spearman(a - _expected(a, pairs.length), b - _expected(b, pairs.length))
 
 
 def differences(controls: dict[str, Pairs], draws: int = DRAWS, seed: int = 0) -> list[dict[str, Any]]:
-    """Every variant against the paper's score, measure by measure: the mean over splits of the probes into seen and unseen ones,
-    an interval of 95 % that holds what other samples and other probes would change, and a verdict after Holm's correction over
-    the variants.
-    """
-    rng, worth = np.random.default_rng(seed), _worth(controls["none"])
+    """Every variant against the paper's score, measure by measure: the mean over splits of the probes into seen and
+    unseen ones, an interval of 95 % that holds what other samples and other probes would change, and a verdict after
+    Holm's correction over the variants."""
+    rng = np.random.default_rng(seed)
+    worth = _worth(controls["none"])
     weights = _weights(controls, rng)
     names = [(control, score) for control in controls for score in SCORES]
     paper = names.index(("none", PAPER))
@@ -184,25 +202,31 @@ def differences(controls: dict[str, Pairs], draws: int = DRAWS, seed: int = 0) -
         told = _holm(np.array([2 * norm.sf(abs(a) / e) if e else 1.0 for a, e in zip(away, errors, strict=True)]))
         for (control, score), value, difference, error, sure in zip(names, found, away, errors, told, strict=True):
             reach = norm.ppf(1 - LEVEL / 2) * error
-            rows.append({
-                "measure": measure, "control": control, "score": score, "value": value, "difference": difference,
-                "low": difference - reach, "high": difference + reach, "verdict": _verdict(difference, sure),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "measure": measure,
+                    "control": control,
+                    "score": score,
+                    "value": value,
+                    "difference": difference,
+                    "low": difference - reach,
+                    "high": difference + reach,
+                    "verdict": _verdict(difference, sure),
+                }
+            )
     return rows
 
 
 def _worth(pairs: Pairs) -> np.ndarray:
-    """[measures, samples, probes]: what each sample does for each probe against no context, over the mean sample and over those of
-    its length.
-    """
+    """[measures, samples, probes]: what each sample does for each probe against no context, over the mean sample and
+    over those of its length."""
     gains = (-np.log(pairs.ratio), 1 - pairs.ratio)
     return np.array([g - over for g in gains for over in (g.mean(axis=0), typical(pairs.length, g, pairs.length))])
 
 
 def _weights(controls: dict[str, Pairs], rng: np.random.Generator) -> np.ndarray:
-    """[variants, samples, probes]: how much a pair counts, where a variant is worth what its best samples do for the probes that it
-    was not ranked by. Each half of a split is the unseen one once.
-    """
+    """[variants, samples, probes]: how much a pair counts, where a variant is worth what its best samples do for the
+    probes that it was not ranked by. Each half of a split is the unseen one once."""
     n_samples, n_probes = controls["none"].ratio.shape
     weights = np.zeros((len(controls) * len(SCORES), n_samples, n_probes))
     for _ in range(SPLITS):
@@ -216,7 +240,8 @@ def _weights(controls: dict[str, Pairs], rng: np.random.Generator) -> np.ndarray
 
 
 def _error(parts: np.ndarray, draws: int, rng: np.random.Generator) -> float:
-    """How far the sum over [samples, probes] moves with draws of both, with replacement; what each split has chosen is kept."""
+    """How far the sum over [samples, probes] moves with draws of both, with replacement; what each split has chosen is
+    kept."""
     counts = [rng.multinomial(n, np.full(n, 1 / n), size=draws) for n in parts.shape]
     return float(((counts[0] @ parts) * counts[1]).sum(axis=1).std(ddof=1))
 

@@ -97,7 +97,8 @@ def test_special_tokens_written_in_data_stay_text_in_a_chat_template() -> None:
 
 def test_a_prompt_longer_than_the_limit_keeps_room_for_the_response() -> None:
     rendered = render_for_training(Sample("word " * 5_000, "", "ok"), "alpaca")
-    probe, context = encode_probe(TOKENIZER, rendered, 64, 16), encode_context(TOKENIZER, rendered, 32)
+    probe = encode_probe(TOKENIZER, rendered, 64, 16)
+    context = encode_context(TOKENIZER, rendered, 32)
     assert (len(probe.prompt_ids), text_of(probe.response_ids), len(context.ids)) == (64, "ok", 32)
     assert probe.truncated
     assert context.truncated

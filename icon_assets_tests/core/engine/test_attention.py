@@ -21,9 +21,11 @@ rows = st.lists(st.tuples(st.integers(0, 300), st.lists(lengths, min_size=1, max
 
 
 def layout_of(rows: list[tuple[int, list[int]]]) -> tuple[Layout, int]:
-    layout, at = Layout(), 0
+    layout = Layout()
+    at = 0
     for context, probes in rows:
-        start, at = at, at + context
+        start = at
+        at = at + context
         if context:
             layout.contexts.append((start, at))
         for length in probes:
@@ -113,7 +115,8 @@ def test_in_bfloat16_a_kernel_is_as_accurate_as_the_attention_of_an_unchanged_mo
     def error(found: torch.Tensor) -> float:
         return (found.double() - exact[:, probes]).square().mean().sqrt().item()
 
-    ours, theirs = error(attend(*tensors, None, layout)[:, probes]), error(own_attention(*tensors, layout))
+    ours = error(attend(*tensors, None, layout)[:, probes])
+    theirs = error(own_attention(*tensors, layout))
     assert ours <= 1.1 * theirs, f"{kernel}: {ours:.2e}, torch's own: {theirs:.2e}"
 
 

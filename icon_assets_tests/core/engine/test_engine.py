@@ -83,7 +83,9 @@ def test_a_model_that_runs_on_from_one_probe_into_the_next_is_not_packed() -> No
 
 def test_values_may_have_another_size_than_queries() -> None:
     layout = Layout(contexts=[(0, 5)], segments=[Segment(0, 5, 5, 9), Segment(0, 5, 9, 12)])
-    query, key, value = torch.randn(1, 4, 12, 6), torch.randn(1, 2, 12, 6), torch.randn(1, 2, 12, 4)
+    query = torch.randn(1, 4, 12, 6)
+    key = torch.randn(1, 2, 12, 6)
+    value = torch.randn(1, 2, 12, 4)
     found = segment_attention(query, key, value, None, layout)
     assert found.shape == (1, 12, 4, 4)
     padded = segment_attention(query, key, torch.nn.functional.pad(value, (0, 2)), None, layout)
@@ -201,7 +203,8 @@ def test_a_model_that_scales_its_logits_after_the_head_is_still_packed() -> None
 def test_a_forward_that_does_not_fit_into_memory_is_halved_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = language_model("llama")
     engine = ScoringEngine(loaded, 4096)
-    own, refused = loaded.model.model.forward, []
+    own = loaded.model.model.forward
+    refused = []
 
     def small(*args: Any, **kwargs: Any) -> Any:
         if kwargs["input_ids"].numel() > 60:
@@ -239,7 +242,9 @@ def test_forwards_under_way_on_a_device_of_its_own_come_in_order_and_outlive_one
     engine = ScoringEngine(loaded, 64)
     assert engine.ahead == 0, "a CPU has nothing to compute beside the host"
     plain = list(engine.score(CONTEXTS, PROBES, ALL))
-    own, launched, engine.ahead = loaded.model.model.forward, [0], ahead
+    own = loaded.model.model.forward
+    launched = [0]
+    engine.ahead = ahead
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         launched[0] += 1

@@ -27,7 +27,8 @@ def plain(model: Any, tokenizer: Any, prompt: Sample, n: int, ends: set[int]) ->
     import torch
 
     rendered = render_for_training(prompt, "alpaca")
-    ids, said = [0, *tokenizer(rendered.prompt, add_special_tokens=False, split_special_tokens=True).input_ids], []
+    ids = [0, *tokenizer(rendered.prompt, add_special_tokens=False, split_special_tokens=True).input_ids]
+    said = []
     for _ in range(n):
         with torch.no_grad():
             token = int(model(torch.tensor([[*ids, *said]])).logits[0, -1].argmax())
@@ -40,14 +41,16 @@ def plain(model: Any, tokenizer: Any, prompt: Sample, n: int, ends: set[int]) ->
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
 def test_answers_equal_one_token_at_a_time(kind: str, batch_size: int) -> None:
-    model, tokenizer = make_model(kind), make_tokenizer(bos=True)
+    model = make_model(kind)
+    tokenizer = make_tokenizer(bos=True)
     for prompt, answer in zip(PROMPTS, answered(model, tokenizer, PROMPTS, batch_size), strict=True):
         said, finished = plain(model, tokenizer, prompt, 12, {1})
         assert answer == Answer(tokenizer.decode(said, skip_special_tokens=True).strip(), len(said), finished)
 
 
 def test_an_answer_ends_at_the_mark_and_says_so() -> None:
-    model, tokenizer = make_model("llama"), make_tokenizer(bos=True)
+    model = make_model("llama")
+    tokenizer = make_tokenizer(bos=True)
     said, _ = plain(model, tokenizer, PROMPTS[0], 12, set())
     model.generation_config.eos_token_id = [said[4]]
     stop = said.index(said[4])
@@ -57,7 +60,8 @@ def test_an_answer_ends_at_the_mark_and_says_so() -> None:
 
 
 def test_what_the_makers_of_a_model_recommend_is_no_part_of_it() -> None:
-    model, tokenizer = make_model("llama"), make_tokenizer(bos=True)
+    model = make_model("llama")
+    tokenizer = make_tokenizer(bos=True)
     before = answered(model, tokenizer, PROMPTS)
     for name, value in {"do_sample": True, "temperature": 9.0, "repetition_penalty": 5.0, "top_k": 3}.items():
         setattr(model.generation_config, name, value)
@@ -65,8 +69,10 @@ def test_what_the_makers_of_a_model_recommend_is_no_part_of_it() -> None:
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = make_model("llama"), make_tokenizer(bos=True)
-    seen, real = [], model.generate
+    model = make_model("llama")
+    tokenizer = make_tokenizer(bos=True)
+    seen = []
+    real = model.generate
     monkeypatch.setattr(model, "generate", lambda ids, **more: (seen.extend(ids.tolist()), real(ids, **more))[1])
     answered(model, tokenizer, [Sample("</s>Stop<s> here<pad>", "", "")])
     (ids,) = seen
@@ -75,7 +81,8 @@ def test_special_tokens_in_a_prompt_are_plain_text(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_prompt_too_long_for_the_model_loses_its_start() -> None:
-    model, tokenizer = make_model("llama", max_position_embeddings=64), make_tokenizer(bos=True)
+    model = make_model("llama", max_position_embeddings=64)
+    tokenizer = make_tokenizer(bos=True)
     (long,) = answered(model, tokenizer, [Sample("word " * 300 + "Why?", "", "")], n=20)
     (longer,) = answered(model, tokenizer, [Sample("other " * 400 + "word " * 300 + "Why?", "", "")], n=20)
     assert long == longer

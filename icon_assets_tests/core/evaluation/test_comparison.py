@@ -1,4 +1,5 @@
-"""Differences between arms on made-up items: against plain arithmetic, and by how often the interval holds the truth."""
+"""Differences between arms on made-up items: against plain arithmetic, and by how often the interval holds the
+truth."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -50,7 +51,8 @@ def flips(rng: np.random.Generator, n: int, share: float) -> list[float]:
 
 def test_a_difference_is_that_of_the_means_and_its_interval_that_of_paired_items() -> None:
     rng = np.random.default_rng(1)
-    ours, theirs = flips(rng, 200, 0.7), flips(rng, 200, 0.5)
+    ours = flips(rng, 200, 0.7)
+    theirs = flips(rng, 200, 0.5)
     found = one(
         compared(frame(run("icon", 0, ours), run("random", 0, theirs)), draws=20_000), against="random", arm="icon"
     )
@@ -65,7 +67,8 @@ def test_a_difference_is_that_of_the_means_and_its_interval_that_of_paired_items
 def test_items_that_are_hard_for_both_arms_do_not_widen_the_interval() -> None:
     rng = np.random.default_rng(2)
     hard = rng.normal(0, 5, 100)
-    ours, theirs = hard + rng.normal(0.5, 0.5, 100), hard + rng.normal(0, 0.5, 100)
+    ours = hard + rng.normal(0.5, 0.5, 100)
+    theirs = hard + rng.normal(0, 0.5, 100)
     found = one(compared(frame(run("icon", 0, ours.tolist()), run("random", 0, theirs.tolist()))), arm="icon")
     assert found.verdict == BETTER
     assert found.high - found.low < 0.5, "unpaired it would be about 2.8"
@@ -93,8 +96,10 @@ def test_a_held_out_loss_is_a_ratio_of_sums_and_less_of_it_is_better() -> None:
     tokens = rng.integers(1, 200, 150).astype(float)
     theirs = tokens * rng.normal(2.0, 0.3, 150)
     ours = theirs - tokens * 0.05 + rng.normal(0, 1, 150)
-    parts = [run("icon", 0, ours.tolist(), "held_out", "nll_per_token", tokens.tolist()),
-             run("random", 0, theirs.tolist(), "held_out", "nll_per_token", tokens.tolist())]  # fmt: skip
+    parts = [
+        run("icon", 0, ours.tolist(), "held_out", "nll_per_token", tokens.tolist()),
+        run("random", 0, theirs.tolist(), "held_out", "nll_per_token", tokens.tolist()),
+    ]
     found = compared(frame(*parts))
     loss, perplexity = (one(found, arm="icon", metric=metric) for metric in ("nll_per_token", "perplexity"))
     ratios = ours.sum() / tokens.sum(), theirs.sum() / tokens.sum()
@@ -103,8 +108,14 @@ def test_a_held_out_loss_is_a_ratio_of_sums_and_less_of_it_is_better() -> None:
     assert loss.high < 0
     assert perplexity.high < 0
     assert (loss.verdict, perplexity.verdict) == (BETTER, BETTER)
-    back = one(compared(frame(parts[0], parts[1], run("full", 0, theirs.tolist(), "held_out", "nll_per_token", tokens.tolist()))),
-               arm="random", against="full", metric="perplexity")  # fmt: skip
+    back = one(
+        compared(
+            frame(parts[0], parts[1], run("full", 0, theirs.tolist(), "held_out", "nll_per_token", tokens.tolist()))
+        ),
+        arm="random",
+        against="full",
+        metric="perplexity",
+    )
     assert (back.difference, back.low, back.high, back.p_value, back.verdict) == (0, 0, 0, 1, OPEN)
 
 
@@ -124,7 +135,8 @@ def test_a_worse_arm_is_called_worse_and_the_other_way_round_better() -> None:
 
 def test_only_what_was_measured_on_the_same_items_is_compared() -> None:
     rng = np.random.default_rng(7)
-    short, long = flips(rng, 40, 0.5), flips(rng, 41, 0.5)
+    short = flips(rng, 40, 0.5)
+    long = flips(rng, 41, 0.5)
     assert compared(frame(run("icon", 0, long), run("random", 0, short))) == []
     both = frame(run("icon", 0, long), run("icon", 1, short), run("random", 0, short), run("random", 1, short))
     assert one(compared(both), arm="icon").n_seeds == 1, "the seed that has the same items"
@@ -174,7 +186,8 @@ def test_no_p_value_is_smaller_than_that_of_as_many_coins() -> None:
 
 
 def test_verdicts_are_corrected_for_the_number_of_arms_and_tasks() -> None:
-    """Holm: the smallest p-value must be below 0.05 / n, the next below 0.05 / (n - 1), and nothing after the first that is not."""
+    """Holm: the smallest p-value must be below 0.05 / n, the next below 0.05 / (n - 1), and nothing after the first
+    that is not."""
     rng = np.random.default_rng(10)
     theirs = rng.normal(0, 1, 100)
 
@@ -191,8 +204,12 @@ def test_verdicts_are_corrected_for_the_number_of_arms_and_tasks() -> None:
     assert {d.n_comparisons for d in told.values()} == {5}
     assert 0.01 < told["icon"].p_value < 0.05
     assert {arm: d.verdict for arm, d in told.items()} == {
-        "icon": OPEN, "rico": BETTER, "lowest": OPEN, "rds": OPEN, "ifd": OPEN,
-    }  # fmt: skip
+        "icon": OPEN,
+        "rico": BETTER,
+        "lowest": OPEN,
+        "rds": OPEN,
+        "ifd": OPEN,
+    }
 
 
 def test_the_same_items_give_the_same_figures_whatever_their_order() -> None:
@@ -217,8 +234,11 @@ def test_the_same_items_give_the_same_figures_whatever_their_order() -> None:
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(
     seeds: int, item: float, seed: float, noise: float, low: float, high: float
 ) -> None:
-    """400 made-up experiments of 80 items whose differences vary by item, by seed, and by both: never much too narrow."""
-    rng, truth, held = np.random.default_rng(12), 0.2, 0
+    """400 made-up experiments of 80 items whose differences vary by item, by seed, and by both: never much too
+    narrow."""
+    rng = np.random.default_rng(12)
+    truth = 0.2
+    held = 0
     for _ in range(400):
         apart = (
             truth + rng.normal(0, item, (80, 1)) + rng.normal(0, seed, (1, seeds)) + rng.normal(0, noise, (80, seeds))
@@ -258,9 +278,17 @@ def test_a_gain_is_claimed_only_over_every_rival_in_the_same_thing() -> None:
     for random, longest, claim in (
         ({"a": BETTER, "p": OPEN}, {"a": OPEN, "p": BETTER}, "no gain is shown: "),
         ({"a": BETTER, "p": OPEN}, {"a": BETTER, "p": WORSE}, "a gain in one thing, a loss in another: "),
-        ({"a": OPEN, "p": WORSE}, {"a": OPEN, "p": OPEN}, "a loss: worse than random and length_matched in held-out perplexity; "),
-        ({"a": OPEN, "p": OPEN}, {"a": OPEN, "p": OPEN}, "no gain is shown: not distinguishable from random, length_matched and longest in accuracy and held-out"),
-    ):  # fmt: skip
+        (
+            {"a": OPEN, "p": WORSE},
+            {"a": OPEN, "p": OPEN},
+            "a loss: worse than random and length_matched in held-out perplexity; ",
+        ),
+        (
+            {"a": OPEN, "p": OPEN},
+            {"a": OPEN, "p": OPEN},
+            "no gain is shown: not distinguishable from random, length_matched and longest in accuracy and held-out",
+        ),
+    ):
         assert _told(random=random, length_matched=random, longest=longest).startswith(claim)
 
 
@@ -304,9 +332,14 @@ def test_an_interval_is_told_as_exactly_as_it_is_known(figures: tuple[float, ...
 
 
 BOARD = [
-    ("held_out", "nll_per_token"), ("held_out", "perplexity"), ("held_out/facts", "perplexity"), ("lambada", "perplexity"),
-    ("sums", "acc"), ("sums", "acc_norm"), ("sums/easy", "acc"),
-]  # fmt: skip
+    ("held_out", "nll_per_token"),
+    ("held_out", "perplexity"),
+    ("held_out/facts", "perplexity"),
+    ("lambada", "perplexity"),
+    ("sums", "acc"),
+    ("sums", "acc_norm"),
+    ("sums/easy", "acc"),
+]
 
 
 def test_the_board_shows_what_the_headline_is_made_of_and_all_whole_tasks_where_that_was_not_measured() -> None:
@@ -321,7 +354,8 @@ def test_the_board_shows_what_the_headline_is_made_of_and_all_whole_tasks_where_
 
 def test_every_headline_is_on_the_board_by_itself_or_in_its_mean() -> None:
     rows = [Difference("icon", "random", task, metric, 1.0, 0.0, 2.0, 2, OPEN, 4, 0.5, 1) for task, metric in BOARD]
-    board, said = main_rows(as_frame(rows)), headline(as_frame(rows))
+    board = main_rows(as_frame(rows))
+    said = headline(as_frame(rows))
     assert {*said.select("task", "metric").rows()} <= {*board.select("task", "metric").rows()}
     mean = replace(rows[4], task="mean")
     said = headline(as_frame([*rows, mean]))

@@ -206,7 +206,8 @@ def test_special_tokens_written_in_items_are_plain_text_and_cost_no_bos(tokenize
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "<eos> $A", special_tokens=[("<eos>", 0)]
     )
-    seen, real = [], harness._log_likelihoods
+    seen = []
+    real = harness._log_likelihoods
     monkeypatch.setattr(harness, "_log_likelihoods", lambda *given: (seen.extend(given[1]), real(*given))[1])
     items = [ChoiceItem("<eos>Stop<eos>,", ("a<eos>", "<eos>b"), 0)]
     choice_metrics(make_model(), tokenizer, {"t": items}, limit=None, batch_size=4, device="cpu")
@@ -239,7 +240,8 @@ def test_nothing_is_printed_logged_drawn_or_changed(tokenizer, caplog):
     random.seed(5)
     torch.manual_seed(5)
     before = random.getstate(), torch.get_rng_state(), tqdm.__init__
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), caplog.at_level(logging.INFO):
         choice_metrics(model, tokenizer, {"t": ITEMS}, limit=None, batch_size=4, device="cpu")
     assert (out.getvalue(), err.getvalue(), caplog.text) == ("", "", "")

@@ -92,7 +92,8 @@ def test_metrics_are_sorted_and_the_whole_and_every_stratum_have_a_perplexity():
 
 
 def test_a_loss_is_made_of_its_samples_which_are_named_by_their_rows():
-    model, groups = make_model(), {"a": random_samples(3, 5), "b": random_samples(2, 6)}
+    model = make_model()
+    groups = {"a": random_samples(3, 5), "b": random_samples(2, 6)}
     metrics = by_name(measured(model, groups))
     every = [sample for group in groups.values() for sample in group]
     expected = [sum(plain_nll(model, s.prompt_ids, s.response_ids)) for s in every]

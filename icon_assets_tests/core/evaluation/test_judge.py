@@ -202,11 +202,17 @@ def test_another_model_service_path_or_option_is_another_judge() -> None:
     names = [
         judge_of(url, model=model, options=options).name
         for url, model, options in (
-            ("http://a:8/v1", "wise", {}), ("http://a:8/v2", "wise", {}), ("http://a:8", "wise", {}), ("http://a:9/v1", "wise", {}),
-            ("http://b:8/v1", "wise", {}), ("http://a/v1", "wise", {}), ("https://a/v1", "wise", {}), ("http://a:8/v1", "wiser", {}),
+            ("http://a:8/v1", "wise", {}),
+            ("http://a:8/v2", "wise", {}),
+            ("http://a:8", "wise", {}),
+            ("http://a:9/v1", "wise", {}),
+            ("http://b:8/v1", "wise", {}),
+            ("http://a/v1", "wise", {}),
+            ("https://a/v1", "wise", {}),
+            ("http://a:8/v1", "wiser", {}),
             ("http://a:8/v1", "wise", {"top_p": 1}),
         )
-    ]  # fmt: skip
+    ]
     assert len(set(names)) == len(names)
     assert names[1].startswith("wise@a:8/v2#")
     assert judge_of("http://a:8/v2/", options={}).name == names[1]
@@ -273,9 +279,26 @@ def test_plain_http_goes_past_a_proxy_which_would_see_the_key(monkeypatch: pytes
 def test_a_service_whose_certificate_nobody_vouches_for_never_sees_the_key(tmp_path: Path) -> None:
     seen: list[str] = []
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=127.0.0.1",
-         "-addext", "subjectAltName=IP:127.0.0.1"], cwd=tmp_path, check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     own.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     with (

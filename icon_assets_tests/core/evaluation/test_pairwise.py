@@ -33,7 +33,8 @@ PAIRS = [
     Pair("talk", "p3", "When?", "Later on, then.", "Now."),
     Pair("code", "p1", "Why?", "Same!", "Size!"),
 ]
-MINE, OTHER = "checkpoint-a", "checkpoint-b"
+MINE = "checkpoint-a"
+OTHER = "checkpoint-b"
 
 
 @pytest.fixture(autouse=True)
@@ -133,11 +134,26 @@ def test_judgements_of_before_a_failure_are_kept_and_the_rest_is_not_asked(tmp_p
 def test_only_prompts_that_both_have_answered_under_the_same_settings_are_paired(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for checkpoint, answers in ((MINE, {"p1": "k", "p2": "k"}), (OTHER, {"p1": "k", "p2": "old", "p3": "k"})):
-        store.append("answers", pl.DataFrame([
-            {"checkpoint_id": checkpoint, "arm": "x", "seed": 0, "prompt_set": "talk", "prompt_id": prompt, "prompt": "?",
-             "answer": f"{checkpoint} {prompt}", "n_tokens": 2, "finished": True, "answer_key": key}
-            for prompt, key in answers.items()
-        ]))  # fmt: skip
+        store.append(
+            "answers",
+            pl.DataFrame(
+                [
+                    {
+                        "checkpoint_id": checkpoint,
+                        "arm": "x",
+                        "seed": 0,
+                        "prompt_set": "talk",
+                        "prompt_id": prompt,
+                        "prompt": "?",
+                        "answer": f"{checkpoint} {prompt}",
+                        "n_tokens": 2,
+                        "finished": True,
+                        "answer_key": key,
+                    }
+                    for prompt, key in answers.items()
+                ]
+            ),
+        )
     assert pairs_of(store, MINE, OTHER) == [Pair("talk", "p1", "?", f"{MINE} p1", f"{OTHER} p1")]
 
 

@@ -27,8 +27,11 @@ TEXTS = [
 ]
 # The third has a model that does more after its layers than a product with the head.
 SHAPES: list[tuple[str, dict[str, Any]]] = [
-    ("llama", {}), ("gpt_neox", {}), ("cohere", {"logit_scale": 0.3, "tie_word_embeddings": True}), ("gemma2", {"final_logit_softcapping": 3.0}),
-]  # fmt: skip
+    ("llama", {}),
+    ("gpt_neox", {}),
+    ("cohere", {"logit_scale": 0.3, "tie_word_embeddings": True}),
+    ("gemma2", {"final_logit_softcapping": 3.0}),
+]
 KEY = ScoreKey("model", "float32", "alpaca", "\n", 64, 64, 64)
 
 
@@ -39,7 +42,9 @@ def language_model(kind: str, bos: bool, **overrides: Any) -> LanguageModel:
 
 def plain(loaded: LanguageModel, text: Encoded) -> tuple[float, float, torch.Tensor]:
     """NLL of the response behind its prompt and by itself, and the embedding: by the formulas."""
-    leading, prompt, response = list(loaded.leading), list(text.prompt_ids), list(text.response_ids)
+    leading = list(loaded.leading)
+    prompt = list(text.prompt_ids)
+    response = list(text.response_ids)
     with torch.no_grad():
         output = loaded.model(torch.tensor([[*leading, *prompt, *response]]), output_hidden_states=True)
         given = _nll(output.logits[0], len(leading) + len(prompt), response)
@@ -113,20 +118,31 @@ class World:
     """A store with a few samples in two shards (one of them in both) and probes, and what reads them."""
 
     def __init__(self, root: Path, commit_seconds: float = 1e-9) -> None:
-        self.store, self.engine = Store(root), ScoringEngine(language_model("llama", bos=True), 64)
+        self.store = Store(root)
+        self.engine = ScoringEngine(language_model("llama", bos=True), 64)
         self.settings = ScoringSettings(commit_seconds=commit_seconds)
         text = {"file": "f", "input": "", "turns": None, "metadata": None, "n_chars": 1}
         for shard, numbers in (("a", range(12)), ("b", range(11, 15))):
             rows = [
-                {"shard": shard, "row": row, "sample_id": f"s{n:02}", "instruction": f"Name {n}.", "response": f"{n * 7} " * (1 + n % 4)}
-                | text for row, n in enumerate(numbers, 1)
-            ]  # fmt: skip
+                {
+                    "shard": shard,
+                    "row": row,
+                    "sample_id": f"s{n:02}",
+                    "instruction": f"Name {n}.",
+                    "response": f"{n * 7} " * (1 + n % 4),
+                }
+                | text
+                for row, n in enumerate(numbers, 1)
+            ]
             self.store.replace("samples", _texts(rows), shard=shard)
         put_shards(self.store, "a", "b")
         probe = {"stratum": "x", "status": "selected", "detail": "", "row": 1} | text
-        self.store.replace("probe_candidates", _texts([
-            {"probe_id": f"p{n}", "instruction": f"Add {n}.", "response": f"It is {n}."} | probe for n in range(3)
-        ]))  # fmt: skip
+        self.store.replace(
+            "probe_candidates",
+            _texts(
+                [{"probe_id": f"p{n}", "instruction": f"Add {n}.", "response": f"It is {n}."} | probe for n in range(3)]
+            ),
+        )
 
     def reader(self) -> Reader:
         return Reader(self.store, KEY, lambda: self.engine, lambda: ModelShape(1, 1, 1, 1, 1), self.settings)
@@ -166,7 +182,8 @@ def test_a_run_that_ends_in_the_middle_keeps_what_it_read_and_the_next_gives_equ
 ) -> None:
     undisturbed = World(tmp_path / "other")
     undisturbed.reader().complete_shard("a")
-    real, calls = world.engine.read, 0
+    real = world.engine.read
+    calls = 0
 
     def failing(*arguments: Any) -> Any:
         nonlocal calls
@@ -190,7 +207,8 @@ def test_a_file_is_read_in_chunks_of_its_rows(world: World, monkeypatch: pytest.
     undisturbed.reader().complete_shard("a")
     monkeypatch.setattr("icon_assets.core.features.reader.CHUNK_ROWS", 5)
     assert world.reader().complete_shard("a").pairs == 12
-    ours, theirs = world.rows(), undisturbed.rows()
+    ours = world.rows()
+    theirs = undisturbed.rows()
     assert ours["sample_id"].equals(theirs["sample_id"])
     assert ours["nll_sum"].to_list() == pytest.approx(theirs["nll_sum"].to_list(), abs=1e-4)
 
@@ -201,9 +219,15 @@ def test_a_probe_has_as_features_what_its_baseline_says(world: World) -> None:
     scorer.complete_baseline()
     texts = world.store.query("SELECT * FROM probes ORDER BY probe_id")
     world.store.replace(
-        "samples", _texts([{**row, "sample_id": row["probe_id"], "shard": "b", "row": n, "n_chars": 1, "metadata": None}
-                           for n, row in enumerate(texts.iter_rows(named=True))]), shard="b",
-    )  # fmt: skip
+        "samples",
+        _texts(
+            [
+                {**row, "sample_id": row["probe_id"], "shard": "b", "row": n, "n_chars": 1, "metadata": None}
+                for n, row in enumerate(texts.iter_rows(named=True))
+            ]
+        ),
+        shard="b",
+    )
     world.reader().complete_shard("b")
     world.reader().complete_probes()
     both = world.store.query(

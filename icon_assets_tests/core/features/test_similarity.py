@@ -35,7 +35,8 @@ def named_in_turn(samples: dict[str, np.ndarray], probes: dict[str, np.ndarray])
 def test_every_probe_names_its_most_similar_sample_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    samples, probes = vectors(60, "s", 1), vectors(5, "p", 2)
+    samples = vectors(60, "s", 1)
+    probes = vectors(5, "p", 2)
     samples["s059"] = samples["s000"] * 3
     monkeypatch.setattr(similarity, "_PROBES_AT_ONCE", at_once)
     monkeypatch.setattr(embeddings, "_CHUNK_ROWS", 7)
@@ -43,7 +44,8 @@ def test_every_probe_names_its_most_similar_sample_in_turn(
     assert ranking["sample_id"].to_list() == named_in_turn(samples, probes)
     by_first = cosine(samples[ranking["sample_id"][0]], probes["p000"])
     assert ranking["score"][0] == pytest.approx(by_first, abs=1e-5)
-    few, asked = sorted(samples)[::2], [1, 3, 4]
+    few = sorted(samples)[::2]
+    asked = [1, 3, 4]
     rounds = Rounds(put_embeddings(Store(tmp_path / "few"), samples, probes), few)
     named = [few[number] for number in rounds.order(np.array(asked))]
     assert named == named_in_turn(

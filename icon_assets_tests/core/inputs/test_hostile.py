@@ -154,7 +154,8 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path) -> None:
 def test_a_file_that_was_refused_is_read_once_its_fault_is_gone(tmp_path: Path) -> None:
     link = tmp_path / "a.jsonl"
     link.symlink_to("b.txt")
-    (refused,), (again,) = discover(tmp_path), discover(tmp_path)
+    (refused,) = discover(tmp_path)
+    (again,) = discover(tmp_path)
     (tmp_path / "b.txt").write_bytes(rows(1))
     (mended,) = discover(tmp_path)
     assert source_digest(refused) == source_digest(again) != source_digest(mended)
@@ -200,7 +201,8 @@ def sound_file(suffix: str) -> bytes:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_damage_anywhere_stops_no_reader(tmp_path: Path, suffix: str) -> None:
-    draw, sound = random.Random(suffix), sound_file(suffix)
+    draw = random.Random(suffix)
+    sound = sound_file(suffix)
     assert len(ingest(found(tmp_path / f"a{suffix}", sound), MAX_CHARS).samples) == len(SOUND)
     for _ in range(200):
         damaged = bytearray(sound)

@@ -44,8 +44,12 @@ def test_a_bad_line_never_stops_the_rest(tmp_path: Path) -> None:
     empty = json.dumps({**ROW, "output": ""}).encode()
     path.write_bytes(b"\n".join([LINE, b"{broken", b"\xff\xfe", empty, b'"text"', b"NaN", b"", LINE]))
     assert reasons(path) == [
-        (2, "bad_json"), (3, "not_utf8"), (4, "empty_response"), (5, "wrong_type"), (6, "wrong_type"),
-    ]  # fmt: skip
+        (2, "bad_json"),
+        (3, "not_utf8"),
+        (4, "empty_response"),
+        (5, "wrong_type"),
+        (6, "wrong_type"),
+    ]
     assert [s.row for s in read(path).samples] == [1, 8]
 
 
@@ -140,8 +144,9 @@ def test_files_whose_former_keys_are_the_same_have_keys_of_their_own(tmp_path: P
     assert len({source.shard for source in discover(tmp_path)}) == 2
     known = {former: TWINS[1]}
     assert {s.file: s.shard for s in discover(tmp_path, on_record=known)} == {
-        TWINS[0]: shard_key(TWINS[0]), TWINS[1]: former,
-    }, "what was ingested under a former key keeps it"  # fmt: skip
+        TWINS[0]: shard_key(TWINS[0]),
+        TWINS[1]: former,
+    }, "what was ingested under a former key keeps it"
     assert not any(source.refused for source in discover(tmp_path, on_record=known))
 
 
@@ -163,10 +168,8 @@ def test_tables_hold_what_was_read_and_why_the_rest_was_not(tmp_path: Path) -> N
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({**ROW, "tag": "é", "n": 1}) + "\n{broken\n")
     source = SourceFile("s", "a.jsonl", path)
-    samples, quarantine = (
-        sample_frame(source, ingest(source, 1000)),
-        quarantine_frame(source, ingest(source, 1000)),
-    )
+    samples = sample_frame(source, ingest(source, 1000))
+    quarantine = quarantine_frame(source, ingest(source, 1000))
     assert json.loads(samples["metadata"][0]) == {"tag": "é", "n": 1}
     assert samples.select("shard", "file", "row", "instruction", "n_chars").rows() == [("s", "a.jsonl", 1, "Say hi", 8)]
     assert quarantine.select("file", "row", "reason", "excerpt").rows() == [("a.jsonl", 2, "bad_json", "{broken")]

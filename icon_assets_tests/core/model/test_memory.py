@@ -54,7 +54,9 @@ def test_what_does_not_come_again_does_not_add_up() -> None:
 def test_tensors_outlive_it_and_older_ones_end_in_it() -> None:
     before = torch.full((LARGE,), 1.0)
     with freed_memory_kept("cpu"):
-        inside, small, nothing = torch.full((LARGE,), 2.0), torch.full((3,), 3.0), torch.empty(0)
+        inside = torch.full((LARGE,), 2.0)
+        small = torch.full((3,), 3.0)
+        nothing = torch.empty(0)
         assert inside.data_ptr() % 64 == small.data_ptr() % 64 == 0, "aligned for vectors"
         del before
     assert held() >= 4 * LARGE

@@ -57,7 +57,8 @@ def test_processes_that_build_at_once_share_one_library_and_later_ones_compile_n
 def test_a_kill_while_compiling_leaves_nothing_that_is_taken_for_a_library(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, started = tmp_path / "slow-compiler", tmp_path / "started"
+    slow = tmp_path / "slow-compiler"
+    started = tmp_path / "started"
     slow.write_text(f'#!/bin/sh\nfor last; do :; done\necho half > "$last"\ntouch {started}\nsleep 60\n')
     slow.chmod(0o755)
     monkeypatch.setenv("CXX", str(slow))

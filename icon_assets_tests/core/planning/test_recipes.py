@@ -1,4 +1,5 @@
-"""What makes a product stale: every setting is set otherwise, and what follows is what the recipes of each product say."""
+"""What makes a product stale: every setting is set otherwise, and what follows is what the recipes of each product
+say."""
 
 import ast
 import json
@@ -32,8 +33,8 @@ from icon_assets_tests.furnished import (
 
 Product = tuple[str, str]
 WORLDS = {"rich": RICH, "plain": flipped(RICH, PLAIN_KEYS)}
-# Made by the assets themselves when each still had a recipe of its own. A code version that is raised on purpose changes what
-# it names: take those digests from the failing test.
+# Made by the assets themselves when each still had a recipe of its own. A code version that is raised on purpose
+# changes what it names: take those digests from the failing test.
 BEFORE = json.loads((Path(__file__).parent / "recipes_before.json").read_text())
 CASES = {
     "rich": list(SECOND),
@@ -45,7 +46,8 @@ class Record:
     """A workspace of which everything is on record by the recipes of its settings, the ledger in memory."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.store = root, Remembered(furnish(root).store_dir, {})
+        self.root = root
+        self.store = Remembered(furnish(root).store_dir, {})
         self.events = {name: dict(self._events(values)) for name, values in WORLDS.items()}
 
     def workspace(self, values: Mapping[str, Any]) -> Workspace:
@@ -150,7 +152,8 @@ def test_every_recipe_is_the_one_of_the_version_before_whatever_the_settings(rec
 def _digests(record: Record, world: str, keys: Mapping[str, Any]) -> dict[str, str]:
     """Of each asset one digest of the recipes of all its partitions that can be made at once."""
     workspace = record.workspace(flipped(WORLDS[world], keys))
-    recipes, found = AllCurrent(workspace, record.store, record.events[world]), dict[str, list[Any]]()
+    recipes = AllCurrent(workspace, record.store, record.events[world])
+    found = dict[str, list[Any]]()
     for asset, part in every_product(workspace):
         try:
             found.setdefault(asset, []).append([part, recipes.of(asset, part).fingerprint])
@@ -169,7 +172,8 @@ def test_what_a_setting_makes_stale_is_started_once_each_and_nothing_else(record
 def _stale(record: Record, world: str, workspace: Workspace) -> set[Product]:
     """What has another recipe, once all is made, than it was made by; draws of an arm with the arm."""
     events = {product: _blank(product) for product in every_product(workspace)} | record.events[world]
-    recipes, found = AllCurrent(workspace, record.store, events), set[Product]()
+    recipes = AllCurrent(workspace, record.store, events)
+    found = set[Product]()
     for asset, part in every_product(workspace):
         if recipes.of(asset, part).fingerprint != events[asset, part].fingerprint:
             found.add((asset, part.split(".")[0] if asset == "selected_subset" else part))
@@ -178,7 +182,8 @@ def _stale(record: Record, world: str, workspace: Workspace) -> set[Product]:
 
 def _started(record: Record, world: str, workspace: Workspace) -> list[Product]:
     """What is started tick by tick, if everything that is made comes out as it was."""
-    events, started = dict(record.events[world]), []
+    events = dict(record.events[world])
+    started = []
     products = [
         product for product in every_product(workspace) if product[0] != "selected_subset" or "." not in product[1]
     ]
@@ -196,7 +201,8 @@ def _started(record: Record, world: str, workspace: Workspace) -> list[Product]:
 
 
 def test_a_pool_that_outgrows_its_budget_makes_every_shard_stale(tmp_path: Path) -> None:
-    root, values = tmp_path, flipped(RICH, {"probes.budget": "auto", "probes.exact_pairs": 30})
+    root = tmp_path
+    values = flipped(RICH, {"probes.budget": "auto", "probes.exact_pairs": 30})
     store = Store(furnish(root, values).store_dir)
     workspace = Workspace.load(root)
     exact = Recipes(workspace, store)

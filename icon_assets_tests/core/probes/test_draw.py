@@ -50,7 +50,8 @@ def test_near_duplicates_are_found_and_different_texts_are_not() -> None:
 def test_a_probe_in_the_pool_or_evaluation_data_is_left_out_with_the_reason() -> None:
     words = [f"w{i}" for i in range(20)]
     probe = candidate(1, response=" ".join(words))
-    thirteen, twelve = " ".join(words[3:16]), " ".join(words[3:15])
+    thirteen = " ".join(words[3:16])
+    twelve = " ".join(words[3:15])
     shared = Reference("pool.jsonl:7", "other", f"before {thirteen.upper()}, after")
     assert "pool.jsonl:7" in overlaps([probe], [shared])[probe.probe_id]
     assert not overlaps([probe], [Reference("x", "other", f"before {twelve} after")])
@@ -60,7 +61,8 @@ def test_a_probe_in_the_pool_or_evaluation_data_is_left_out_with_the_reason() ->
 
 def test_every_meeting_is_told_once_however_much_two_texts_share() -> None:
     words = " ".join(f"w{i}" for i in range(30))
-    first, second = candidate(1, response=words), candidate(2)
+    first = candidate(1, response=words)
+    second = candidate(2)
     references = [Reference("a:1", "question number 1 about topic1", words), Reference("a:2", "x", words)]
     references.append(Reference("a:3", "question number 2 about topic2", "y"))
     met = [(m.candidate.row, m.reference) for m in Index([first, second]).meetings(references)]
@@ -82,8 +84,11 @@ def test_shared_words_are_found_wherever_they_stand() -> None:
 
 
 def test_every_candidate_gets_exactly_one_verdict() -> None:
-    first, twin = candidate(1), candidate(1)
-    in_pool, in_eval, fine = candidate(3), candidate(4), candidate(5)
+    first = candidate(1)
+    twin = candidate(1)
+    in_pool = candidate(3)
+    in_eval = candidate(4)
+    fine = candidate(5)
     verdicts = select_probes(
         [first, twin, in_pool, in_eval, fine], 1, 0, 0.6, {in_pool.probe_id: "p"}, {in_eval.probe_id: "e"}
     )

@@ -46,8 +46,10 @@ def test_items_of_every_kind_of_evaluation_data_are_found(make_workspace: Callab
 
 def test_prompts_that_a_judge_compares_answers_to_are_evaluation_data(make_workspace: Callable[..., Workspace]) -> None:
     pairwise = {
-        "prompts": [{"name": "talk", "path": "eval/talk.jsonl"}], "judge": {"url": "http://127.0.0.1:9/v1", "model": "m"}, "against": "random",
-    }  # fmt: skip
+        "prompts": [{"name": "talk", "path": "eval/talk.jsonl"}],
+        "judge": {"url": "http://127.0.0.1:9/v1", "model": "m"},
+        "against": "random",
+    }
     workspace = make_workspace(evaluation={"pairwise": pairwise})
     write_jsonl(workspace.root / "eval" / "talk.jsonl", [{"prompt": "Tell me a joke."}, {"prompt": "Who won?"}])
     references = list(pool_references([row(Sample("Tell me a joke.", "", "Knock, knock."))]))

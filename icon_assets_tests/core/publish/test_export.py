@@ -60,13 +60,17 @@ def loaded(exported: Exported) -> list[dict[str, Any]]:
 
 def chosen(workspace: Workspace, arm: str) -> list[dict[str, Any]]:
     """What an arm chose, straight from the tables."""
-    return Store(workspace.store_dir).query(
-        """
+    return (
+        Store(workspace.store_dir)
+        .query(
+            """
         SELECT DISTINCT ON (c."rank") c.* EXCLUDE (subset_id), s.instruction, s."input", s.response, s.turns
         FROM selections c JOIN samples s USING (sample_id) WHERE arm = $arm ORDER BY c."rank"
         """,
-        {"arm": arm},
-    ).to_dicts()  # fmt: skip
+            {"arm": arm},
+        )
+        .to_dicts()
+    )
 
 
 def manifest(exported: Exported) -> list[dict[str, Any]]:
@@ -75,7 +79,8 @@ def manifest(exported: Exported) -> list[dict[str, Any]]:
 
 def test_alpaca_gives_back_exactly_the_samples_best_first(workspace: Workspace) -> None:
     exported = export(workspace, "full", "alpaca")
-    rows, expected = loaded(exported), chosen(workspace, "full")
+    rows = loaded(exported)
+    expected = chosen(workspace, "full")
     assert [r["output"] for r in rows] == [e["response"] for e in expected]
     assert len(rows) == exported.samples == 7, "the line that stands twice is there once"
     ids = [parse_row(row, 10**6)[0].sample_id for row in rows]
@@ -92,7 +97,8 @@ def test_alpaca_gives_back_exactly_the_samples_best_first(workspace: Workspace) 
 
 def test_messages_keep_every_turn(workspace: Workspace) -> None:
     exported = export(workspace, "full", "messages")
-    rows, expected = loaded(exported), chosen(workspace, "full")
+    rows = loaded(exported)
+    expected = chosen(workspace, "full")
     assert len(rows) == 7
     assert next(r for r in rows if len(r["messages"]) > 2)["messages"] == CHAT["messages"]
     for row, sample in zip(rows, expected, strict=True):
@@ -157,10 +163,17 @@ def test_the_card_says_what_from_where_and_how(workspace: Workspace) -> None:
     assert head["license"] == "unknown"
     assert head["configs"][0]["data_files"] == [{"split": "train", "path": ["train.jsonl"]}]
     facts = [
-        exported.digest, "highest contribution against no context", "0.5, 4 of 7 unique samples", "m" * 32, "p" * 32, "3 in 2 strata",
-        f"`{file_digest(workspace.root / 'pool' / 'a.jsonl')}`", f"`{file_digest(exported.directory / 'train.jsonl')}`",
-        "| not stated |", "| contribution \\(none\\) |".replace("\\(", "(").replace("\\)", ")"),
-    ]  # fmt: skip
+        exported.digest,
+        "highest contribution against no context",
+        "0.5, 4 of 7 unique samples",
+        "m" * 32,
+        "p" * 32,
+        "3 in 2 strata",
+        f"`{file_digest(workspace.root / 'pool' / 'a.jsonl')}`",
+        f"`{file_digest(exported.directory / 'train.jsonl')}`",
+        "| not stated |",
+        "| contribution \\(none\\) |".replace("\\(", "(").replace("\\)", ")"),
+    ]
     assert [fact for fact in facts if fact not in text] == []
 
 
@@ -211,9 +224,17 @@ def test_the_card_tells_scores_that_are_estimates_and_how_many_samples_had_one(w
 def test_the_card_of_a_predicted_choice_names_the_selector_and_what_it_knows(workspace: Workspace) -> None:
     store = Store(workspace.store_dir)
     row = {
-        "selector_id": "s1", "kind": "light", "model_digest": "m" * 32, "control": "random_tokens", "n_train": 40, "n_held_out": 39,
-        "path": "p", "digest": "d", "settings": "{}", "created_at": datetime.now(UTC),
-    }  # fmt: skip
+        "selector_id": "s1",
+        "kind": "light",
+        "model_digest": "m" * 32,
+        "control": "random_tokens",
+        "n_train": 40,
+        "n_held_out": 39,
+        "path": "p",
+        "digest": "d",
+        "settings": "{}",
+        "created_at": datetime.now(UTC),
+    }
     store.append("selectors", pl.DataFrame([row]))
     metric = {
         "selector_id": "s1",

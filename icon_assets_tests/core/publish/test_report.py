@@ -61,13 +61,26 @@ def add_figures(store: Store) -> None:
     """Rows of every further table, with names that try to get out of their place."""
     subsets = {arm: event.digest for arm, event in ledger.latest(store, "selected_subset").items()}
     trust = [
-        ("length_auc", "", 0.93), ("length_spearman", "", 0.4), ("nestedness", "0.3", 1.0), ("arm_overlap", "random", 0.25),
-        ("stratum_share", "<script>stratum", 0.5), ("probe_overlap", "another set of as many probes", 0.7),
-    ]  # fmt: skip
+        ("length_auc", "", 0.93),
+        ("length_spearman", "", 0.4),
+        ("nestedness", "0.3", 1.0),
+        ("arm_overlap", "random", 0.25),
+        ("stratum_share", "<script>stratum", 0.5),
+        ("probe_overlap", "another set of as many probes", 0.7),
+    ]
     rows = [
-        {"subset_id": subsets["icon"], "arm": "icon", "figure": f, "against": a, "value": v, "low": v - 0.1, "high": None, "detail": "<script>"}
+        {
+            "subset_id": subsets["icon"],
+            "arm": "icon",
+            "figure": f,
+            "against": a,
+            "value": v,
+            "low": v - 0.1,
+            "high": None,
+            "detail": "<script>",
+        }
         for f, a, v in trust
-    ]  # fmt: skip
+    ]
     old = {**rows[0], "subset_id": "an older subset", "value": 0.123}
     store.replace("trust_figures", pl.DataFrame([*rows, old], schema_overrides={"high": pl.Float64}))
     differences = [
@@ -76,14 +89,35 @@ def add_figures(store: Store) -> None:
         ("held_out/x", "better", -0.3),
     ]
     rows = [
-        {"arm": "icon", "against": "random", "task": t, "metric": "perplexity", "difference": d, "low": d - 0.15, "high": d + 0.15, "n_seeds": 2, "verdict": v, "n_items": 50, "p_value": 0.2, "n_comparisons": 4}
+        {
+            "arm": "icon",
+            "against": "random",
+            "task": t,
+            "metric": "perplexity",
+            "difference": d,
+            "low": d - 0.15,
+            "high": d + 0.15,
+            "n_seeds": 2,
+            "verdict": v,
+            "n_items": 50,
+            "p_value": 0.2,
+            "n_comparisons": 4,
+        }
         for t, v, d in differences
-    ]  # fmt: skip
+    ]
     store.replace("leaderboard_differences", pl.DataFrame(rows))
     selector = {
-        "selector_id": "s", "kind": "light", "model_digest": "m" * 32, "control": "none", "n_train": 4, "n_held_out": 4, "path": "p",
-        "digest": "d", "settings": "{}", "created_at": datetime.now(UTC),
-    }  # fmt: skip
+        "selector_id": "s",
+        "kind": "light",
+        "model_digest": "m" * 32,
+        "control": "none",
+        "n_train": 4,
+        "n_held_out": 4,
+        "path": "p",
+        "digest": "d",
+        "settings": "{}",
+        "created_at": datetime.now(UTC),
+    }
     store.append("selectors", pl.DataFrame([selector]))
     store.replace(
         "selector_metrics",
@@ -100,10 +134,23 @@ def add_figures(store: Store) -> None:
     )
     for seed in (0, 1):
         run = {
-            "checkpoint_id": f"c{seed}", "arm": "icon", "seed": seed, "subset_id": subsets["icon"], "model_digest": "m" * 32, "path": "p",
-            "digest": "d", "n_samples": 3, "n_tokens": 10**9, "n_response_tokens": 500, "n_steps": 4, "seconds": 2.5, "final_loss": 1.0, "flops": 10**15,
-            "settings": '{"method":"lora"}', "created_at": datetime.now(UTC),
-        }  # fmt: skip
+            "checkpoint_id": f"c{seed}",
+            "arm": "icon",
+            "seed": seed,
+            "subset_id": subsets["icon"],
+            "model_digest": "m" * 32,
+            "path": "p",
+            "digest": "d",
+            "n_samples": 3,
+            "n_tokens": 10**9,
+            "n_response_tokens": 500,
+            "n_steps": 4,
+            "seconds": 2.5,
+            "final_loss": 1.0,
+            "flops": 10**15,
+            "settings": '{"method":"lora"}',
+            "created_at": datetime.now(UTC),
+        }
         store.replace("checkpoints", pl.DataFrame([run]), checkpoint_id=f"c{seed}")
         losses = {"checkpoint_id": f"c{seed}", "step": [1, 2, 3, 4], "loss": [4.0, 3.0, 2.0, 1.0], "learning_rate": 0.1}
         store.replace("loss_curves", pl.DataFrame(losses), checkpoint_id=f"c{seed}")
@@ -121,9 +168,18 @@ def add_figures(store: Store) -> None:
         )
         ledger.record(store, Recipe("eval_results", f"icon|{seed}"), "d", "run", {"checkpoint_id": f"c{seed}"})
     cost = {
-        "created_at": datetime.now(UTC), "score_key": "k", "work": "pairs", "device": "<script>cpu", "engine": "e", "pairs": 5,
-        "forwards": 1, "tokens": 1234567, "flops": 10**12, "seconds": 9.0, "peak_flops_per_second": 1e12,
-    }  # fmt: skip
+        "created_at": datetime.now(UTC),
+        "score_key": "k",
+        "work": "pairs",
+        "device": "<script>cpu",
+        "engine": "e",
+        "pairs": 5,
+        "forwards": 1,
+        "tokens": 1234567,
+        "flops": 10**12,
+        "seconds": 9.0,
+        "peak_flops_per_second": 1e12,
+    }
     store.append("scoring_costs", pl.DataFrame([cost]))
 
 
@@ -179,10 +235,19 @@ def test_every_section_is_filled_when_its_table_is(workspace: Workspace) -> None
     page = Page(report.path)
     assert page.text.count("To fill this section") == 1
     for shown in (
-        "A loss: worse than random in held-out perplexity; 2 seeds.", "held_out perplexity against random: +0.20, +0.05 to +0.35",
-        "Length alone tells its samples from the rest (AUC 0.93: they are longer)", "25", "± 0.71, 2 seeds", "1,234,567", "1 T", "2 P",
-        "6 scored", "missing_field", "word word", "more characters",
-    ):  # fmt: skip
+        "A loss: worse than random in held-out perplexity; 2 seeds.",
+        "held_out perplexity against random: +0.20, +0.05 to +0.35",
+        "Length alone tells its samples from the rest (AUC 0.93: they are longer)",
+        "25",
+        "± 0.71, 2 seeds",
+        "1,234,567",
+        "1 T",
+        "2 P",
+        "6 scored",
+        "missing_field",
+        "word word",
+        "more characters",
+    ):
         assert shown in page.text, shown
     assert "0.12" not in page.text, "figures of an older subset are left out"
 
@@ -205,9 +270,22 @@ def test_a_comparison_of_which_no_verdict_was_readable_is_shown_without_a_win_ra
     store = Store(workspace.store_dir)
     add_figures(store)
     row = {
-        "checkpoint_id": "c0", "other_id": "c1", "arm": "icon", "against": "random", "seed": 0, "prompt_set": "talk", "n": 0, "wins": 0,
-        "ties": 0, "losses": 0, "win_rate": None, "low": None, "high": None, "unreadable": 3, "judge": "j",
-    }  # fmt: skip
+        "checkpoint_id": "c0",
+        "other_id": "c1",
+        "arm": "icon",
+        "against": "random",
+        "seed": 0,
+        "prompt_set": "talk",
+        "n": 0,
+        "wins": 0,
+        "ties": 0,
+        "losses": 0,
+        "win_rate": None,
+        "low": None,
+        "high": None,
+        "unreadable": 3,
+        "judge": "j",
+    }
     rates: Any = dict.fromkeys(("win_rate", "low", "high"), pl.Float64)
     store.append("pairwise_results", pl.DataFrame([row], schema_overrides=rates))
     report = write_report(workspace)
@@ -259,7 +337,8 @@ def test_chosen_and_not_chosen_are_told_apart_and_no_sample_is_shown_twice(tmp_p
     rows = [alpaca(f"Question number {n}.", "x" * (n + 1)) for n in range(40)]
     workspace = selected_workspace(tmp_path / "ws", {"a.jsonl": rows}, ("icon",), 0.25)
     text = Page(write_report(workspace).path).text
-    best, rest = text.index("Question number 39."), text.index("Question number 29.")
+    best = text.index("Question number 39.")
+    rest = text.index("Question number 29.")
     assert text.index("Chosen: first ranks") < best < text.index("Not chosen: highest") < rest
     shown = re.findall(r"Question number \d+\.", text)
     assert len(shown) == len(set(shown)) == 12

@@ -26,12 +26,20 @@ from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import POOL_A, POOL_B, PROBES, STAGES, alpaca, change, write_jsonl
 from icon_assets_tests.tampering import change_rows
 
-A, B = shard_key("a.jsonl"), shard_key("b.jsonl")
+A = shard_key("a.jsonl")
+B = shard_key("b.jsonl")
 PARTITIONS = {
-    "raw_pool": A, "sample_scores": A, "selected_subset": "icon", "selection_trust": "icon", "checkpoint": "icon|0", "eval_results": "icon|0",
-    "sample_features": A, "predicted_scores": A,
-    "answers": "icon|0", "pairwise_results": "icon|0",
-}  # fmt: skip
+    "raw_pool": A,
+    "sample_scores": A,
+    "selected_subset": "icon",
+    "selection_trust": "icon",
+    "checkpoint": "icon|0",
+    "eval_results": "icon|0",
+    "sample_features": A,
+    "predicted_scores": A,
+    "answers": "icon|0",
+    "pairwise_results": "icon|0",
+}
 
 
 @dataclass(frozen=True)
@@ -152,10 +160,20 @@ def _compare(s: Spoiled) -> None:
     ]
     s.store.append("answers", pl.DataFrame(said))
     asked = [
-        {**named, "other_id": "o", "prompt_id": p, "swapped": swapped, "verdict": verdict, "judge": "j", "detail": "",
-         "created_at": datetime.now(UTC), "question": f"{p}{swapped}"}
-        for p, verdict in (("p1", "A"), ("p2", "unreadable")) for swapped in (False, True)
-    ]  # fmt: skip
+        {
+            **named,
+            "other_id": "o",
+            "prompt_id": p,
+            "swapped": swapped,
+            "verdict": verdict,
+            "judge": "j",
+            "detail": "",
+            "created_at": datetime.now(UTC),
+            "question": f"{p}{swapped}",
+        }
+        for p, verdict in (("p1", "A"), ("p2", "unreadable"))
+        for swapped in (False, True)
+    ]
     s.store.append("judgements", pl.DataFrame(asked))
     rates = {"n": 1, "wins": 1, "ties": 0, "losses": 0, "win_rate": 1.0, "low": 0.2, "high": 1.0, "unreadable": 1}
     s.store.append(
@@ -177,95 +195,350 @@ def _compared(spoil: Callable[[Spoiled], Any]) -> Callable[[Spoiled], None]:
 
 PROBE = PROBES[0]["instruction"]
 FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
-    ("raw_pool", "columns_are_as_declared", _other_columns, "3 of .*quarantine.detail, quarantine.later, quarantine.row"),
+    (
+        "raw_pool",
+        "columns_are_as_declared",
+        _other_columns,
+        "3 of .*quarantine.detail, quarantine.later, quarantine.row",
+    ),
     ("raw_pool", "rows_stand_once", lambda s: s.double("samples"), r"1 of 4 keys .*\(a.jsonl 1\)"),
     ("raw_pool", "every_row_is_accounted_for", lambda s: s.drop("shards", f"shard = '{A}'"), "do not match"),
-    ("raw_pool", "every_row_is_accounted_for", lambda s: s.drop("samples", f"shard = '{A}' AND \"row\" = 1"), "do not match"),
+    (
+        "raw_pool",
+        "every_row_is_accounted_for",
+        lambda s: s.drop("samples", f"shard = '{A}' AND \"row\" = 1"),
+        "do not match",
+    ),
     ("raw_pool", "every_row_is_accounted_for", lambda s: s.double("shards"), "2 of 2 shard rows"),
-    ("raw_pool", "holds_no_evaluation_item", _tested_on(POOL_B[1], POOL_A[3]), "1 of 4 .*a.jsonl:4 meets eval/held_out.jsonl:2"),
-    ("probe_set", "probes_are_as_recorded", lambda s: s.put("probe_candidates", "status = 'selected'"), "5 probes, and not"),
+    (
+        "raw_pool",
+        "holds_no_evaluation_item",
+        _tested_on(POOL_B[1], POOL_A[3]),
+        "1 of 4 .*a.jsonl:4 meets eval/held_out.jsonl:2",
+    ),
+    (
+        "probe_set",
+        "probes_are_as_recorded",
+        lambda s: s.put("probe_candidates", "status = 'selected'"),
+        "5 probes, and not",
+    ),
     ("probe_set", "probes_are_as_recorded", lambda s: s.set("probe_candidates", status="spare"), "0 probes, and not"),
-    ("probe_set", "no_probe_is_in_the_pool", lambda s: s.put("samples", instruction=f"{PROBE.upper()}!", input=""), "1 of 4 probes"),
-    ("probe_set", "no_probe_is_in_the_evaluation_data", _tested_on(alpaca(PROBE, "8")), r"probes.jsonl:1 meets eval/held_out.jsonl:1"),
+    (
+        "probe_set",
+        "no_probe_is_in_the_pool",
+        lambda s: s.put("samples", instruction=f"{PROBE.upper()}!", input=""),
+        "1 of 4 probes",
+    ),
+    (
+        "probe_set",
+        "no_probe_is_in_the_evaluation_data",
+        _tested_on(alpaca(PROBE, "8")),
+        r"probes.jsonl:1 meets eval/held_out.jsonl:1",
+    ),
     ("base_model", "model_files_are_as_recorded", _touch("models/*/config.json"), "hold other files"),
     ("base_model", "model_files_are_as_recorded", _touch("models/*/model.safetensors"), "hold other files"),
     ("probe_baseline", "controls_stand_once", lambda s: s.double("control_scores"), "keys stand in control_scores"),
     ("probe_baseline", "pairs_stand_once", lambda s: s.double("pair_scores"), "1 of 24 keys"),
     ("probe_baseline", "contexts_stand_once", lambda s: s.double("contexts"), "1 of 6 keys"),
-    ("probe_baseline", "every_probe_has_its_baseline", lambda s: s.drop("control_scores", "control = 'none'"), "4 of 4 probes"),
-    ("probe_baseline", "every_probe_has_its_baseline", lambda s: s.set("control_scores", nll_sum=float("nan")), "4 of 4 probes"),
+    (
+        "probe_baseline",
+        "every_probe_has_its_baseline",
+        lambda s: s.drop("control_scores", "control = 'none'"),
+        "4 of 4 probes",
+    ),
+    (
+        "probe_baseline",
+        "every_probe_has_its_baseline",
+        lambda s: s.set("control_scores", nll_sum=float("nan")),
+        "4 of 4 probes",
+    ),
     ("sample_scores", "scores_stand_once", lambda s: s.double("sample_scores"), "1 of 8 keys"),
-    ("sample_scores", "scores_are_finite", lambda s: s.set("sample_scores", "control = 'none'", contribution=float("nan")), "4 of 8"),
+    (
+        "sample_scores",
+        "scores_are_finite",
+        lambda s: s.set("sample_scores", "control = 'none'", contribution=float("nan")),
+        "4 of 8",
+    ),
     ("sample_scores", "scores_are_finite", lambda s: s.set("sample_scores", stability=None), "8 of 8 scores"),
-    ("sample_scores", "every_sample_is_scored", lambda s: s.drop("sample_scores", "control <> 'none'"), "4 of 8 .*random_tokens"),
+    (
+        "sample_scores",
+        "every_sample_is_scored",
+        lambda s: s.drop("sample_scores", "control <> 'none'"),
+        "4 of 8 .*random_tokens",
+    ),
     ("sample_scores", "every_sample_is_scored", lambda s: s.set("sample_scores", n_probes=5), "8 of 8 scores"),
     ("sample_scores", "every_sample_is_scored", lambda s: s.set("sample_scores", n_probes=3), "8 of 8 scores"),
-    ("sample_scores", "no_score_is_a_stranger", lambda s: s.put("sample_scores", f"shard = '{A}'", sample_id="x"), r"1 of 5 .*\(x\)"),
-    ("sample_scores", "no_sample_is_a_probe", lambda s: s.put("samples", instruction=PROBE, input="", row=9), "a.jsonl:9 meets probes.jsonl:1"),
+    (
+        "sample_scores",
+        "no_score_is_a_stranger",
+        lambda s: s.put("sample_scores", f"shard = '{A}'", sample_id="x"),
+        r"1 of 5 .*\(x\)",
+    ),
+    (
+        "sample_scores",
+        "no_sample_is_a_probe",
+        lambda s: s.put("samples", instruction=PROBE, input="", row=9),
+        "a.jsonl:9 meets probes.jsonl:1",
+    ),
     ("sample_scores", "scores_have_not_drifted", _drifted(drift_rank_correlation=0.4), "rank correlation 0.40"),
     ("sample_scores", "scores_have_not_drifted", _drifted(drift_mean_shift=-0.8), "mean -0.80"),
     ("sample_features", "features_stand_once", lambda s: s.double("sample_features"), "1 of 4 samples"),
-    ("sample_features", "every_sample_has_its_features", lambda s: s.drop("sample_features", f"origin = '{A}'"), "4 of 4 samples"),
-    ("sample_features", "features_are_finite", lambda s: s.set("sample_features", nll_alone=float("nan")), "4 of 4 features"),
+    (
+        "sample_features",
+        "every_sample_has_its_features",
+        lambda s: s.drop("sample_features", f"origin = '{A}'"),
+        "4 of 4 samples",
+    ),
+    (
+        "sample_features",
+        "features_are_finite",
+        lambda s: s.set("sample_features", nll_alone=float("nan")),
+        "4 of 4 features",
+    ),
     ("sample_features", "features_are_finite", lambda s: s.set("sample_features", n_tokens=0), "4 of 4 features"),
     ("probe_features", "every_probe_has_its_embedding", lambda s: s.double("probe_features"), "1 of 4 probes"),
-    ("probe_features", "every_probe_has_its_embedding", lambda s: s.set("probe_features", score_key="x"), "4 of 4 probes"),
+    (
+        "probe_features",
+        "every_probe_has_its_embedding",
+        lambda s: s.set("probe_features", score_key="x"),
+        "4 of 4 probes",
+    ),
     ("selector", "selector_is_as_recorded", _touch("selectors/*/selector.json"), "hold other files"),
     ("selector", "selector_is_as_recorded", lambda s: s.set("selector_metrics", selector_id="x"), "have no metrics"),
     ("selector", "selector_knows_more_than_length", _length_alone, r"at equal length .* \[-0.10, 0.30\]"),
     ("predicted_scores", "predictions_stand_once", lambda s: s.double("predicted_scores"), "1 of 4 keys"),
-    ("predicted_scores", "every_sample_is_predicted", lambda s: s.drop("predicted_scores", f"shard = '{A}'"), "4 of 4 samples"),
-    ("predicted_scores", "every_sample_is_predicted", lambda s: s.set("predicted_scores", score=float("nan")), "4 of 4 samples"),
-    ("predicted_scores", "every_sample_is_predicted", lambda s: s.put("predicted_scores", f"shard = '{A}'", sample_id="x"), r"1 of 5 .*\(x\)"),
+    (
+        "predicted_scores",
+        "every_sample_is_predicted",
+        lambda s: s.drop("predicted_scores", f"shard = '{A}'"),
+        "4 of 4 samples",
+    ),
+    (
+        "predicted_scores",
+        "every_sample_is_predicted",
+        lambda s: s.set("predicted_scores", score=float("nan")),
+        "4 of 4 samples",
+    ),
+    (
+        "predicted_scores",
+        "every_sample_is_predicted",
+        lambda s: s.put("predicted_scores", f"shard = '{A}'", sample_id="x"),
+        r"1 of 5 .*\(x\)",
+    ),
     ("selected_subset", "subset_is_as_recorded", lambda s: s.double("selections"), "4 samples, and not"),
-    ("selected_subset", "subset_is_as_recorded", lambda s: s.set("selections", '"rank" = 1', rank=9), "3 samples, and not"),
-    ("selected_subset", "subset_is_in_the_pool", lambda s: [retire_shard(s.store, shard) for shard in (A, B)], "3 of 3 chosen"),
+    (
+        "selected_subset",
+        "subset_is_as_recorded",
+        lambda s: s.set("selections", '"rank" = 1', rank=9),
+        "3 samples, and not",
+    ),
+    (
+        "selected_subset",
+        "subset_is_in_the_pool",
+        lambda s: [retire_shard(s.store, shard) for shard in (A, B)],
+        "3 of 3 chosen",
+    ),
     ("selected_subset", "subset_is_in_the_pool", lambda s: s.drop("shards", "true"), "3 of 3 chosen"),
-    ("selected_subset", "subset_has_its_size", lambda s: change(s.workspace, "selection", {"arms": ["icon"], "fraction": 0.9}), "3 samples chosen, 6 of 6 due"),
-    ("selected_subset", "chosen_scores_are_finite", lambda s: s.set("selections", '"rank" = 1', score=float("nan")), "1 of 3 chosen"),
-    ("selected_subset", "chosen_scores_are_finite", lambda s: s.set("selections", '"rank" = 1', score=None), "1 of 3 chosen"),
-    ("selected_subset", "budget_looked_for_this_arm", _budgeted, "3 of 3 chosen samples .* cut of control random_tokens"),
-    ("selected_subset", "subset_holds_no_evaluation_item", _tested_on(*POOL_A, *POOL_B), "chosen lines meet an evaluation item"),
-    ("selected_subset", "subset_holds_no_probe", lambda s: s.set("samples", f"sample_id = '{s.chosen}'", instruction=PROBE, input=""), "meets probes.jsonl:1"),
-    ("selection_trust", "length_does_not_explain_it", lambda s: s.put("trust_figures", figure="length_auc", against="tokens", value=0.95), "1 of 1 lengths alone"),
-    ("selection_trust", "length_does_not_explain_it", lambda s: s.put("trust_figures", figure="length_auc", against="tokens", value=0.05), r"\(tokens: AUC 0.05\)"),
+    (
+        "selected_subset",
+        "subset_has_its_size",
+        lambda s: change(s.workspace, "selection", {"arms": ["icon"], "fraction": 0.9}),
+        "3 samples chosen, 6 of 6 due",
+    ),
+    (
+        "selected_subset",
+        "chosen_scores_are_finite",
+        lambda s: s.set("selections", '"rank" = 1', score=float("nan")),
+        "1 of 3 chosen",
+    ),
+    (
+        "selected_subset",
+        "chosen_scores_are_finite",
+        lambda s: s.set("selections", '"rank" = 1', score=None),
+        "1 of 3 chosen",
+    ),
+    (
+        "selected_subset",
+        "budget_looked_for_this_arm",
+        _budgeted,
+        "3 of 3 chosen samples .* cut of control random_tokens",
+    ),
+    (
+        "selected_subset",
+        "subset_holds_no_evaluation_item",
+        _tested_on(*POOL_A, *POOL_B),
+        "chosen lines meet an evaluation item",
+    ),
+    (
+        "selected_subset",
+        "subset_holds_no_probe",
+        lambda s: s.set("samples", f"sample_id = '{s.chosen}'", instruction=PROBE, input=""),
+        "meets probes.jsonl:1",
+    ),
+    (
+        "selection_trust",
+        "length_does_not_explain_it",
+        lambda s: s.put("trust_figures", figure="length_auc", against="tokens", value=0.95),
+        "1 of 1 lengths alone",
+    ),
+    (
+        "selection_trust",
+        "length_does_not_explain_it",
+        lambda s: s.put("trust_figures", figure="length_auc", against="tokens", value=0.05),
+        r"\(tokens: AUC 0.05\)",
+    ),
     ("checkpoint", "files_are_as_recorded", _touch("checkpoints/*/manifest.jsonl"), "other files than training left"),
     ("checkpoint", "checkpoint_loads", _cut_adapter, "does not load .SafetensorError"),
-    ("checkpoint", "checkpoint_loads", lambda s: [p.unlink() for p in s.workspace.root.glob("models/*/config.json")], "does not load"),
+    (
+        "checkpoint",
+        "checkpoint_loads",
+        lambda s: [p.unlink() for p in s.workspace.root.glob("models/*/config.json")],
+        "does not load",
+    ),
     ("checkpoint", "manifest_names_the_subset", lambda s: s.drop("checkpoint_samples", '"rank" = 1'), "1 of 3 samples"),
-    ("checkpoint", "manifest_names_the_subset", lambda s: s.put("checkpoint_samples", sample_id="x", row=77), "1 of 4 samples"),
+    (
+        "checkpoint",
+        "manifest_names_the_subset",
+        lambda s: s.put("checkpoint_samples", sample_id="x", row=77),
+        "1 of 4 samples",
+    ),
     ("checkpoint", "manifest_names_the_subset", lambda s: s.double("checkpoint_samples"), "1 of 3 samples"),
     ("eval_results", "metrics_stand_once", lambda s: s.put("eval_results", "arm = 'icon'"), "more than once"),
-    ("eval_results", "metrics_are_finite", lambda s: s.set("eval_results", value=float("inf")), "metrics are not finite"),
+    (
+        "eval_results",
+        "metrics_are_finite",
+        lambda s: s.set("eval_results", value=float("inf")),
+        "metrics are not finite",
+    ),
     ("eval_results", "every_task_is_measured", lambda s: s.drop("eval_results", "task = 'sums'"), r"1 of 2 .*\(sums\)"),
-    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.put("eval_items", "task = 'sums' AND metric = 'acc' AND checkpoint_id NOT LIKE 'base%'"), r"1 of 5 .*\(sums acc\)"),
-    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.set("eval_items", "task = 'held_out'", value=9.0), r"1 of 5 .*\(held_out nll_per_token\)"),
-    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.drop("eval_items", "metric = 'acc_norm'"), r"1 of 5 .*\(sums acc_norm\)"),
-    ("eval_results", "metrics_are_made_of_their_items", lambda s: s.drop("eval_results", "metric = 'acc'"), r"1 of 5 .*\(sums acc\)"),
+    (
+        "eval_results",
+        "metrics_are_made_of_their_items",
+        lambda s: s.put("eval_items", "task = 'sums' AND metric = 'acc' AND checkpoint_id NOT LIKE 'base%'"),
+        r"1 of 5 .*\(sums acc\)",
+    ),
+    (
+        "eval_results",
+        "metrics_are_made_of_their_items",
+        lambda s: s.set("eval_items", "task = 'held_out'", value=9.0),
+        r"1 of 5 .*\(held_out nll_per_token\)",
+    ),
+    (
+        "eval_results",
+        "metrics_are_made_of_their_items",
+        lambda s: s.drop("eval_items", "metric = 'acc_norm'"),
+        r"1 of 5 .*\(sums acc_norm\)",
+    ),
+    (
+        "eval_results",
+        "metrics_are_made_of_their_items",
+        lambda s: s.drop("eval_results", "metric = 'acc'"),
+        r"1 of 5 .*\(sums acc\)",
+    ),
     ("answers", "answers_stand_once", _compared(lambda s: s.double("answers")), r"1 of 2 keys .*\(talk p1\)"),
     ("answers", "every_prompt_is_answered", _compared(lambda s: s.drop("answers", "prompt_id = 'p1'")), "lack answers"),
-    ("answers", "every_prompt_is_answered", _compared(lambda s: s.set("answers", "prompt_id = 'p1'", answer_key="old")), "lack answers"),
+    (
+        "answers",
+        "every_prompt_is_answered",
+        _compared(lambda s: s.set("answers", "prompt_id = 'p1'", answer_key="old")),
+        "lack answers",
+    ),
     ("pairwise_results", "judgements_stand_once", _compared(lambda s: s.double("judgements")), "1 of 4 keys"),
-    ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.drop("pairwise_results", "true")), r"1 of 1 .*\(talk\)"),
-    ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.set("pairwise_results", wins=2)), "1 of 1 prompt sets"),
-    ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.set("pairwise_results", unreadable=0)), "1 of 1 prompt sets"),
-    ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.set("pairwise_results", win_rate=float("nan"))), "1 of 1 prompt sets"),
+    (
+        "pairwise_results",
+        "win_rates_add_up",
+        _compared(lambda s: s.drop("pairwise_results", "true")),
+        r"1 of 1 .*\(talk\)",
+    ),
+    (
+        "pairwise_results",
+        "win_rates_add_up",
+        _compared(lambda s: s.set("pairwise_results", wins=2)),
+        "1 of 1 prompt sets",
+    ),
+    (
+        "pairwise_results",
+        "win_rates_add_up",
+        _compared(lambda s: s.set("pairwise_results", unreadable=0)),
+        "1 of 1 prompt sets",
+    ),
+    (
+        "pairwise_results",
+        "win_rates_add_up",
+        _compared(lambda s: s.set("pairwise_results", win_rate=float("nan"))),
+        "1 of 1 prompt sets",
+    ),
     ("pairwise_results", "win_rates_add_up", _compared(lambda s: s.double("pairwise_results")), "2 of 2 prompt sets"),
-    ("leaderboard", "differences_stand_once", lambda s: s.double("leaderboard_differences"), "keys stand in leaderboard_differences"),
+    (
+        "leaderboard",
+        "differences_stand_once",
+        lambda s: s.double("leaderboard_differences"),
+        "keys stand in leaderboard_differences",
+    ),
     ("leaderboard", "differences_stand_once", lambda s: s.drop("leaderboard_differences", "metric = 'acc'"), "too few"),
-    ("leaderboard", "differences_are_finite", lambda s: s.set("leaderboard_differences", "metric = 'acc'", low=float("nan")), r"1 of .*\(icon base sums acc\)"),
-    ("leaderboard", "differences_are_finite", lambda s: s.set("leaderboard_differences", "metric = 'acc'", difference=9.0), "outside of their interval"),
-    ("leaderboard", "every_run_counts", lambda s: change(s.workspace, "training", {"seeds": [0, 1]}), r"1 of 2 runs .*\(icon\|1\)"),
-    ("sample_scores", "contents_are_as_recorded", lambda s: change_rows(s.store, "pair_scores", nll_sum=0.5), r"1 of 3 .*pair_scores .*whose values"),
-    ("selected_subset", "contents_are_as_recorded", lambda s: change_rows(s.store, "selections", score=0.5), r"1 of 1 .*selections arm=icon"),
-    ("checkpoint", "contents_are_as_recorded", lambda s: change_rows(s.store, "loss_curves", loss=0.5), r"1 of 3 .*loss_curves"),
-    ("raw_pool", "ids_are_of_their_text", lambda s: s.set("samples", "response = 'Blue.'", response="Red."), "1 of 4 ids"),
-    ("raw_pool", "ids_are_of_their_text", lambda s: s.set("samples", "response = 'Blue.'", turns="no turns"), "1 of 4 ids"),
-    ("probe_set", "ids_are_of_their_text", lambda s: s.set("probe_candidates", "status = 'selected'", response="x"), "4 of 5 ids"),
-    ("sample_scores", "every_score_has_its_pairs", lambda s: s.drop("pair_scores", _one_pair(s)), "1 of 4 scored samples"),
+    (
+        "leaderboard",
+        "differences_are_finite",
+        lambda s: s.set("leaderboard_differences", "metric = 'acc'", low=float("nan")),
+        r"1 of .*\(icon base sums acc\)",
+    ),
+    (
+        "leaderboard",
+        "differences_are_finite",
+        lambda s: s.set("leaderboard_differences", "metric = 'acc'", difference=9.0),
+        "outside of their interval",
+    ),
+    (
+        "leaderboard",
+        "every_run_counts",
+        lambda s: change(s.workspace, "training", {"seeds": [0, 1]}),
+        r"1 of 2 runs .*\(icon\|1\)",
+    ),
+    (
+        "sample_scores",
+        "contents_are_as_recorded",
+        lambda s: change_rows(s.store, "pair_scores", nll_sum=0.5),
+        r"1 of 3 .*pair_scores .*whose values",
+    ),
+    (
+        "selected_subset",
+        "contents_are_as_recorded",
+        lambda s: change_rows(s.store, "selections", score=0.5),
+        r"1 of 1 .*selections arm=icon",
+    ),
+    (
+        "checkpoint",
+        "contents_are_as_recorded",
+        lambda s: change_rows(s.store, "loss_curves", loss=0.5),
+        r"1 of 3 .*loss_curves",
+    ),
+    (
+        "raw_pool",
+        "ids_are_of_their_text",
+        lambda s: s.set("samples", "response = 'Blue.'", response="Red."),
+        "1 of 4 ids",
+    ),
+    (
+        "raw_pool",
+        "ids_are_of_their_text",
+        lambda s: s.set("samples", "response = 'Blue.'", turns="no turns"),
+        "1 of 4 ids",
+    ),
+    (
+        "probe_set",
+        "ids_are_of_their_text",
+        lambda s: s.set("probe_candidates", "status = 'selected'", response="x"),
+        "4 of 5 ids",
+    ),
+    (
+        "sample_scores",
+        "every_score_has_its_pairs",
+        lambda s: s.drop("pair_scores", _one_pair(s)),
+        "1 of 4 scored samples",
+    ),
     ("sample_scores", "every_score_has_its_pairs", lambda s: s.drop("contexts", "true"), "4 of 4 scored samples"),
     ("leaderboard", "every_task_tells_runs_apart", _one_more_run, r"1 of 1 tasks .*\(sums\)"),
-]  # fmt: skip
+]
 
 
 def look(workspace: Workspace, rules: list[Rule]) -> dict[str, Finding]:
@@ -300,9 +573,12 @@ def test_a_sound_workspace_breaks_no_rule(finished: Workspace) -> None:
     assert [(name, finding.says) for name, finding in found if finding.wrong] == []
     blind = {name for name, finding in found if not finding.looked_at}
     blind_here = {
-        "scores_have_not_drifted", "selector_knows_more_than_length", "length_does_not_explain_it", "budget_looked_for_this_arm",
+        "scores_have_not_drifted",
+        "selector_knows_more_than_length",
+        "length_does_not_explain_it",
+        "budget_looked_for_this_arm",
         "every_task_tells_runs_apart",
-    }  # fmt: skip
+    }
     assert blind == blind_here, "every other rule looked at something"
 
 
@@ -353,9 +629,14 @@ def test_drift_compares_a_shard_with_its_last_run(tmp_path: Path) -> None:
 
     figures = ("consistency", "stability", "coverage", "significance", "standard_error")
     stored = after.with_columns(
-        pl.lit("a").alias("shard"), pl.lit("key").alias("score_key"), (2 - pl.col("contribution")).alias("contribution"),
-        *(pl.lit(0.0).alias(name) for name in figures), n_probes=pl.lit(4), n_context_tokens=pl.lit(9), truncated=pl.lit(False),
-    )  # fmt: skip
+        pl.lit("a").alias("shard"),
+        pl.lit("key").alias("score_key"),
+        (2 - pl.col("contribution")).alias("contribution"),
+        *(pl.lit(0.0).alias(name) for name in figures),
+        n_probes=pl.lit(4),
+        n_context_tokens=pl.lit(9),
+        truncated=pl.lit(False),
+    )
     store.replace("sample_scores", stored, shard="a", score_key="key")
     ledger.record(store, Recipe("sample_scores", "a"), "digest", "run", {"score_key": "key"})
     same = after.with_columns(contribution=2 - pl.col("contribution"))

@@ -36,7 +36,8 @@ def test_rungs_grow_to_all_probes_and_start_within_the_budget(n_probes: int, sha
 
 
 def test_the_cut_lies_between_the_last_that_is_wanted_and_the_next() -> None:
-    scores, ones = pl.Series([4.0, 1.0, 3.0, 2.0]), pl.Series([1.0] * 4)
+    scores = pl.Series([4.0, 1.0, 3.0, 2.0])
+    ones = pl.Series([1.0] * 4)
     assert cut(scores, ones, 0.5) == 2.5
     assert cut(scores, ones, 1.0) == 1.0
     assert cut(pl.Series([7.0]), pl.Series([1.0]), 0.15) == 7.0
@@ -49,10 +50,13 @@ def test_a_score_that_stands_for_several_samples_moves_the_cut() -> None:
 
 
 def test_only_samples_whose_interval_holds_the_cut_go_on_nearest_first() -> None:
-    estimates = pl.DataFrame({
-        "sample_id": ["clear above", "near", "complete", "nearest", "clear below"],
-        "contribution": [2.0, 1.3, 1.0, 0.9, 0.0], "standard_error": [0.2, 0.2, 0.0, 0.2, 0.2],
-    })  # fmt: skip
+    estimates = pl.DataFrame(
+        {
+            "sample_id": ["clear above", "near", "complete", "nearest", "clear below"],
+            "contribution": [2.0, 1.3, 1.0, 0.9, 0.0],
+            "standard_error": [0.2, 0.2, 0.0, 0.2, 0.2],
+        }
+    )
     assert undecided(estimates, 1.0, 2.0) == ["nearest", "near"]
 
 
@@ -79,12 +83,14 @@ def test_a_small_pool_is_scored_exactly_and_a_large_one_by_a_third() -> None:
 class World:
     """A store with made-up samples and probes, and an engine that looks the pairs up instead of computing them."""
 
-    SAMPLES, PROBES = 120, 64
+    SAMPLES = 120
+    PROBES = 64
     KEY = ScoreKey("model", "float32", "alpaca", "\n", 64, 64, 64)
     CONTROLS = ControlSettings(kinds=("none",))
 
     def __init__(self, root: Path) -> None:
-        draw, self.store = random.Random(1), Store(root)
+        draw = random.Random(1)
+        self.store = Store(root)
         self.value = [draw.gauss(0.1, 0.05) for _ in range(self.SAMPLES)]
         level = [draw.uniform(-0.3, 0.3) for _ in range(self.PROBES)]
         noise = [draw.choice([0.02, 0.04, 0.15]) for _ in range(self.PROBES)]  # as with real probes, some are erratic
@@ -94,17 +100,32 @@ class World:
         self.scored: list[tuple[int, int]] = []
         text = {"file": "f", "input": "", "response": "r", "turns": None, "metadata": None}
         samples = [
-            {"shard": f"s{i % 2}", "row": i, "sample_id": f"{draw.getrandbits(64):016x}", "instruction": str(i), "n_chars": 1}
-            | text for i in range(self.SAMPLES)
-        ]  # fmt: skip
+            {
+                "shard": f"s{i % 2}",
+                "row": i,
+                "sample_id": f"{draw.getrandbits(64):016x}",
+                "instruction": str(i),
+                "n_chars": 1,
+            }
+            | text
+            for i in range(self.SAMPLES)
+        ]
         for shard, rows in pl.DataFrame(samples, schema_overrides={"turns": pl.String, "metadata": pl.String}).group_by(
             "shard"
         ):
             self.store.replace("samples", rows, shard=str(shard[0]))
         probes = [
-            {"probe_id": f"p{i:03}", "stratum": "x", "status": "selected", "detail": "", "instruction": str(i), "row": 1} | text
+            {
+                "probe_id": f"p{i:03}",
+                "stratum": "x",
+                "status": "selected",
+                "detail": "",
+                "instruction": str(i),
+                "row": 1,
+            }
+            | text
             for i in range(self.PROBES)
-        ]  # fmt: skip
+        ]
         self.store.replace("probe_candidates", pl.DataFrame(probes, schema_overrides={"turns": pl.String}))
         put_shards(self.store, "s0", "s1")
         self.exact = {s["sample_id"]: sum(self.influence[i]) / self.PROBES for i, s in enumerate(samples)}
@@ -132,10 +153,16 @@ class World:
                     self.meter.work += Work(len(indices), 0, 0)
                     yield [
                         # Without context the perplexity is e, so that influence = 1 - PPL / e, apart from the 1e-6.
-                        Pair(context, p, 1.0 if not contexts[context]
-                             else math.log(math.e - world.influence[numbers[context]][p] * (math.e + 1e-6)), 1)
+                        Pair(
+                            context,
+                            p,
+                            1.0
+                            if not contexts[context]
+                            else math.log(math.e - world.influence[numbers[context]][p] * (math.e + 1e-6)),
+                            1,
+                        )
                         for p in indices
-                    ]  # fmt: skip
+                    ]
 
         self.tokenizer = make_tokenizer(bos=False)
         engine: Any = LookUp
@@ -220,10 +247,14 @@ def many_tempers(n: int, probes: int, seed: int) -> np.ndarray:
 
 
 def test_intervals_hold_for_samples_that_nothing_was_learned_from() -> None:
-    inside, promised, costs = [], [], np.ones(96)
+    inside = []
+    promised = []
+    costs = np.ones(96)
     for seed in range(12):
-        pilot, others = many_tempers(24, 96, seed), many_tempers(400, 96, 100 + seed)
-        model, calibration = ProbeModel.fit(pilot, pilot), Calibration(pilot, costs)
+        pilot = many_tempers(24, 96, seed)
+        others = many_tempers(400, 96, 100 + seed)
+        model = ProbeModel.fit(pilot, pilot)
+        calibration = Calibration(pilot, costs)
         seen = np.zeros(96, bool)
         seen[model.order(costs)[:48]] = True
         value, error = model.estimate(seen, others[:, seen])
@@ -236,9 +267,12 @@ def test_intervals_hold_for_samples_that_nothing_was_learned_from() -> None:
 
 
 def test_probes_come_in_the_order_of_what_they_tell_for_their_price() -> None:
-    x, costs = many_tempers(60, 12, 1), np.random.default_rng(4).uniform(1, 5, 12)
+    x = many_tempers(60, 12, 1)
+    costs = np.random.default_rng(4).uniform(1, 5, 12)
     model = ProbeModel.fit(x, x)
-    rest, left, order = model.covariance.copy(), list(range(12)), []
+    rest = model.covariance.copy()
+    left = list(range(12))
+    order = []
     for _ in range(12):  # the same, with the whole of what is left of the covariance
         best = max(left, key=lambda i: rest[i, left].sum() ** 2 / rest[i, i] / costs[i])
         order.append(best)

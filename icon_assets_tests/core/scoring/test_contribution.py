@@ -19,25 +19,31 @@ from icon_assets_tests.conftest import put_shards
 SAMPLES = {"s1": 20, "s2": 16, "s3": 400, "s4": 5}  # context tokens
 KEY = ScoreKey("model", "float32", "alpaca", "\n", 2040, 64, 64)
 PROBES = [f"p{i}" for i in range(6)]
-LENGTHS, SEEDS = [16, 64, 256], [0, 1]
+LENGTHS = [16, 64, 256]
+SEEDS = [0, 1]
 CHARS = 7  # characters per context token in this made-up world
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict, dict, dict]:
     """A store with random pairs and controls, and the same figures as plain dictionaries."""
-    draw, store = random.Random(3), Store(tmp_path_factory.mktemp("store"))
+    draw = random.Random(3)
+    store = Store(tmp_path_factory.mktemp("store"))
     n_tokens = {p: draw.randint(1, 9) for p in PROBES}
     pair = {(s, p): draw.uniform(0.5, 4) * n_tokens[p] for s in SAMPLES for p in PROBES}
     control = {("none", 0, 0, p): draw.uniform(0.5, 4) * n_tokens[p] for p in PROBES}
     control |= {
         ("random_tokens", seed, length, p): draw.uniform(0.5, 4) * n_tokens[p]
-        for seed in [*SEEDS, 99] for length in LENGTHS for p in PROBES
-    }  # fmt: skip
+        for seed in [*SEEDS, 99]
+        for length in LENGTHS
+        for p in PROBES
+    }
     control |= {
         ("random_chars", seed, size * CHARS, p): draw.uniform(0.5, 4) * n_tokens[p]
-        for seed in SEEDS for size in SAMPLES.values() for p in PROBES
-    }  # fmt: skip
+        for seed in SEEDS
+        for size in SAMPLES.values()
+        for p in PROBES
+    }
     text = {
         "file": "f",
         "instruction": "i",
@@ -57,10 +63,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict, dict, 
     )
     put_shards(store, "a")
     store.replace("probe_candidates", pl.DataFrame(probes, schema_overrides={"turns": pl.String}))
-    store.append("contexts", pl.DataFrame([
-        {"score_key": KEY.value, "sample_id": s, "origin": "a", "n_context_tokens": n, "n_context_chars": n * CHARS, "truncated": n > 300}
-        for s, n in SAMPLES.items()
-    ]))  # fmt: skip
+    store.append(
+        "contexts",
+        pl.DataFrame(
+            [
+                {
+                    "score_key": KEY.value,
+                    "sample_id": s,
+                    "origin": "a",
+                    "n_context_tokens": n,
+                    "n_context_chars": n * CHARS,
+                    "truncated": n > 300,
+                }
+                for s, n in SAMPLES.items()
+            ]
+        ),
+    )
     rows = [(KEY.value, "a", s, p, nll, n_tokens[p]) for (s, p), nll in pair.items()]
     rows += [(KEY.value, "a", "s1", "gone", 99.0, 1), ("other", "a", "s1", "p0", 99.0, 1)]
     store.append(
@@ -69,11 +87,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict, dict, 
             rows, schema=["score_key", "origin", "sample_id", "probe_id", "nll_sum", "n_tokens"], orient="row"
         ),
     )
-    store.append("control_scores", pl.DataFrame([
-        {"score_key": KEY.value, "probe_id": p, "control": c, "seed": seed, "length": length, "n_context_tokens": length,
-         "nll_sum": nll, "n_tokens": n_tokens[p], "truncated": False}
-        for (c, seed, length, p), nll in control.items()
-    ]))  # fmt: skip
+    store.append(
+        "control_scores",
+        pl.DataFrame(
+            [
+                {
+                    "score_key": KEY.value,
+                    "probe_id": p,
+                    "control": c,
+                    "seed": seed,
+                    "length": length,
+                    "n_context_tokens": length,
+                    "nll_sum": nll,
+                    "n_tokens": n_tokens[p],
+                    "truncated": False,
+                }
+                for (c, seed, length, p), nll in control.items()
+            ]
+        ),
+    )
     return store, pair, control, n_tokens
 
 

@@ -1,4 +1,5 @@
-"""The control `peers`: its curves, its contributions against the plain formulas, and what it does to a trend with length."""
+"""The control `peers`: its curves, its contributions against the plain formulas, and what it does to a trend with
+length."""
 
 import math
 from pathlib import Path
@@ -26,7 +27,8 @@ class World:
 
     def __init__(self, root: Path, n: int, seen: int = len(PROBES)) -> None:
         draw = np.random.default_rng(1)
-        self.store, self.ids = Store(root), [f"{i:04}" for i in range(n)]
+        self.store = Store(root)
+        self.ids = [f"{i:04}" for i in range(n)]
         self.lengths = np.exp(draw.normal(4.5, 0.8, n)).astype(int) + 5
         self.worth = draw.normal(0, 0.1, n)
         self.base = draw.uniform(1.5, 3, len(PROBES))
@@ -37,7 +39,8 @@ class World:
 
     def put(self, seen: int) -> None:
         """All samples with the first `seen` probes; those that are drawn first, with all of them."""
-        store, n = self.store, len(self.ids)
+        store = self.store
+        n = len(self.ids)
         put_shards(store, "a")
         rivers = "The Rhine, the Danube and the Loire are three rivers of Europe, and this is sample"
         samples = [
@@ -46,10 +49,19 @@ class World:
         store.append("samples", pl.DataFrame(samples, schema_overrides=STRINGS))
         probes = [{"probe_id": p, "stratum": "x", "status": "selected", "detail": "", **TEXT} for p in PROBES]
         store.append("probe_candidates", pl.DataFrame(probes, schema_overrides=STRINGS))
-        store.append("contexts", pl.DataFrame({
-            "score_key": [KEY.value] * n, "sample_id": self.ids, "origin": ["a"] * n, "n_context_tokens": self.lengths,
-            "n_context_chars": self.lengths * 4, "truncated": [False] * n,
-        }))  # fmt: skip
+        store.append(
+            "contexts",
+            pl.DataFrame(
+                {
+                    "score_key": [KEY.value] * n,
+                    "sample_id": self.ids,
+                    "origin": ["a"] * n,
+                    "n_context_tokens": self.lengths,
+                    "n_context_chars": self.lengths * 4,
+                    "truncated": [False] * n,
+                }
+            ),
+        )
         figures = dict.fromkeys(
             ("contribution", "consistency", "stability", "coverage", "significance", "standard_error"), 0.0
         )
@@ -61,21 +73,41 @@ class World:
             "truncated": False,
             **figures,
         }
-        store.append("sample_scores", pl.DataFrame({"sample_id": self.ids, "n_context_tokens": self.lengths}).with_columns(
-            **{name: pl.lit(value) for name, value in scored.items()}
-        ))  # fmt: skip
+        store.append(
+            "sample_scores",
+            pl.DataFrame({"sample_id": self.ids, "n_context_tokens": self.lengths}).with_columns(
+                **{name: pl.lit(value) for name, value in scored.items()}
+            ),
+        )
         turns = self.store.query("SELECT unnest($ids) AS id ORDER BY md5('0' || id)", {"ids": self.ids})["id"].to_list()
         self.pilot = turns[: n // 4]
         rows = [
             (KEY.value, "a", each, p, self.nll[i, j] * 5, 5)
-            for i, each in enumerate(self.ids) for j, p in enumerate(PROBES) if j < seen or each in self.pilot
-        ]  # fmt: skip
+            for i, each in enumerate(self.ids)
+            for j, p in enumerate(PROBES)
+            if j < seen or each in self.pilot
+        ]
         names = ["score_key", "origin", "sample_id", "probe_id", "nll_sum", "n_tokens"]
         store.append("pair_scores", pl.DataFrame(rows, schema=names, orient="row"))
-        store.append("control_scores", pl.DataFrame([
-            {"score_key": KEY.value, "probe_id": p, "control": "none", "seed": 0, "length": 0, "n_context_tokens": 0,
-             "nll_sum": self.base[j] * 3, "n_tokens": 3, "truncated": False} for j, p in enumerate(PROBES)
-        ]))  # fmt: skip
+        store.append(
+            "control_scores",
+            pl.DataFrame(
+                [
+                    {
+                        "score_key": KEY.value,
+                        "probe_id": p,
+                        "control": "none",
+                        "seed": 0,
+                        "length": 0,
+                        "n_context_tokens": 0,
+                        "nll_sum": self.base[j] * 3,
+                        "n_tokens": 3,
+                        "truncated": False,
+                    }
+                    for j, p in enumerate(PROBES)
+                ]
+            ),
+        )
 
     def contributions(self) -> np.ndarray:
         found = dict(peer_contributions(self.store, KEY, 0).select("sample_id", "peers").iter_rows())
@@ -110,7 +142,8 @@ def test_contributions_are_those_of_the_formulas(tmp_path: Path) -> None:
 
 
 def test_a_sample_that_lacks_probes_gets_the_estimate_of_its_known_ones(tmp_path: Path) -> None:
-    whole, partial = World(tmp_path / "a", 400), World(tmp_path / "b", 400, seen=4)
+    whole = World(tmp_path / "a", 400)
+    partial = World(tmp_path / "b", 400, seen=4)
     drawn = draw(partial.store, KEY, 0)
     assert set(drawn.sample_ids) == set(partial.pilot), "those with all probes, up to the first that lacks one"
     model = ProbeModel.fit(peer_influences(drawn), peer_influences(drawn))
@@ -124,7 +157,8 @@ def test_a_sample_that_lacks_probes_gets_the_estimate_of_its_known_ones(tmp_path
 
 def test_weights_are_what_an_estimate_is_made_of() -> None:
     x = np.random.default_rng(2).normal(size=(60, 6)) @ np.random.default_rng(3).normal(size=(6, 6))
-    model, seen = ProbeModel.fit(x, x[:30]), np.array([True, False, True, True, False, False])
+    model = ProbeModel.fit(x, x[:30])
+    seen = np.array([True, False, True, True, False, False])
     weights, constant = model.weights(seen)
     assert x[:, seen] @ weights + constant == pytest.approx(model.estimate(seen, x[:, seen])[0])
     weights, constant = model.weights(np.ones(6, bool))

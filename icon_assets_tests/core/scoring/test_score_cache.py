@@ -1,4 +1,5 @@
-"""What is known of other shards' scores, kept from shard to shard, against the same asked of the store anew each time."""
+"""What is known of other shards' scores, kept from shard to shard, against the same asked of the store anew each
+time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +43,23 @@ def score(store: Store, shard: str, key: str = KEY, n_probes: int = 4, **scores:
     """Scores of samples by number: `s1=0.5`."""
     rows = [
         {
-            "shard": shard, "score_key": key, "control": control, "sample_id": f"{int(name[1:]):016x}" * 2, "contribution": value + shift,
-            "consistency": 0.0, "stability": 0.0, "coverage": 0.0, "significance": 0.0, "standard_error": 0.0,
-            "n_probes": n_probes, "n_context_tokens": 1, "truncated": False,
+            "shard": shard,
+            "score_key": key,
+            "control": control,
+            "sample_id": f"{int(name[1:]):016x}" * 2,
+            "contribution": value + shift,
+            "consistency": 0.0,
+            "stability": 0.0,
+            "coverage": 0.0,
+            "significance": 0.0,
+            "standard_error": 0.0,
+            "n_probes": n_probes,
+            "n_context_tokens": 1,
+            "truncated": False,
         }
-        for name, value in scores.items() for control, shift in (("none", 0), ("random_tokens", 9))
-    ]  # fmt: skip
+        for name, value in scores.items()
+        for control, shift in (("none", 0), ("random_tokens", 9))
+    ]
     frame = pl.DataFrame(rows, schema=schemas()["sample_scores"].names)
     store.replace("sample_scores", frame, shard=shard, score_key=key)
 

@@ -47,9 +47,18 @@ POOL = pl.DataFrame(
 )
 ONES = pl.col("sample_id").is_not_null().cast(pl.Float64)
 RANKING = [
-    "random", "length_matched", "longest", "perplexity", "ifd", "icon", "rico", "icon_peers", "icon_selector",
-    "icon_stratified", "lowest",
-]  # fmt: skip
+    "random",
+    "length_matched",
+    "longest",
+    "perplexity",
+    "ifd",
+    "icon",
+    "rico",
+    "icon_peers",
+    "icon_selector",
+    "icon_stratified",
+    "lowest",
+]
 
 
 def of(*arms: str, **values: Any) -> SelectionSettings:
@@ -144,7 +153,8 @@ def test_ifd_takes_the_highest_below_one_and_the_rest_last() -> None:
 @given(st.data())
 def test_strata_keep_the_proportions_of_the_pool_at_every_size(data: st.DataObject) -> None:
     """Every class of lengths has its share, however contribution goes with length."""
-    n, strata = data.draw(st.integers(10, 120)), data.draw(st.integers(2, 5))
+    n = data.draw(st.integers(10, 120))
+    strata = data.draw(st.integers(2, 5))
     lengths = data.draw(st.lists(st.integers(1, 60), min_size=n, max_size=n))
     pool = pl.DataFrame(
         {"sample_id": [f"{i:03}" for i in range(n)], "n_tokens": lengths, "none": [float(x) for x in lengths]}
@@ -159,9 +169,13 @@ def test_strata_keep_the_proportions_of_the_pool_at_every_size(data: st.DataObje
 
 
 def test_within_a_stratum_the_best_are_taken() -> None:
-    pool = pl.DataFrame({
-        "sample_id": [f"{i:02}" for i in range(20)], "n_tokens": [1] * 10 + [9] * 10, "none": [i / 10 for i in range(20)],
-    })  # fmt: skip
+    pool = pl.DataFrame(
+        {
+            "sample_id": [f"{i:02}" for i in range(20)],
+            "n_tokens": [1] * 10 + [9] * 10,
+            "none": [i / 10 for i in range(20)],
+        }
+    )
     assert sorted(ids(choose("icon_stratified", 0.2, pool, length_strata=2))) == ["08", "09", "18", "19"]
 
 
@@ -226,7 +240,8 @@ def test_near_duplicates_are_passed_over_and_the_size_is_kept(tmp_path: Path) ->
     """Twenty samples in five directions: of each direction only the best one passes."""
     vectors = {sample_id: np.eye(5)[i // 4] + 0.01 * (i % 4) for i, sample_id in enumerate(POOL["sample_id"])}
     embeddings = put_embeddings(Store(tmp_path), vectors)
-    plain, diverse = choose("icon", 0.25), choose("icon", 0.25, POOL, embeddings, diversity=0.9)
+    plain = choose("icon", 0.25)
+    diverse = choose("icon", 0.25, POOL, embeddings, diversity=0.9)
     directions = [int(sample_id[1:]) // 4 for sample_id in ids(diverse)]
     assert sorted(directions) == [0, 1, 2, 3, 4]
     assert len({int(sample_id[1:]) // 4 for sample_id in ids(plain)}) < 5, "here it matters"

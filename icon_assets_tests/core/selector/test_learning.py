@@ -34,7 +34,9 @@ from icon_assets.settings import ClassifierSettings, SelectorSettings
 from icon_assets_tests.conftest import put_shards
 
 KEY = ScoreKey("model", "float32", "alpaca", "\n", 64, 64, 64)
-N, WIDTH, SCORED = 240, 24, 160
+N = 240
+WIDTH = 24
+SCORED = 160
 
 
 class World:
@@ -44,29 +46,53 @@ class World:
     """
 
     def __init__(self, root: Path, signal: float, length: float) -> None:
-        draw, self.store = np.random.default_rng(4), Store(root)
+        draw = np.random.default_rng(4)
+        self.store = Store(root)
         self.ids = sorted(digest(number) for number in range(N))
-        tokens, embedding = draw.integers(5, 200, N), draw.normal(size=(N, WIDTH))
+        tokens = draw.integers(5, 200, N)
+        embedding = draw.normal(size=(N, WIDTH))
         value = signal * embedding[:, 3] + length * np.log(tokens) + draw.normal(size=N)
         self.truth = dict(zip(self.ids, value.tolist(), strict=True))
-        rows = pl.DataFrame({
-            "sample_id": self.ids, "shard": [f"s{i % 2}" for i in range(N)], "n": tokens, "embedding": embedding.astype("f4").tolist(),
-            "contribution": value,
-        }, schema_overrides={"embedding": pl.List(pl.Float32)})  # fmt: skip
+        rows = pl.DataFrame(
+            {
+                "sample_id": self.ids,
+                "shard": [f"s{i % 2}" for i in range(N)],
+                "n": tokens,
+                "embedding": embedding.astype("f4").tolist(),
+                "contribution": value,
+            },
+            schema_overrides={"embedding": pl.List(pl.Float32)},
+        )
         text = [pl.lit(x).alias(x) for x in ("file", "instruction", "input", "response", "turns", "metadata")]
         for (shard,), part in rows.group_by("shard"):
             samples = part.with_columns(*text, pl.lit(1).alias("row"), n_chars=pl.col("n") * 4)
             self.store.replace("samples", samples, shard=str(shard))
-            self.store.append("sample_features", part.with_columns(
-                score_key=pl.lit(KEY.value), origin=pl.col("shard"), n_tokens="n", nll_sum=pl.col("n") * 2.0,
-                nll_alone=pl.col("n") * 2.5, truncated=pl.lit(False),
-            ))  # fmt: skip
+            self.store.append(
+                "sample_features",
+                part.with_columns(
+                    score_key=pl.lit(KEY.value),
+                    origin=pl.col("shard"),
+                    n_tokens="n",
+                    nll_sum=pl.col("n") * 2.0,
+                    nll_alone=pl.col("n") * 2.5,
+                    truncated=pl.lit(False),
+                ),
+            )
             scored = part.filter(pl.col("sample_id").is_in(self.ids[:SCORED]))
             figures = ("consistency", "stability", "coverage", "significance", "standard_error")
-            self.store.replace("sample_scores", scored.with_columns(
-                *(pl.lit(0.0).alias(name) for name in figures), score_key=pl.lit(KEY.value), control=pl.lit("none"),
-                n_probes=pl.lit(4), n_context_tokens="n", truncated=pl.lit(False),
-            ), shard=str(shard), score_key=KEY.value)  # fmt: skip
+            self.store.replace(
+                "sample_scores",
+                scored.with_columns(
+                    *(pl.lit(0.0).alias(name) for name in figures),
+                    score_key=pl.lit(KEY.value),
+                    control=pl.lit("none"),
+                    n_probes=pl.lit(4),
+                    n_context_tokens="n",
+                    truncated=pl.lit(False),
+                ),
+                shard=str(shard),
+                score_key=KEY.value,
+            )
         put_shards(self.store, "s0", "s1")
 
     def train(self, directory: Path, **choices: Any) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -176,8 +202,11 @@ def test_too_few_scores_and_missing_features_are_refused_with_the_mend(tmp_path:
     with pytest.raises(IconError, match="1 of 160 scored samples have no features; materialize sample_features"):
         world.train(tmp_path / "model")
     with pytest.raises(IconError, match="held-out samples are all of one class; score more"):
-        skill(pl.DataFrame({"sample_id": ["a"], "contribution": [1.0], "n_context_tokens": [3]}),
-               pl.DataFrame({"sample_id": ["a"], "score": [1.0]}), SelectorSettings())  # fmt: skip
+        skill(
+            pl.DataFrame({"sample_id": ["a"], "contribution": [1.0], "n_context_tokens": [3]}),
+            pl.DataFrame({"sample_id": ["a"], "score": [1.0]}),
+            SelectorSettings(),
+        )
 
 
 def test_at_most_so_many_samples_are_learned_from_and_growth_keeps_them(tmp_path: Path) -> None:
@@ -261,14 +290,16 @@ def test_the_best_epoch_is_kept(tiny_model_dir: Path, monkeypatch: pytest.Monkey
 
 def test_both_classes_weigh_the_same(tiny_model_dir: Path) -> None:
     """Texts that are all the same: what is learned of them is how often a label weighs, and that is half."""
-    texts, labels = [[0, 100, 101]] * 128, np.arange(128) % 8 == 0
+    texts = [[0, 100, 101]] * 128
+    labels = np.arange(128) % 8 == 0
     model = Classifier.new(tiny_model_dir, CHOICES, 0, "float32", "cpu")
     model.train(texts, labels, texts, labels, CHOICES.model_copy(update={"epochs": 8}), 0, lambda *_: None)
     assert 0.3 < model.predict(texts[:1])[0] < 0.7, "not one in eight"
 
 
 def test_passes_are_counted_without_padding(tiny_model_dir: Path) -> None:
-    texts, labels = [[0, 5, 6, 7], [0, 8]], np.array([True, False])
+    texts = [[0, 5, 6, 7], [0, 8]]
+    labels = np.array([True, False])
     model = Classifier.new(tiny_model_dir, CHOICES, 0, "float32", "cpu")
     model.train(texts, labels, texts, labels, CHOICES.model_copy(update={"epochs": 3}), 0, lambda *_: None)
     once = context_work(4) + context_work(2)
@@ -290,9 +321,17 @@ def test_the_tenth_that_is_reported_on_neither_trains_nor_chooses(tiny_model_dir
     chosen = SelectorSettings(kind="lora", top_fraction=0.4, lora=CHOICES.model_copy(update={"epochs": 1}))
     (tmp_path / "model").mkdir()
     trained = train_classifier(
-        world.store, KEY, record, Encoder(load_tokenizer(tiny_model_dir), KEY), scored, chosen, tmp_path / "model", "float32",
-        "cpu", lambda *_: None,
-    )  # fmt: skip
+        world.store,
+        KEY,
+        record,
+        Encoder(load_tokenizer(tiny_model_dir), KEY),
+        scored,
+        chosen,
+        tmp_path / "model",
+        "float32",
+        "cpu",
+        lambda *_: None,
+    )
     parts = {i: part_of(i, 0, 10) for i in scored["sample_id"]}
     assert trained.in_sample is not None
     assert {parts[i] for i in trained.held_out["sample_id"]} == {0}

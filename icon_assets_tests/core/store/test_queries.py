@@ -1,4 +1,5 @@
-"""SQL of users: it reads this store's files and nothing else, changes nothing, ends when told to, and prints whatever comes back."""
+"""SQL of users: it reads this store's files and nothing else, changes nothing, ends when told to, and prints whatever
+comes back."""
 
 import hashlib
 import json
@@ -25,8 +26,16 @@ from icon_assets.settings import SqlSettings
 from icon_assets_tests.conftest import put_shards
 from icon_assets_tests.core.store.test_tables import shard_rows
 
-FOUR = pl.DataFrame({"shard": ["a"] * 4, "file": ["a.jsonl"] * 4, "row": [1, 2, 3, 4], "reason": ["bad_json"] * 3 + ["missing"],
-                     "detail": ["x"] * 4, "excerpt": ["y"] * 4})  # fmt: skip
+FOUR = pl.DataFrame(
+    {
+        "shard": ["a"] * 4,
+        "file": ["a.jsonl"] * 4,
+        "row": [1, 2, 3, 4],
+        "reason": ["bad_json"] * 3 + ["missing"],
+        "detail": ["x"] * 4,
+        "excerpt": ["y"] * 4,
+    }
+)
 
 
 def lay_out(root: Path) -> Store:
@@ -175,10 +184,8 @@ def test_the_first_wall_alone_lets_nothing_be_changed(tmp_path: Path, text: str)
     with duckdb.connect() as con:
         con.execute("CREATE TABLE quarantine AS SELECT 1 AS reason")
         con.execute(f"COPY quarantine TO '{tmp_path}/live.parquet'; BEGIN")
-        before, text = (
-            contents(tmp_path),
-            text.replace("{root}", str(tmp_path)).replace("{live}", f"{tmp_path}/live.parquet"),
-        )
+        before = contents(tmp_path)
+        text = text.replace("{root}", str(tmp_path)).replace("{live}", f"{tmp_path}/live.parquet")
         with pytest.raises((IconError, duckdb.Error)):
             run_all(con, text)
     assert contents(tmp_path) == before
@@ -220,10 +227,14 @@ def test_the_kernel_alone_lets_a_thread_write_in_its_directory_and_nowhere_else(
         attempt("inside", lambda: (inside / "new").write_text("x"))
         attempt("read", old.read_text)
         for name, work in {
-            "new": lambda: (tmp_path / "new").write_text("x"), "over": lambda: old.write_text("x"), "remove": old.unlink,
-            "rename": lambda: old.rename(inside / "old"), "link": lambda: (tmp_path / "l").symlink_to(old),
-            "truncate": lambda: os.truncate(old, 0), "folder": lambda: (tmp_path / "d").mkdir(),
-        }.items():  # fmt: skip
+            "new": lambda: (tmp_path / "new").write_text("x"),
+            "over": lambda: old.write_text("x"),
+            "remove": old.unlink,
+            "rename": lambda: old.rename(inside / "old"),
+            "link": lambda: (tmp_path / "l").symlink_to(old),
+            "truncate": lambda: os.truncate(old, 0),
+            "folder": lambda: (tmp_path / "d").mkdir(),
+        }.items():
             attempt(name, work)
 
     thread = threading.Thread(target=confined)
@@ -282,14 +293,19 @@ def test_order_and_names_are_those_of_the_query(shared: Store) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no statement"), (" ;-- nothing", "no statement"), ("SELEC 1", "Parser Error"), ("SELECT 1 /* open", "unterminated"),
-        ("SELECT nonsense", "Binder Error"), ("SELECT '" + "x" * MAX_CHARS + "'", "at most 100,000"),
+        ("", "no statement"),
+        (" ;-- nothing", "no statement"),
+        ("SELEC 1", "Parser Error"),
+        ("SELECT 1 /* open", "unterminated"),
+        ("SELECT nonsense", "Binder Error"),
+        ("SELECT '" + "x" * MAX_CHARS + "'", "at most 100,000"),
         ("SELECT " + "(" * 5000 + "1" + ")" * 5000, "expression depth"),
         ("SELECT * FROM " + "(SELECT * FROM " * 6000 + "range(1)" + ")" * 6000, "expression depth"),
-        ("SELECT " + "NOT " * 20_000 + "true", "expression depth"), ("/*" * 40_000, "unterminated"),
+        ("SELECT " + "NOT " * 20_000 + "true", "expression depth"),
+        ("/*" * 40_000, "unterminated"),
     ],
     ids=lambda value: value[:20],
-)  # fmt: skip
+)
 def test_a_text_that_is_no_query_gives_one_line(shared: Store, text: str, message: str) -> None:
     with pytest.raises(IconError, match=f"sql: .*{message}") as caught:
         shared.answer(text)
@@ -330,10 +346,14 @@ def test_a_query_ends_at_its_time_limit_and_says_how_to_raise_it(shared: Store, 
     [
         ("SELECT list(range) FROM range(30000000)", {"memory": 64 << 20}, "sql.memory"),
         (SPILLING, {"memory": 64 << 20, "temp_space": 1 << 20}, "sql.temp_space"),
-        ("SELECT range, md5(range::VARCHAR) FROM range(20000000)", {"memory": 64 << 20}, "the result is larger than sql.memory"),
+        (
+            "SELECT range, md5(range::VARCHAR) FROM range(20000000)",
+            {"memory": 64 << 20},
+            "the result is larger than sql.memory",
+        ),
     ],
     ids=["memory", "temporary space", "result"],
-)  # fmt: skip
+)
 def test_a_query_that_meets_a_bound_names_its_setting(
     shared: Store, text: str, bounds: dict[str, int], setting: str
 ) -> None:
@@ -407,7 +427,7 @@ VALUES = [
     ("{'t': chr(27) || '[2J'}", {"t": "\x1b[2J"}),
     ("true", True),
     ("1e300", 1e300),
-]  # fmt: skip
+]
 
 
 def test_a_value_of_any_type_is_told_in_strict_json(shared: Store) -> None:

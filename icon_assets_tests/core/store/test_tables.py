@@ -22,16 +22,32 @@ from icon_assets_tests.conftest import put_shards
 
 SPAWN = multiprocessing.get_context("spawn")
 CONTRACT = {
-    "samples", "quarantine", "probes", "pair_scores", "control_scores", "sample_scores", "predicted_scores", "selections",
-    "checkpoints", "eval_results", "leaderboard", "ledger",
-}  # fmt: skip
+    "samples",
+    "quarantine",
+    "probes",
+    "pair_scores",
+    "control_scores",
+    "sample_scores",
+    "predicted_scores",
+    "selections",
+    "checkpoints",
+    "eval_results",
+    "leaderboard",
+    "ledger",
+}
 
 
 def shard_rows(shard: str, n: int) -> pl.DataFrame:
     return pl.DataFrame(
-        {"shard": [shard] * n, "file": [f"{shard}.jsonl"] * n, "row": list(range(1, n + 1)), "reason": ["bad_json"] * n,
-         "detail": ["x"] * n, "excerpt": ["y"] * n}
-    )  # fmt: skip
+        {
+            "shard": [shard] * n,
+            "file": [f"{shard}.jsonl"] * n,
+            "row": list(range(1, n + 1)),
+            "reason": ["bad_json"] * n,
+            "detail": ["x"] * n,
+            "excerpt": ["y"] * n,
+        }
+    )
 
 
 def pairs(names: list[str], key: str = "k") -> pl.DataFrame:
@@ -195,7 +211,8 @@ def test_two_writers_of_overlapping_pairs_store_each_once(tmp_path: Path) -> Non
 
 
 def _replace_for_ever(root: Path, shard: str) -> None:
-    store, n = Store(root), 0
+    store = Store(root)
+    n = 0
     while True:
         n = n % 50 + 1
         store.replace("quarantine", shard_rows(shard, n).with_columns(detail=pl.lit(str(n))), shard=shard)

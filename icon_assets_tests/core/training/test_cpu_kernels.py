@@ -23,8 +23,11 @@ def packed(texts: list[torch.Tensor]) -> dict[str, Any]:
     bounds = torch.tensor([0, *torch.tensor([len(text) for text in texts]).cumsum(0)])
     positions = torch.cat([torch.arange(len(text)) for text in texts])
     return {
-        "input_ids": torch.cat(texts)[None], "position_ids": positions[None], "cu_seq_lens_q": bounds, "use_cache": False,
-    }  # fmt: skip
+        "input_ids": torch.cat(texts)[None],
+        "position_ids": positions[None],
+        "cu_seq_lens_q": bounds,
+        "use_cache": False,
+    }
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox"])
@@ -58,7 +61,8 @@ def test_no_sample_of_a_row_sees_another() -> None:
 
 
 def test_attention_over_more_than_one_block_of_queries_has_the_gradients_of_the_plain_one() -> None:
-    lengths, size = (600, 3), 16
+    lengths = (600, 3)
+    size = 16
     query, key, value = (torch.randn(1, heads, sum(lengths), size, requires_grad=True) for heads in (4, 2, 2))
     weights = torch.randn(1, sum(lengths), 4, size)
     blocks = [torch.ones(n, n, dtype=torch.bool).tril() for n in lengths]
@@ -95,7 +99,8 @@ def adapted(own: bool, dropout: float = 0.0, dtype: torch.dtype = torch.float32)
 
 
 def test_an_adapter_computes_what_pefts_own_does() -> None:
-    ours, theirs = adapted(own=True), adapted(own=False)
+    ours = adapted(own=True)
+    theirs = adapted(own=False)
     x = torch.randn(2, 7, 24)
     theirs.load_state_dict(ours.state_dict())
     results = []

@@ -119,7 +119,8 @@ def flat(steps: list[list[int]]) -> list[int]:
 
 def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own():
     plan = BatchPlan(tuple(range(10)), batch_size=4, epochs=2, seed=0)
-    first, second = plan.epoch(0), plan.epoch(1)
+    first = plan.epoch(0)
+    second = plan.epoch(1)
     assert sorted(flat(first)) == sorted(flat(second)) == list(range(10))
     assert first != second
     assert list(plan.seen()) == flat(first) + flat(second)
@@ -271,7 +272,8 @@ def test_only_final_files_are_written_and_none_names_a_path_of_this_machine(trai
 def test_the_tokenizer_of_a_checkpoint_keeps_the_chat_template(base_dir, tmp_path):
     from transformers import AutoTokenizer
 
-    base, out_dir = tmp_path / "base", tmp_path / "out"
+    base = tmp_path / "base"
+    out_dir = tmp_path / "out"
     shutil.copytree(base_dir, base)
     out_dir.mkdir()
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -45,7 +45,8 @@ def test_two_processes_end_with_the_weights_of_one_and_resume(base_dir, tmp_path
     assert two.resumed_from_step == 4
     assert [point.loss for point in two.loss_curve] == pytest.approx([point.loss for point in one.loss_curve], rel=1e-4)
     assert (two.n_tokens, two.flops, two.n_steps) == (one.n_tokens, one.flops, one.n_steps)
-    expected, got = weights(tmp_path / "one"), weights(tmp_path / "two")
+    expected = weights(tmp_path / "one")
+    got = weights(tmp_path / "two")
     assert expected.keys() == got.keys()
     assert not same(expected, {key: torch.zeros_like(value) for key, value in got.items()})
     for key in expected:

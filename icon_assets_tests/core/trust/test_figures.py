@@ -122,8 +122,10 @@ def test_of_a_handful_of_samples_length_tells_nothing() -> None:
 def test_one_ranking_for_every_size_is_nested_and_one_per_size_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pool_of(300)
     assert [(f.against, f.value) for f in nestedness("icon", pool)] == [
-        ("1% in 5%", 1.0), ("5% in 15%", 1.0), ("15% in 30%", 1.0),
-    ]  # fmt: skip
+        ("1% in 5%", 1.0),
+        ("5% in 15%", 1.0),
+        ("15% in 30%", 1.0),
+    ]
     monkeypatch.setattr(arm_module, "_ARMS", dict(arm_module._ARMS))
 
     @arm("capricious", "another ranking for every size")
@@ -158,15 +160,20 @@ def only(figures: list[Figure]) -> Figure:
 @pytest.mark.parametrize("heavy", [False, True])
 def test_the_overlap_is_what_an_independent_set_of_as_many_probes_keeps(reliability: float, heavy: bool) -> None:
     """Measured on one set alone, against other sets of the same kind: with nothing but noise, what chance keeps."""
-    pool, draw, n_probes = pool_of(400), np.random.default_rng(3), 32
-    top, said, kept = tops(pool), list[float](), list[float]()
+    pool = pool_of(400)
+    draw = np.random.default_rng(3)
+    n_probes = 32
+    top = tops(pool)
+    said = list[float]()
+    kept = list[float]()
     for _ in range(4):
         worth = draw.normal(0, math.sqrt(reliability / (1 - reliability) / n_probes), (400, 1))
         own, *others = (
-            worth + (draw.standard_t(4, (400, n_probes)) / math.sqrt(2) if heavy else draw.normal(size=(400, n_probes)))
+            worth
+            + (draw.standard_t(4, (400, n_probes)) / math.sqrt(2) if heavy else draw.normal(size=(400, n_probes)))
             + draw.normal(0, 2, n_probes)
             for _ in range(9)
-        )  # fmt: skip
+        )
         chosen = top(own.mean(axis=1))
         said.append(only(probe_overlap(top, own, 0)).value)
         kept += [len(chosen & top(other.mean(axis=1))) / 60 for other in others]
@@ -176,7 +183,8 @@ def test_the_overlap_is_what_an_independent_set_of_as_many_probes_keeps(reliabil
 
 
 def test_probes_that_agree_keep_a_selection_and_probes_that_do_not_are_warned_of() -> None:
-    pool, draw = pool_of(400), np.random.default_rng(3)
+    pool = pool_of(400)
+    draw = np.random.default_rng(3)
     worth = draw.normal(size=(400, 1))
     agree = only(probe_overlap(tops(pool), worth + draw.normal(0, 0.3, (400, 64)), 0))
     noise = only(probe_overlap(tops(pool), draw.normal(size=(400, 64)), 0))
@@ -211,15 +219,23 @@ def test_a_redrawn_choice_follows_the_token_budget_and_passes_over_what_the_sele
     assert redraws._topper("icon", "none", ids, narrow)(samples["none"].to_numpy()) is None, "8 of them differ"
 
 
-@pytest.mark.parametrize(("draws", "parts"), [
-    (2, [(5, 1), (6, 1)]), (3, [(5, 1), (6, 1), (7, 1)]), (4, [(5, 2), (7, 2)]), (5, [(5, 2), (7, 2)]), (64, [(5, 32), (37, 32)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("draws", "parts"),
+    [
+        (2, [(5, 1), (6, 1)]),
+        (3, [(5, 1), (6, 1), (7, 1)]),
+        (4, [(5, 2), (7, 2)]),
+        (5, [(5, 2), (7, 2)]),
+        (64, [(5, 32), (37, 32)]),
+    ],
+)
 def test_draws_of_random_contexts_are_held_against_draws_that_share_no_seed(
     draws: int, parts: list[tuple[int, int]]
 ) -> None:
     controls = ControlSettings(seed=5, draws=draws)
     assert [(part.seed, part.draws) for part in halved_draws(controls)] == parts
-    pool, draw = pool_of(400), np.random.default_rng(3)
+    pool = pool_of(400)
+    draw = np.random.default_rng(3)
     figure = only(control_overlap(tops(pool), draw.normal(size=(400, len(parts))), "random_tokens", draws))
     assert figure.value == pytest.approx(0.15, abs=0.1)
     assert (figure.low is None) == (figure.high is None) == (len(parts) == 2), "one comparison has no interval"
@@ -250,7 +266,8 @@ def test_shares_of_strata_stand_beside_what_chance_gives() -> None:
     assert [*figures] == ["prose", "math"]
     assert (figures["math"].value, figures["prose"].value) == (1, 0)
     assert figures["math"].detail == "0.200 of the pool"
-    low, high = figures["math"].low, figures["math"].high
+    low = figures["math"].low
+    high = figures["math"].high
     assert (low, high) == pytest.approx(
         [0.2 + side * 1.96 * math.sqrt(0.2 * 0.8 / 30 * 170 / 199) for side in (-1, 1)], abs=1e-3
     )
@@ -276,11 +293,16 @@ def test_of_many_strata_the_small_ones_are_counted_together() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ('{"category": "a", "stratum": "x"}', {"x"}), ('{"category": "a"}', {"a"}), ('{"source": "http"}', {"http"}),
-        ('{"dataset": "x", "category": "a"}', {"x"}), ('{"task": "x", "source": "http"}', {"x"}),
-        (None, {"f.jsonl"}), ('{"stratum": null}', {"f.jsonl"}), ('{"other": 1}', {"f.jsonl"}),
+        ('{"category": "a", "stratum": "x"}', {"x"}),
+        ('{"category": "a"}', {"a"}),
+        ('{"source": "http"}', {"http"}),
+        ('{"dataset": "x", "category": "a"}', {"x"}),
+        ('{"task": "x", "source": "http"}', {"x"}),
+        (None, {"f.jsonl"}),
+        ('{"stratum": null}', {"f.jsonl"}),
+        ('{"other": 1}', {"f.jsonl"}),
     ],
-)  # fmt: skip
+)
 def test_the_stratum_is_the_same_field_of_a_sample_as_of_a_probe_or_its_file(
     tmp_path: Path, fields: str | None, expected: set[str]
 ) -> None:
@@ -308,8 +330,9 @@ def test_the_stratum_is_the_same_field_of_a_sample_as_of_a_probe_or_its_file(
 def test_overlap_with_other_arms_stands_beside_chance() -> None:
     figures = arm_overlaps(Choice("icon", ["a", "b", "c", "d"], {"random": {"a", "x"}, "longest": {*"abcdz"}}), 20)
     assert [(f.against, f.value, f.detail) for f in figures] == [
-        ("longest", 1.0, "by chance 0.250"), ("random", 0.25, "by chance 0.100"),
-    ]  # fmt: skip
+        ("longest", 1.0, "by chance 0.250"),
+        ("random", 0.25, "by chance 0.100"),
+    ]
     rows = pl.DataFrame([{**vars(f), "arm": "icon"} for f in figures])
     assert warnings(rows, 0.8) == ["icon: 100% of it is also in longest: a comparison of the two says little"]
 
@@ -318,10 +341,21 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
     """A pool whose scores follow length, of which every text is the same, with two draws of a control that disagree."""
     world = World(tmp_path, 200)
     controls = [
-        {"score_key": KEY.value, "probe_id": p, "control": "random_tokens", "seed": seed, "length": n, "n_context_tokens": n,
-         "nll_sum": world.base[j] + seed * n / 400, "n_tokens": 1, "truncated": False}
-        for j, p in enumerate(PROBES) for seed in (0, 1) for n in (8, 2040)
-    ]  # fmt: skip
+        {
+            "score_key": KEY.value,
+            "probe_id": p,
+            "control": "random_tokens",
+            "seed": seed,
+            "length": n,
+            "n_context_tokens": n,
+            "nll_sum": world.base[j] + seed * n / 400,
+            "n_tokens": 1,
+            "truncated": False,
+        }
+        for j, p in enumerate(PROBES)
+        for seed in (0, 1)
+        for n in (8, 2040)
+    ]
     world.store.append("control_scores", pl.DataFrame(controls))
     x = (np.exp(world.base) - np.exp(world.nll)).mean(axis=1)
     columns = {
@@ -336,9 +370,15 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
     chosen = chosen_by("rico", pool, random=set(world.ids[:30]))
     figures = trust_figures(world.store, KEY, settings, pool, chosen)
     assert set(figures["figure"]) == {
-        "length_auc", "length_spearman", "nestedness", "probe_overlap", "control_overlap", "stratum_share", "near_duplicates",
+        "length_auc",
+        "length_spearman",
+        "nestedness",
+        "probe_overlap",
+        "control_overlap",
+        "stratum_share",
+        "near_duplicates",
         "arm_overlap",
-    }  # fmt: skip
+    }
     found = {(row["figure"], row["against"]): row["value"] for row in figures.iter_rows(named=True)}
     assert found["near_duplicates", "words"] == 29 / 30, "all but the first repeat it"
     assert found["stratum_share", "f"] == 1
@@ -346,7 +386,13 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
     assert found["probe_overlap", "another set of as many probes"] > 0.8
     assert found["control_overlap", "random_tokens"] < 0.9
     assert figures.filter(pl.col("figure") == "control_overlap")["low"].item() is None
-    of_peers = trust_figures(world.store, KEY, settings, Candidates(pool.samples.with_columns(peers=pl.col("none")), pool.settings), Choice("icon_peers", chosen.sample_ids, {}))  # fmt: skip
+    of_peers = trust_figures(
+        world.store,
+        KEY,
+        settings,
+        Candidates(pool.samples.with_columns(peers=pl.col("none")), pool.settings),
+        Choice("icon_peers", chosen.sample_ids, {}),
+    )
     assert "control_overlap" not in set(of_peers["figure"]), "peers are not drawn"
     assert of_peers.filter(pl.col("figure") == "probe_overlap")["value"].item() > 0.5
     predicted = Candidates(pool.samples.with_columns(predicted=pl.col("none")), pool.settings)
@@ -365,13 +411,27 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
 
 
 def test_a_light_selector_is_trained_anew_for_other_probes(tmp_path: Path) -> None:
-    """What it can learn from the embeddings is the worth that all probes agree on: more stable than the contributions."""
-    world, draw = World(tmp_path, 200), np.random.default_rng(2)
+    """What it can learn from the embeddings is the worth that all probes agree on: more stable than the
+    contributions."""
+    world = World(tmp_path, 200)
+    draw = np.random.default_rng(2)
     signal = np.column_stack([world.worth + draw.normal(0, 0.01, 200), draw.normal(0, 0.1, (200, 7))]).astype("f4")
-    world.store.append("sample_features", pl.DataFrame({
-        "score_key": KEY.value, "origin": "a", "sample_id": world.ids, "n_tokens": world.lengths, "nll_sum": 2.0, "nll_alone": 3.0,
-        "truncated": False, "embedding": signal.tolist(),
-    }, schema_overrides={"embedding": pl.List(pl.Float32)}))  # fmt: skip
+    world.store.append(
+        "sample_features",
+        pl.DataFrame(
+            {
+                "score_key": KEY.value,
+                "origin": "a",
+                "sample_id": world.ids,
+                "n_tokens": world.lengths,
+                "nll_sum": 2.0,
+                "nll_alone": 3.0,
+                "truncated": False,
+                "embedding": signal.tolist(),
+            },
+            schema_overrides={"embedding": pl.List(pl.Float32)},
+        ),
+    )
     columns = {
         "sample_id": world.ids,
         "n_tokens": world.lengths,
@@ -382,9 +442,13 @@ def test_a_light_selector_is_trained_anew_for_other_probes(tmp_path: Path) -> No
     figure = only(redrawn(world.store, KEY, Settings(), "icon_selector", pool))
     assert figure.value > 0.8
     assert figure.detail.endswith("200 draws of 6 probes, 200 samples")
-    world.store.replace("sample_features", world.store.query("FROM delta.sample_features").with_columns(
-        pl.Series("embedding", draw.normal(size=(200, 8)).astype("f4").tolist(), pl.List(pl.Float32)), n_tokens=7,
-    ))  # fmt: skip
+    world.store.replace(
+        "sample_features",
+        world.store.query("FROM delta.sample_features").with_columns(
+            pl.Series("embedding", draw.normal(size=(200, 8)).astype("f4").tolist(), pl.List(pl.Float32)),
+            n_tokens=7,
+        ),
+    )
     (noise,) = redrawn(world.store, KEY, Settings(), "icon_selector", pool) or [None]
     assert noise is None or noise.value < figure.value
 
