@@ -20,8 +20,9 @@ test: $(STAMP)  ## all tests, two at a time
 # What depends on the kind of CPU; instructions that this one has are taken away by their libraries' own variables.
 ENGINE_TESTS := $(addprefix icon_assets_tests/,e2e/test_bundled_model.py core/engine/test_engine.py core/engine/test_attention.py)
 
-test-cpus: $(STAMP)  ## accuracy and engine as on CPUs without AMX
+test-cpus: $(STAMP)  ## accuracy and engine as on CPUs without AMX, and with AVX2 only
 	ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 $(BIN)/python -m pytest -n 2 $(ENGINE_TESTS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 $(ENGINE_TESTS)
 
 lint: $(STAMP)  ## format, rules, types, and which module may import which
 	$(BIN)/ruff format --check icon_assets icon_assets_tests

@@ -18,20 +18,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from polars.testing import assert_frame_equal
+
 from icon_assets.core.store.tables import Store
 from icon_assets.home import create_workspace
 from icon_assets.workspace import Workspace
 from icon_assets_tests.benchmarks.common import parser, report
-from icon_assets_tests.conftest import POOL_A, POOL_B, lay_out, make_model, make_tokenizer
+from icon_assets_tests.conftest import POOL_A, POOL_B, lay_out, make_model, make_tokenizer, write_jsonl
 from icon_assets_tests.e2e import faults
-from icon_assets_tests.e2e.conftest import BUSY, questions
+from icon_assets_tests.e2e.conftest import BUSY, questions, read_all_the_while
 from icon_assets_tests.e2e.disks import Disk
 from icon_assets_tests.e2e.processes import start
-from icon_assets_tests.e2e.test_kills import assert_equal, assert_tidy, assert_whole
+from icon_assets_tests.e2e.test_kills import SEEN, assert_equal, assert_tidy, assert_whole
+from icon_assets_tests.e2e.test_ui import open_ui
 
 PATIENCE_SECONDS = 900
 STORE = "icon_assets.core.store.tables:Store"
 RECORD = "icon_assets.core.store.ledger:record"
+PAIRS = "SELECT count(*), count(DISTINCT (score_key, sample_id, probe_id)) FROM pair_scores"
 READING = (["status"], ["sql", "SELECT count(*) FROM samples"], ["trust"], ["plan"])
 Fault = Callable[[], None]
 
@@ -47,10 +51,11 @@ class Count:
 class Ground:
     """Workspaces to spoil, and the one that nothing happened to."""
 
-    def __init__(self, folder: Path, seed: int, most: int) -> None:
+    def __init__(self, folder: Path, seed: int, most: int, minutes: float) -> None:
         self.folder = folder
         self.draw = random.Random(seed)
         self.most = most
+        self.minutes = minutes
         self.model = folder / "model"
         make_model("llama").save_pretrained(self.model)
         make_tokenizer(bos=True).save_pretrained(self.model)
@@ -91,10 +96,8 @@ class Ground:
         store = Store(workspace.store_dir)
         assert_equal(store, Store(self.undisturbed.store_dir))
         assert_tidy(workspace)
-        pairs = store.query(
-            "SELECT count(*) AS n, count(DISTINCT (score_key, sample_id, probe_id)) AS u FROM pair_scores"
-        ).row(0)
-        assert pairs[0] == pairs[1], "pairs stand twice"
+        pairs = store.query(PAIRS).row(0)
+        assert pairs[0] == pairs[1], "pairs are there twice"
 
 
 @contextmanager
@@ -145,7 +148,7 @@ def while_publishing(ground: Ground) -> Count:
 
 def in_compaction(ground: Ground) -> Count:
     def fault(number: int) -> Fault:
-        return partial(faults.die_around, f"{STORE}._compact", 0, "within", ground.draw.uniform(0, 0.05))
+        return partial(faults.die_in_compaction, number % 3, ground.draw.uniform(0, 0.05))
 
     return killed_again_and_again(ground, "compaction", fault)
 
@@ -332,6 +335,61 @@ def ledger_rows_are_deleted(ground: Ground) -> Count:
     return count
 
 
+def beside_ui_and_daemon(ground: Ground) -> Count:
+    """Runs, one after the other, on a pool that changes before each, while the daemon starts runs by itself, a reader
+    asks the published views without a pause, and the web interface has to answer."""
+    count = Count()
+    automation = {"scoring": "on_change", "discover_seconds": 5}
+    root = ground.folder / "beside" / "workspace"
+    workspace = lay_out(root, ground.model, {"a.jsonl": POOL_A}, automation=automation, **BUSY)
+    ui = open_ui(workspace)
+    answers = 0
+    until = time.monotonic() + 60 * ground.minutes
+    try:
+        ui.address = ui.wait_until(ui.find_address)
+        while count.tried == 0 or time.monotonic() < until:
+            shard = "bcd"[count.tried % 3]
+            write_jsonl(root / "pool" / f"{shard}.jsonl", questions(shard, ground.draw.randint(3, 12)))
+            time.sleep(ground.draw.uniform(0, 10))  # the daemon may be faster
+            with noted(count, f"run {count.tried}"):
+                with read_all_the_while(Store(workspace.store_dir), SEEN) as seen:
+                    code, said = ground.run(workspace)
+                assert code == 0, said[-600:]
+                assert all(found == n and scored in (0, own) for answer in seen for n, found, own, scored in answer)
+                answers += len(seen)
+                assert ui.post("/graphql", {"query": "{ version }"})[0] == 200
+                assert ui.process.poll() is None, ui.said()[-600:]
+    finally:
+        ui.process.terminate()
+        ui.process.wait(120)
+    print(f"{answers} answers of the published views, all whole", file=sys.stderr)
+    with noted(count, "the run after"):
+        _assert_as_if_made_alone(ground, workspace)
+    count.tried -= 1
+    return count
+
+
+def _assert_as_if_made_alone(ground: Ground, workspace: Workspace) -> None:
+    """The same as in a new workspace with the same inputs, and no pair twice."""
+    root = ground.folder / "alone" / "workspace"
+    for part in ("pool", "probes", "eval", "settings.yaml"):
+        source = workspace.root / part
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, root / part)
+    alone = Workspace.load(root)
+    for each in (workspace, alone):
+        code, said = ground.run(each)
+        assert code == 0, said[-600:]
+    for sql in (
+        "FROM samples",
+        "FROM quarantine",
+        'SELECT file, "row", control, contribution FROM current_scores',
+    ):
+        ours, theirs = (Store(each.store_dir).query(f"{sql} ORDER BY ALL") for each in (workspace, alone))
+        assert_frame_equal(ours, theirs, abs_tol=1e-5)
+    pairs = Store(workspace.store_dir).query(PAIRS).row(0)
+    assert pairs[0] == pairs[1], "pairs are there twice"
+
+
 def assert_ended_well(code: int | None, said: str) -> None:
     """It came through, or stopped by itself and said so without a traceback."""
     assert code in (0, 1), f"exit code {code}: {said}"
@@ -355,6 +413,7 @@ SCENARIOS: dict[str, Callable[[Ground], Count]] = {
     "an ordinary user who may not write to the store": a_workspace_of_somebody_else("store"),
     "an ordinary user who may not write to the workspace": a_workspace_of_somebody_else(""),
     "ledger rows are deleted": ledger_rows_are_deleted,
+    "runs beside UI and daemon on a pool that changes": beside_ui_and_daemon,
 }
 
 
@@ -365,11 +424,16 @@ def main() -> None:
     )
     arguments_of.add_argument("--keep", type=Path, metavar="DIR", help="leave the workspaces there")
     arguments_of.add_argument("--most", type=int, default=12, help="tries of a fault that could be tried without end")
+    arguments_of.add_argument("--minutes", type=float, default=5, help="how long runs go on beside UI and daemon")
     arguments = arguments_of.parse_args()
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="icon-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        report(arguments, _measure(Ground(folder, arguments.seed, arguments.most), arguments.only), _lines)
+        report(
+            arguments,
+            _measure(Ground(folder, arguments.seed, arguments.most, arguments.minutes), arguments.only),
+            _lines,
+        )
     finally:
         if not arguments.keep:
             shutil.rmtree(folder, ignore_errors=True)

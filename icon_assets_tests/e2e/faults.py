@@ -110,6 +110,13 @@ def die_around(where: str, number: int, when: When, seconds: float = 0) -> None:
     setattr(owner, name, wrapped)
 
 
+def die_in_compaction(number: int, seconds: float) -> None:
+    """Die so many seconds after the `number`-th merging of small files (from 0) has begun; it begins with two files."""
+    tables = importlib.import_module("icon_assets.core.store.tables")
+    tables._COMPACT_FROM_FILES = tables._COMPACT_WHOLE_FROM_FILES = 2
+    die_around("icon_assets.core.store.tables:Store._compact", number, "within", seconds)
+
+
 def limit_files(n_bytes: int) -> None:
     """No file gets larger, as `ulimit -f` or a quota does it."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
