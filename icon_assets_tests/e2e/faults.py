@@ -113,7 +113,8 @@ def die_around(where: str, number: int, when: When, seconds: float = 0) -> None:
 def die_in_compaction(number: int, seconds: float) -> None:
     """Die so many seconds after the `number`-th merging of small files (from 0) has begun; it begins with two files."""
     tables = importlib.import_module("icon_assets.core.store.tables")
-    tables._COMPACT_FROM_FILES = tables._COMPACT_WHOLE_FROM_FILES = 2
+    for limit in ("_COMPACT_FROM_FILES", "_COMPACT_WHOLE_FROM_FILES"):
+        setattr(tables, limit, 2)
     die_around("icon_assets.core.store.tables:Store._compact", number, "within", seconds)
 
 
