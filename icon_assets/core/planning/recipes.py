@@ -27,7 +27,7 @@ from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Event, Input, Recipe
 from icon_assets.core.store.schema import sql_text
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import ModelSettings, PairwiseSettings, Settings
+from icon_assets.settings import ModelSettings, PairwiseSettings, PoolSettings, Settings
 from icon_assets.workspace import Workspace
 
 # Raise a number when a change of the code makes the product another one: what is stored then counts as stale.
@@ -108,15 +108,27 @@ def _trusted(settings: Settings, known: Known, arm: str) -> dict[str, Any]:
     return {**_chosen(settings, known, arm), "controls": controls, "near": near}
 
 
+def _drawn(settings: Settings, known: Known, part: str) -> dict[str, Any]:
+    return {**settings.probes.model_dump(), **_limit(settings)}
+
+
+def _limit(settings: Settings) -> dict[str, Any]:
+    """The longest sample that is read, of probes and evaluation data too. The default is left out: earlier versions
+    recorded no limit there."""
+    limit = settings.pool.max_chars
+    return {} if limit == PoolSettings().max_chars else {"max_chars": limit}
+
+
 def _measured(settings: Settings, known: Known, part: str) -> dict[str, Any]:
     shown = settings.evaluation.model_dump(exclude=_NOT_MEASURED, mode="json")
-    return {**shown, "template": settings.training.template, "max_tokens": settings.training.max_tokens}
+    trained = settings.training
+    return {**shown, "template": trained.template, "max_tokens": trained.max_tokens, **_limit(settings)}
 
 
 def _answered(settings: Settings, known: Known, part: str) -> dict[str, Any]:
     pairwise = pairwise_settings(settings)
     names = [each.name for each in pairwise.prompts]
-    return {"answer_key": answer_key(settings), "limit": pairwise.limit, "prompts": names}
+    return {"answer_key": answer_key(settings), "limit": pairwise.limit, "prompts": names, **_limit(settings)}
 
 
 def _judged(settings: Settings, known: Known, part: str) -> dict[str, Any]:
@@ -140,7 +152,7 @@ def pairwise_settings(settings: Settings) -> PairwiseSettings:
 
 _SETTINGS: Mapping[str, Callable[[Settings, Known, str], dict[str, Any]]] = {
     "raw_pool": lambda settings, known, shard: {"max_chars": settings.pool.max_chars},
-    "probe_set": lambda settings, known, part: settings.probes.model_dump(),
+    "probe_set": _drawn,
     "base_model": lambda settings, known, part: {
         "name": settings.model.name,
         "revision": known.revision,
