@@ -21,6 +21,10 @@ Nll = dict[tuple[int, int], torch.Tensor]  # by context and probe: nats of each 
 DATA = Path(__file__).parents[1] / "data"
 
 
+class Refused(AssertionError):
+    """The engine does not take the way that was asked for."""
+
+
 def ways(dtype: torch.dtype) -> list[tuple[Kernel, bool]]:
     """Every kernel that this CPU can run, with the model's layers as they are, and compiled."""
     if compiler() is None:
@@ -54,7 +58,8 @@ def packed(loaded: LanguageModel, problem: Problem, kernel: Kernel, compiled: bo
     """Every pair by one kernel, and by no other."""
     contexts, probes = problem
     engine = ScoringEngine(loaded, 4096, kernel)
-    assert engine.compile_for(10**9 if compiled else 0) == compiled
+    if engine.compile_for(10**9 if compiled else 0) != compiled:
+        raise Refused(f"{kernel}: the engine's trial did not admit compiled layers")
     wanted = [range(len(probes))] * len(contexts)
     found = dict(pair for forward in engine.forwards(contexts, probes, wanted) for pair in forward.by_pair)
     notes = [kernel] * (kernel != "segments") + ["compiled"] * compiled
