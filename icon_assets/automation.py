@@ -176,5 +176,6 @@ def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefiniti
         )
     except dg.DagsterInvalidDefinitionError as error:
         raise IconError(
-            f"{workspace.root / 'settings.yaml'}: automation.cron: {settings.cron!r} is no cron expression, such as '0 2 * * *'"
+            f"{workspace.root / 'settings.yaml'}: automation.cron: {settings.cron!r} is no cron expression, such as '0 "
+            "2 * * *'"
         ) from error

@@ -38,8 +38,8 @@ def build_freshness_check() -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset="sample_scores",
         name=FRESHNESS,
-        description="Every shard is scored as its file, the probes, the model and the settings are now. What is stale is still "
-        "ranked and selected by scores of before.",
+        description="Every shard is scored as its file, the probes, the model and the settings are now. What is stale "
+        "is still ranked and selected by scores of before.",
     )
     def scores_are_current(icon: WorkspaceResource) -> dg.AssetCheckResult:
         return dg.AssetCheckResult(**freshness(icon))

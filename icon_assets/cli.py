@@ -201,14 +201,16 @@ def _print_results(workspace: Workspace) -> None:
 
     store = Store(workspace.store_dir)
     print(
-        "\nLeaderboard (mean ± spread over seeds; base: before fine-tuning; cost: all of the scoring, one seed's training)"
+        "\nLeaderboard (mean ± spread over seeds; base: before fine-tuning; cost: all of the scoring, one seed's "
+        "training)"
     )
     _print_frame(wide_board(store.query("FROM leaderboard ORDER BY task, metric, arm")))
     _print_differences(store, workspace.settings)
     command = f"icon-assets -w {os.path.relpath(workspace.root)}"
+    best = f"FROM current_scores WHERE control = '{workspace.settings.controls.primary}' ORDER BY rank LIMIT 10"
     print(f"""
 Where to look next
-  every score             {command} sql "FROM current_scores WHERE control = '{workspace.settings.controls.primary}' ORDER BY rank LIMIT 10"
+  every score             {command} sql "{best}"
   a page to send          {workspace.exports_dir / "report.html"}
   any DuckDB client       {workspace.store_dir / "scores.duckdb"} (read-only)
   assets and lineage      {command} ui, then http://127.0.0.1:3000""")
@@ -224,7 +226,8 @@ def _print_differences(store: Any, settings: Settings) -> None:
     for against in [each for each in AGAINST if each in differences["against"].to_list()][:1]:
         n = headline(differences).filter(pl.col("against") == against)["n_comparisons"].max()
         print(
-            f"\nDifferences to {against}, {settings.evaluation.confidence:.0%} intervals over items and seeds (verdicts: after Holm over {n} comparisons)"
+            f"\nDifferences to {against}, {settings.evaluation.confidence:.0%} intervals over items and seeds "
+            f"(verdicts: after Holm over {n} comparisons)"
         )
         _print_frame(wide_differences(differences, against))
     for arm, sentence in verdicts_of(differences, settings.selection.reference).items():
@@ -259,7 +262,8 @@ def _trust(arguments: argparse.Namespace) -> int:
         figures = figures.filter(pl.col("arm") == arguments.arm)
     if figures.is_empty():
         raise IconError(
-            f"trust: no figures of {arguments.arm or 'any arm'}; run `icon-assets run --select selected_subset selection_trust`"
+            f"trust: no figures of {arguments.arm or 'any arm'}; run `icon-assets run --select selected_subset "
+            "selection_trust`"
         )
     lines = warnings(figures, workspace.settings.selection.length_warning)
     if arguments.json:

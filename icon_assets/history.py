@@ -114,7 +114,8 @@ def _fault_of_tables(connection: Connection, tables: set[str], module: Any) -> s
 def _broken(path: Path, fault: str, base: Path) -> IconError:
     """Both folders are to go: cursors in one name events of the other."""
     return IconError(
-        f"{path}: Dagster's history is broken ({fault}); stop what uses it, move {' and '.join(str(base / name) for name in _FOLDERS)} "
+        f"{path}: Dagster's history is broken ({fault}); stop what uses it, move "
+        f"{' and '.join(str(base / name) for name in _FOLDERS)} "
         "away and run again: they are made new; results and lineage are in the store and are not lost"
     )
 

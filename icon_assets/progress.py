@@ -165,7 +165,10 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"naively      {_price(plan.naive)}: {times:.1f} times the arithmetic, one pair per forward as in the paper"
     if plan.speed is not None:
         share = f"{plan.speed.peak_share:.0%} of its matrix-product peak"
-        yield f"speed        {plan.speed.tokens_per_second:,.0f} tokens/s on {plan.speed.device}, {share} ({plan.speed.measured})"
+        yield (
+            f"speed        {plan.speed.tokens_per_second:,.0f} tokens/s on {plan.speed.device}, {share} "
+            f"({plan.speed.measured})"
+        )
 
 
 def _shard_line(row: Mapping[str, Any]) -> str:

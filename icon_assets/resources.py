@@ -175,6 +175,6 @@ class LogProgress:
             rate = progress.tokens / progress.seconds
             left = progress.seconds * (progress.total - progress.done) / max(progress.done, 1)
             self._log.info(
-                f"{progress.done:,} of {progress.total:,} {progress.unit}, {progress.done / progress.seconds:,.0f} {progress.unit}/s, "
-                f"{rate:,.0f} tokens/s, about {left:,.0f} s left"
+                f"{progress.done:,} of {progress.total:,} {progress.unit}, {progress.done / progress.seconds:,.0f} "
+                f"{progress.unit}/s, {rate:,.0f} tokens/s, about {left:,.0f} s left"
             )

@@ -73,8 +73,10 @@ class ProbeSettings(Section):
     )
     budget: Annotated[float, Field(gt=0, lt=1)] | Literal["auto", "exact"] = Field(
         default="auto",
-        description="The most to spend on scoring, as a share of the tokens that every pair together would take. Samples that are clearly "
-        "inside or outside the top `selection.fraction` get fewer probes. `exact`: every pair is computed. `auto`: exact up to "
+        description="The most to spend on scoring, as a share of the tokens that every pair together would take. "
+        "Samples that are clearly "
+        "inside or outside the top `selection.fraction` get fewer probes. `exact`: every pair is computed. `auto`: "
+        "exact up to "
         "`exact_pairs`, a third beyond. Every sample gets a few probes, and a pilot of 24 or more samples gets all.",
     )
     exact_pairs: int = Field(default=2_000_000, ge=0, description="Pairs up to which `budget: auto` computes them all.")
@@ -108,8 +110,8 @@ class ScoringSettings(Section):
         default=1.0,
         gt=0,
         le=1,
-        description="Share of the samples that are scored directly, drawn by their ids; a selector can rank the others. "
-        "Growth of the pool keeps the draw, a larger share adds to it.",
+        description="Share of the samples that are scored directly, drawn by their ids; a selector can rank the "
+        "others. Growth of the pool keeps the draw, a larger share adds to it.",
     )
 
     @property
@@ -163,12 +165,13 @@ class SelectionSettings(Section):
     seed: Seed = Field(default=0, description="Seed of the arms that draw at random.")
     budget: Literal["samples", "tokens"] = Field(
         default="samples",
-        description="What every arm gets `fraction` of: the pool's samples, or its training tokens; then an arm takes samples "
-        "from its top until the next one would exceed that.",
+        description="What every arm gets `fraction` of: the pool's samples, or its training tokens; then an arm takes "
+        "samples from its top until the next one would exceed that.",
     )
     diversity: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="Cosine of embeddings beyond which a sample is passed over because a better one is chosen already; null: off.",
+        description="Cosine of embeddings beyond which a sample is passed over because a better one is chosen already; "
+        "null: off.",
     )
     length_strata: int = Field(default=5, ge=2, description="Length classes of the arm `icon_stratified`.")
     reference: str = Field(default="icon", description="The arm whose length distribution `length_matched` copies.")
@@ -176,7 +179,8 @@ class SelectionSettings(Section):
         default=0.8,
         gt=0.5,
         le=1,
-        description="A selection gets a warning when length alone separates chosen from other samples with an AUC beyond this.",
+        description="A selection gets a warning when length alone separates chosen from other samples with an AUC "
+        "beyond this.",
     )
 
 
@@ -206,8 +210,8 @@ class ClassifierSettings(Section):
 class SelectorSettings(Section):
     kind: Literal["light", "lora"] = Field(
         default="light",
-        description="What learns to rank the pool from directly scored samples: ridge regression on the model's hidden states, "
-        "or the paper's LoRA classifier.",
+        description="What learns to rank the pool from directly scored samples: ridge regression on the model's hidden "
+        "states, or the paper's LoRA classifier.",
     )
     control: ControlKind | None = Field(
         default=None, description="Whose contributions are learned; null: controls.primary."
@@ -216,8 +220,10 @@ class SelectorSettings(Section):
         default=0.15,
         gt=0,
         lt=1,
-        description="What counts as the best: what lora learns to tell from the rest, and what AUC and average precision are "
-        "measured for. It does not follow selection.fraction: one ranking serves every fraction, so that selections are nested.",
+        description="What counts as the best: what lora learns to tell from the rest, and what AUC and average "
+        "precision are "
+        "measured for. It does not follow selection.fraction: one ranking serves every fraction, so that selections "
+        "are nested.",
     )
     samples: int = Field(default=20_000, ge=20, description="Directly scored samples to learn from, at most.")
     folds: int = Field(default=5, ge=2, description="light: each sample is predicted by models of the other folds.")
@@ -256,13 +262,14 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
 class TrainingSettings(Section):
     preset: Literal["paper", "small"] | None = Field(
         default=None,
-        description="Values for what is not given here. paper: full fine-tuning, 3 epochs, AdamW at 2e-5, batches of 128, "
-        "2048 tokens; small: the LoRA recipe for a laptop, 3 epochs, 2e-4, batches of 16, 1024 tokens.",
+        description="Values for what is not given here. paper: full fine-tuning, 3 epochs, AdamW at 2e-5, batches of "
+        "128, 2048 tokens; small: the LoRA recipe for a laptop, 3 epochs, 2e-4, batches of 16, 1024 tokens.",
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(_once)] = Field(
         default=(0, 1),
         min_length=1,
-        description="One training per arm and seed. A gain is claimed only with two seeds or more. From 0 to 4294967295, as torch and numpy take them.",
+        description="One training per arm and seed. A gain is claimed only with two seeds or more. From 0 to "
+        "4294967295, as torch and numpy take them.",
     )
     method: Literal["lora", "full"] = Field(
         default="lora", description="lora: trains small added matrices; full: trains every weight."
@@ -429,16 +436,16 @@ class ChecksSettings(Section):
     content_rows: int = Field(
         default=1_000_000,
         ge=0,
-        description="Up to so many rows of a product are compared with the ledger whenever it is checked (about two seconds); of more, "
-        "what changed on disk since it was compared last. `icon-assets verify` compares everything.",
+        description="Up to so many rows of a product are compared with the ledger whenever it is checked (about two "
+        "seconds); of more, what changed on disk since it was compared last. `icon-assets verify` compares everything.",
     )
 
 
 class AutomationSettings(Section):
     scoring: Literal["nightly", "on_change", "off"] = Field(
         default="nightly",
-        description="Who starts scoring while `icon-assets ui` or Dagster's daemon runs: a schedule, changes of the pool folder "
-        "and of whatever else the scores are made from, or nobody but you.",
+        description="Who starts scoring while `icon-assets ui` or Dagster's daemon runs: a schedule, changes of the "
+        "pool folder and of whatever else the scores are made from, or nobody but you.",
     )
     cron: str = Field(default="0 2 * * *", description="When `nightly` starts.")
     time_zone: str = Field(default="UTC", description="Of `cron`, such as Europe/Berlin.")
@@ -476,11 +483,13 @@ class UiSettings(Section):
     host: str = Field(default="127.0.0.1", min_length=1, description="Address it listens on; the port is an option.")
     allowed_hosts: tuple[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$")], ...] = Field(
         default=(),
-        description="Further names under which browsers reach it, such as a proxy's: `icon.example.com`, `icon.example.com:8443`.",
+        description="Further names under which browsers reach it, such as a proxy's: `icon.example.com`, "
+        "`icon.example.com:8443`.",
     )
     token: SecretStr = Field(
         default=SecretStr("auto"),
-        description="Who may use it. auto: a token is made at every start where `host` is beyond this machine, none is asked for "
+        description="Who may use it. auto: a token is made at every start where `host` is beyond this machine, none is "
+        "asked for "
         "on it; always: one is made there, too; never: none, because a proxy asks; anything else is the token itself.",
     )
 

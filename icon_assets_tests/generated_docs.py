@@ -39,8 +39,8 @@ PREVENTS = {
     "every_sample_is_scored": "samples that can't be selected; a mean over some probes that passes for one over all",
     "every_score_has_its_pairs": "scores that nobody can check or compute again",
     "no_sample_is_a_probe": "scoring a file that came after the probes were drawn and holds some of them",
-    "scores_have_not_drifted": "a selection that changes because probes or model did (rank correlation below 0.9, mean off by "
-    "half a standard deviation)",
+    "scores_have_not_drifted": "a selection that changes because probes or model did (rank correlation below 0.9, mean "
+    "off by half a standard deviation)",
     "features_stand_once": "samples learned from twice",
     "every_sample_has_its_features": "samples chosen from a smaller pool",
     "features_are_finite": "one NaN that spreads to every sample it is compared with",
@@ -76,33 +76,33 @@ PREVENTS = {
 
 _CHECKS = """# Checks
 
-Every materialization is followed by the checks of its asset, one step for all of them. Each check can also be run alone in the
-UI. A check of a partitioned asset has that asset's partitions: a shard, an arm or a checkpoint that nobody looked at is not green.
-Each check says why it exists, what is wrong (counts and ids, no training text) and what to do. `icon-assets run` prints every
-failed check in a line. It ends with exit code 1 unless they only warn.
+After every materialization, one step runs all checks of the asset. Each check can also be run alone in the UI. A check
+of a partitioned asset has the same partitions, so a shard, an arm or a checkpoint that was not checked is not green.
+Each check says why it exists, what is wrong (counts and ids, no training text) and what to do. `icon-assets run` prints
+one line for every failed check. It ends with exit code 1 unless all of them only warn.
 
-- **blocking**: stops what follows in the same run. In a later run, what spends money looks again. Scoring looks at
-  `no_sample_is_a_probe`, at the files of the model and at the contents of its inputs; training at all blocking checks of its subset
-  and of the base model; evaluation at `files_are_as_recorded`.
-- **warns**: worth a look, no more.
-- **made again**: the next run makes the product again when the check is broken, although nothing it is made from has changed.
+- **blocking**: stops later steps of the same run. In a later run, expensive steps check again. Scoring checks
+  `no_sample_is_a_probe`, the files of the model and the contents of its inputs. Training checks every blocking check of
+  its subset and of the base model. Evaluation checks `files_are_as_recorded`.
+- **warns**: worth a look, but stops nothing.
+- **made again**: when the check fails, the next run makes the product again, even if its inputs have not changed.
 
-Two texts meet when they ask the same question (case, punctuation and system prompt aside), or share 13 words in a row of the
-probe's answer, or of the item's question or answer. Tasks named in `evaluation.tasks` come from a hub and are not looked at. Scores of
-a shard are compared with those of its last run, and the figures are in the ledger:
+Two texts overlap when they ask the same question (ignoring case, punctuation and system prompt), or share 13 words in a
+row of the probe's answer, or of the item's question or answer. Tasks named in `evaluation.tasks` come from a hub and
+are not checked for overlap. Scores of a shard are compared with those of its last run. The figures are in the ledger:
 
 ```sql
 SELECT "partition", summary->>'drift_rank_correlation' FROM ledger WHERE asset = 'sample_scores';
 ```
 
-One more check is not in the table: `scores_are_current` of `sample_scores` warns while shards are new, stale or removed. It looks at all
-shards together, and the sensor `discover_pool` reports it when it changes.
+One more check is not in the table: `scores_are_current` of `sample_scores` warns while shards are new, stale or
+removed. It covers all shards together. The sensor `discover_pool` reports it when its result changes.
 """
 
 _SETTINGS = f"""# Settings
 
-All choices of a workspace, in its `settings.yaml`. A key that is not given has its default; a key that is not known is refused. An
-environment variable overrides a key: `{ENV_PREFIX}PROBES{ENV_DELIMITER}COUNT=64` is `probes.count`.
+All settings of a workspace, in its `settings.yaml`. A key that is not given has its default; an unknown key is refused.
+An environment variable overrides a key: `{ENV_PREFIX}PROBES{ENV_DELIMITER}COUNT=64` is `probes.count`.
 """
 
 

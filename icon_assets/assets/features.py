@@ -70,7 +70,8 @@ def probe_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
     refuse_changed(icon, recipe.inputs)
     spent = icon.reader(context.log).complete_probes()
     rows = store.query(
-        "SELECT probe_id, embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key ORDER BY probe_id",
+        "SELECT probe_id, embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key "
+        "ORDER BY probe_id",
         {"key": key.value},
     )
     summary = _summary(key, rows.height, spent)

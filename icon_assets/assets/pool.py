@@ -98,7 +98,8 @@ def _gone(shard: str) -> IconError:
 def _summary(store: Store, source: SourceFile, ingested: Ingested) -> dict[str, int | str]:
     ids = [located.sample.sample_id for located in ingested.samples]
     elsewhere = store.query(
-        "SELECT count(DISTINCT sample_id) AS n FROM delta.pool WHERE shard <> $shard AND sample_id IN (SELECT unnest($ids))",
+        "SELECT count(DISTINCT sample_id) AS n FROM delta.pool WHERE shard <> $shard "
+        "AND sample_id IN (SELECT unnest($ids))",
         {"shard": source.shard, "ids": ids},
     )["n"].item()
     return {

@@ -26,8 +26,8 @@ class StoreDamaged(IconError):
 
     def __init__(self, table: str, part: str, why: str) -> None:
         super().__init__(
-            f"store table {table}: {part} {why}; `icon-assets repair` says what can be done, `icon-assets repair --yes` does it, "
-            "and the next run makes it again"
+            f"store table {table}: {part} {why}; `icon-assets repair` says what can be done, `icon-assets repair "
+            "--yes` does it, and the next run makes it again"
         )
         self.table = table
         self.part = part
@@ -43,7 +43,8 @@ class DiskRefused(IconError):
         self.is_of_disk = re.search("No space left|quota|Read-only|Permission|os error 13", said, re.I) is not None
         line = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         super().__init__(
-            f"{part}: could not be written ({line}); check free space and permissions, then run again: finished work is kept"
+            f"{part}: could not be written ({line}); check free space and permissions, then run again: finished work "
+            "is kept"
         )
 
 

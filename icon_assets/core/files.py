@@ -19,7 +19,8 @@ from icon_assets.core.errors import DiskRefused, IconError
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 # Of libraries that write by themselves and say it in words: DuckDB, Delta Lake, polars, safetensors, torch.
 _IN_WORDS = re.compile(
-    r"No space left|quota exceeded|Read-only file system|File too large|\(os error 13\)|PytorchStreamWriter failed|unexpected pos|iostream error",
+    r"No space left|quota exceeded|Read-only file system|File too large|\(os error 13\)|PytorchStreamWriter "
+    r"failed|unexpected pos|iostream error",
     re.IGNORECASE,
 )
 

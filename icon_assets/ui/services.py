@@ -194,7 +194,8 @@ class Services:
                     continue
                 if name != "code server":
                     say(
-                        f"icon-assets: the {name} has ended by itself (exit code {process.returncode}); what it printed says why"
+                        f"icon-assets: the {name} has ended by itself (exit code {process.returncode}); what it "
+                        "printed says why"
                     )
                     return 1
                 say("icon-assets: the code server has ended by itself; it is started again")
@@ -240,7 +241,8 @@ class Services:
         if runs := runs_at(self.instance, self.code_socket):
             names = ", ".join(map(title, runs[:5])) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
             say(
-                f"icon-assets: still under way, and ended now: {names}; finished work is kept, materialize again to go on"
+                f"icon-assets: still under way, and ended now: {names}; finished work is kept, materialize again to go "
+                "on"
             )
             cancel(self.instance, runs, self.code_socket, _CANCEL_SECONDS)
         _wait_or_kill(starters)

@@ -229,7 +229,8 @@ def _open_everything(page: Page) -> None:
 def _assert_text_only(page: Page) -> None:
     attributes = page.eval_on_selector_all(
         "*",
-        "all => all.flatMap(e => [...e.attributes].filter(a => ['src', 'href', 'srcset', 'action'].includes(a.name)).map(a => a.value))",
+        "all => all.flatMap(e => [...e.attributes].filter(a => ['src', 'href', 'srcset', "
+        "'action'].includes(a.name)).map(a => a.value))",
     )
     assert [each for each in attributes if HOST in each or "/graphql" in each] == []
     inside = page.eval_on_selector_all(".dagster-markdown *", "all => all.map(e => e.tagName + ' ' + (e.src || ''))")

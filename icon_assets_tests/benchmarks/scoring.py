@@ -250,10 +250,13 @@ def _agreement(icon: WorkspaceResource, reference: Results, n_seeds: int) -> dic
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['model']} ({result['dtype']}, {result['engine']}), {result['candidates']} candidates x {result['probes']} probes"
     yield (
-        f"wall ratio            {result['wall_ratio']} (compiling counted: {result['wall_ratio_with_compiling']}; pairs alone, without the "
-        f"one-off controls: {result['wall_ratio_without_controls']})"
+        f"{result['model']} ({result['dtype']}, {result['engine']}), {result['candidates']} candidates x "
+        f"{result['probes']} probes"
+    )
+    yield (
+        f"wall ratio            {result['wall_ratio']} (compiling counted: {result['wall_ratio_with_compiling']}; "
+        f"pairs alone, without the one-off controls: {result['wall_ratio_without_controls']})"
     )
     for name in ("seconds", "tokens_per_pair", "tokens_per_second", "peak_share", "peak_memory_mib"):
         yield f"{name:<22}" + ", ".join(f"{key} {value:,}" for key, value in result[name].items())

@@ -101,7 +101,10 @@ def test_a_selection_is_exported_and_reported_on_without_loading_a_model(tmp_pat
 
 
 ENDLESS = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-SORT = "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(90000) a, range(90000) b)"
+SORT = (
+    "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(90000) a, "
+    "range(90000) b)"
+)
 
 
 @pytest.mark.parametrize(

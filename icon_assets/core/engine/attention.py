@@ -4,8 +4,8 @@ Three kernels of the same mask, all registered with transformers under one name,
 - `segments`: scaled-dot-product attention per segment, which works everywhere;
 - `flex`: one FlexAttention call over the whole forward (CUDA), which gets the mask as a table of blocks and never as a
   tokens x tokens matrix;
-- `fused`: one call of an own C++ kernel over the whole forward (a CPU with bfloat16 matrix units, and a compiler). Segments
-  are short: there torch's kernel spends more time on each call than on its products.
+- `fused`: one call of our own C++ kernel over the whole forward. It needs a CPU with bfloat16 matrix units, and a
+  compiler. Segments are so short that torch's kernel would spend more time on each call than on its products.
 """
 
 import ctypes
@@ -120,7 +120,9 @@ def segment_attention(
     """Contexts causally; each probe to its context and, causally, to itself: one call per segment.
 
     Args:
-        query: [1, heads, tokens, head size]; key and value: [1, key heads, tokens, head size], of the value another one at will.
+        query: [1, heads, tokens, head size].
+        key: [1, key heads, tokens, head size].
+        value: [1, key heads, tokens, value size]; the value size may differ from the head size.
         layout: where contexts and probes lie.
         options: what the layer asks for besides.
 

@@ -177,8 +177,8 @@ class ScoringEngine:
             except torch.OutOfMemoryError:
                 if not parts:
                     raise IconError(
-                        f"out of memory on one pair of {tokens} tokens; lower scoring.max_context_tokens, use a smaller "
-                        "model, or a device with more memory"
+                        f"out of memory on one pair of {tokens} tokens; lower scoring.max_context_tokens, use a "
+                        "smaller model, or a device with more memory"
                     ) from None
                 self.tokens_per_forward = max(tokens // 2, 1)  # for what comes after, too
             else:
@@ -300,7 +300,8 @@ class ScoringEngine:
             texts: token ids, BOS included; scored: per text, the places of the tokens to score, from 1.
 
         Returns:
-            Per text the last hidden states [tokens, hidden], and the NLL in nats at the scored places, float64 on the CPU.
+            Per text the last hidden states [tokens, hidden], and the NLL in nats at the scored places, float64 on the
+            CPU.
         """
         import torch
 

@@ -77,7 +77,8 @@ def check_pairwise(settings: Settings) -> None:
         return
     if pairwise.against not in arms:
         raise IconError(
-            f"evaluation.pairwise.against: {pairwise.against!r} is not among selection.arms; add it there, or name one of {', '.join(arms)}"
+            f"evaluation.pairwise.against: {pairwise.against!r} is not among selection.arms; add it there, or name one "
+            f"of {', '.join(arms)}"
         )
     if len(arms) < 2:
         raise IconError("evaluation.pairwise: there is no other arm to compare; add one to selection.arms")
@@ -210,7 +211,8 @@ def _row(row: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
 def results(store: Store, judge: Judge, pairs: Sequence[Pair], checkpoint_id: str, other_id: str) -> list[Result]:
     """What the judge said of these pairs, by prompt set."""
     rows = store.query(
-        "SELECT question, verdict FROM judgements WHERE checkpoint_id = $checkpoint AND other_id = $other AND judge = $judge",
+        "SELECT question, verdict FROM judgements WHERE checkpoint_id = $checkpoint AND other_id = $other "
+        "AND judge = $judge",
         {"checkpoint": checkpoint_id, "other": other_id, "judge": judge.name},
     )
     said = dict(rows.iter_rows())

@@ -30,7 +30,8 @@ class Embeddings:
             IconError: there are none.
         """
         rows = self.store.query(
-            "SELECT embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key ORDER BY probe_id",
+            "SELECT embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key "
+            "ORDER BY probe_id",
             {"key": self.score_key},
         )
         if rows.is_empty():
@@ -41,7 +42,8 @@ class Embeddings:
         """The pool's samples with their vectors, a few thousand at a time."""
         with closing(self.store.connect()) as con:
             rows = con.sql(
-                "SELECT sample_id, embedding FROM sample_features SEMI JOIN delta.pool USING (sample_id) WHERE score_key = $key",
+                "SELECT sample_id, embedding FROM sample_features SEMI JOIN delta.pool USING (sample_id) "
+                "WHERE score_key = $key",
                 params={"key": self.score_key},
             )
             for batch in rows.to_arrow_reader(_CHUNK_ROWS):

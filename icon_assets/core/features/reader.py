@@ -182,7 +182,8 @@ def _fitting(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
     except torch.OutOfMemoryError:
         if len(texts) == 1:
             raise IconError(
-                f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower scoring.max_prompt_tokens and "
+                f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower "
+                "scoring.max_prompt_tokens and "
                 "scoring.max_response_tokens, use a smaller model, or a device with more memory"
             ) from None
     if engine.language_model.device.type == "cuda":
@@ -209,7 +210,8 @@ def _read(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
     figures = torch.tensor([[r.nll_sum, r.nll_alone, *r.embedding] for r in readings])
     if not torch.isfinite(figures).all():
         raise IconError(
-            "the model gives infinite or undefined figures for a sample; set model.dtype to float32, or use another model"
+            "the model gives infinite or undefined figures for a sample; set model.dtype to float32, or use another "
+            "model"
         )
     return readings
 

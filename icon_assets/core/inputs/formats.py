@@ -94,7 +94,8 @@ def decode_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        Rejected: `bad_json`; `wrong_type` for NaN and Infinity; `duplicate_key`; `over_limit` for a number no double holds.
+        Rejected: `bad_json`; `wrong_type` for NaN and Infinity; `duplicate_key`; `over_limit` for a number beyond the
+            range of a double.
     """
     if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
         raise Rejected("bad_json", f"nested deeper than {_MAX_DEPTH} levels")

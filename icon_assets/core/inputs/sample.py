@@ -82,7 +82,8 @@ def parse_row(row: Any, max_chars: int, *, unanswered: bool = False) -> tuple[Sa
         unanswered: only the prompt is wanted; where the row has no response, a dash stands for it.
 
     Raises:
-        Rejected: reasons `wrong_type`, `missing_field`, `empty_prompt`, `empty_response`, `over_limit`, and those of `clean`.
+        Rejected: reasons `wrong_type`, `missing_field`, `empty_prompt`, `empty_response`, `over_limit`, and those of
+            `clean`.
     """
     if not isinstance(row, Mapping):
         raise Rejected("wrong_type", f"a row must be an object with fields, not {type(row).__name__}")

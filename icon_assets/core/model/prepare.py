@@ -153,8 +153,8 @@ def _download(settings: ModelSettings, target: Path) -> None:
             )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise IconError(
-            f"{settings.name}@{settings.revision}: could not be downloaded ({type(error).__name__}); check id, revision, "
-            "network and HF_TOKEN, or download it elsewhere and set model.name to the directory"
+            f"{settings.name}@{settings.revision}: could not be downloaded ({type(error).__name__}); check id, "
+            "revision, network and HF_TOKEN, or download it elsewhere and set model.name to the directory"
         ) from error
     if not list(target.glob("*.safetensors")):
         raise IconError(f"{settings.name}@{settings.revision}: has no safetensors weights; choose a revision that has")

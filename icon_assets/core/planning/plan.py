@@ -34,9 +34,10 @@ class Plan:
     """What is to do, in shards, samples and pairs, and its price.
 
     Attributes:
-        shards: one row per shard: shard, file, status (`new`, `stale`, `unchanged`, `removed`), because (parts of the key
-            that changed, or ''), samples, new_samples, stale_samples, unchanged_samples, not_drawn_samples (left
-            to a selector, see `scoring.direct_share`), removed_samples, unscored_samples, new_pairs.
+        shards: one row per shard. Columns: shard, file, status (`new`, `stale`, `unchanged`, `removed`), because (the
+            parts of the key that changed, or ''), samples, new_samples, stale_samples, unchanged_samples,
+            not_drawn_samples (left to a selector, see `scoring.direct_share`), removed_samples, unscored_samples,
+            new_pairs.
         settling: files that are being written to, left for the next time.
         outdated: assets before the scores that will be made again first, with what changed; the probes and the model of
             this plan are those of before.

@@ -419,8 +419,8 @@ class Recipes:
         current = self.current(asset)
         if (missing := self.pool.keys() - current.keys()) or not self.pool:
             raise Unready(
-                f"{asset}: {len(missing)} of {len(self.pool)} shards are not made yet, or not as text, probes, model and "
-                f"settings are now ({', '.join(sorted(missing)[:3])}); materialize them first"
+                f"{asset}: {len(missing)} of {len(self.pool)} shards are not made yet, or not as text, probes, model "
+                f"and settings are now ({', '.join(sorted(missing)[:3])}); materialize them first"
             )
         return [current[shard] for shard in sorted(self.pool)]
 

@@ -126,7 +126,8 @@ def ids_are_of_their_text(subject: Subject) -> Finding:
         return Finding(
             0,
             0,
-            f"not computed for {n:,} rows (checks.content_rows): their contents are compared, `icon-assets verify` does it",
+            f"not computed for {n:,} rows (checks.content_rows): their contents are compared, `icon-assets verify` "
+            "does it",
         )
     rows = subject.rows(f"SELECT * FROM delta.{table} {where}", **asked)  # noqa: S608  (our own text)
     wrong = [row[named] for row in rows if row[named] is not None and not is_of_its_text(row, named)]

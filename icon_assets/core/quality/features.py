@@ -6,7 +6,8 @@ from icon_assets.core.quality.scores import APPENDED, under_current_key
 _COMPARABLE_HELD_OUT = 100  # samples from which skill is told from chance
 
 _FEATURES = """
-    SELECT * FROM delta.sample_features SEMI JOIN (FROM delta.samples WHERE shard = $shard) USING (sample_id) WHERE score_key = $key
+    SELECT * FROM delta.sample_features SEMI JOIN (FROM delta.samples WHERE shard = $shard) USING (sample_id)
+    WHERE score_key = $key
 """
 
 
@@ -40,8 +41,9 @@ def features_are_finite(subject: Subject) -> Finding:
     in one of them would spread to every sample that it is compared, or learned, with."""
     return subject.find(
         f"""
-        SELECT sample_id AS id, NOT (isfinite(nll_sum) AND isfinite(nll_alone) AND n_tokens > 0 AND isfinite(list_sum(embedding))
-            AND len(embedding) = mode(len(embedding)) OVER ()) AS wrong FROM ({_FEATURES})
+        SELECT sample_id AS id, NOT (isfinite(nll_sum) AND isfinite(nll_alone) AND n_tokens > 0
+            AND isfinite(list_sum(embedding)) AND len(embedding) = mode(len(embedding)) OVER ()) AS wrong
+        FROM ({_FEATURES})
         """,  # noqa: S608  (our own text)
         "features are not finite, or of another length",
         **under_current_key(subject),
@@ -70,7 +72,8 @@ def selector_is_as_recorded(subject: Subject) -> Finding:
     own = "WHERE selector_id = $id"
     (row,) = subject.rows(
         f"""
-        SELECT (SELECT count(*) FROM delta.selectors {own}) > 0 AND (SELECT count(*) FROM delta.selector_metrics {own}) > 0 AS whole
+        SELECT (SELECT count(*) FROM delta.selectors {own}) > 0
+            AND (SELECT count(*) FROM delta.selector_metrics {own}) > 0 AS whole
         """,  # noqa: S608  (our own text)
         id=subject.made.summary["selector_id"],
     )

@@ -19,7 +19,10 @@ def metrics_stand_once(subject: Subject) -> Finding:
 @rule("base_eval", "eval_results", blocking=True, mend="look at the checkpoint: its loss or logits are not finite")
 def metrics_are_finite(subject: Subject) -> Finding:
     """Every metric is a finite number. One NaN makes an arm's mean NaN, and the comparison is void."""
-    sql = "SELECT task || ' ' || metric AS id, NOT isfinite(value) AS wrong FROM delta.eval_results WHERE checkpoint_id = $checkpoint"
+    sql = (
+        "SELECT task || ' ' || metric AS id, NOT isfinite(value) AS wrong FROM delta.eval_results "
+        "WHERE checkpoint_id = $checkpoint"
+    )
     return subject.find(sql, "metrics are not finite", **_measured(subject))
 
 
@@ -78,7 +81,8 @@ def every_prompt_is_answered(subject: Subject) -> Finding:
     compared on the prompts that came first."""
     return subject.find(
         """
-        SELECT $checkpoint AS id, count(*) <> $due OR count(*) FILTER (answer IS NULL OR answer_key IS DISTINCT FROM $key) > 0 AS wrong
+        SELECT $checkpoint AS id, count(*) <> $due
+            OR count(*) FILTER (answer IS NULL OR answer_key IS DISTINCT FROM $key) > 0 AS wrong
         FROM delta.answers WHERE checkpoint_id = $checkpoint
         """,
         "checkpoints lack answers, or have some under other settings",
@@ -105,7 +109,8 @@ def win_rates_add_up(subject: Subject) -> Finding:
     return subject.find(
         """
         SELECT prompt_set AS id, count(*) OVER (PARTITION BY prompt_set) > 1 OR n <> wins + ties + losses
-            OR n + unreadable <> pairs OR n > 0 AND NOT (low BETWEEN 0 AND win_rate AND high BETWEEN win_rate AND 1) AS wrong
+            OR n + unreadable <> pairs
+            OR n > 0 AND NOT (low BETWEEN 0 AND win_rate AND high BETWEEN win_rate AND 1) AS wrong
         FROM (SELECT unnest($sets::STRUCT(prompt_set VARCHAR, pairs BIGINT)[], recursive := true))
         LEFT JOIN (FROM delta.pairwise_results WHERE checkpoint_id = $checkpoint) USING (prompt_set)
         """,
@@ -172,7 +177,8 @@ def every_task_tells_runs_apart(subject: Subject) -> Finding:
         """
         WITH item AS (
             SELECT i.task, i.item, count(DISTINCT i.value) AS answers, count(*) AS runs FROM eval_items i
-            SEMI JOIN (FROM current_results WHERE arm <> 'base') r USING (checkpoint_id) WHERE i.metric = 'acc' GROUP BY ALL
+            SEMI JOIN (FROM current_results WHERE arm <> 'base') r USING (checkpoint_id)
+            WHERE i.metric = 'acc' GROUP BY ALL
         )
         SELECT task AS id, max(answers) = 1 AS wrong FROM item GROUP BY task HAVING max(runs) > 1
         """,

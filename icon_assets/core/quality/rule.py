@@ -111,7 +111,8 @@ class Subject:
 
     def doubled(self, table: str, keys: str, where: str, **parameters: Any) -> Finding:
         """Judge that no two rows of a table share the keys."""
-        sql = f"SELECT concat_ws(' ', {keys}) AS id, count(*) > 1 AS wrong FROM delta.{table} WHERE {where} GROUP BY {keys}"  # noqa: S608
+        counted = f"SELECT concat_ws(' ', {keys}) AS id, count(*) > 1 AS wrong FROM delta.{table}"  # noqa: S608
+        sql = f"{counted} WHERE {where} GROUP BY {keys}"
         return self.find(sql, f"keys stand in {table} more than once", **parameters)
 
 

@@ -117,7 +117,8 @@ def every_score_has_its_pairs(subject: Subject) -> Finding:
     return subject.find(
         """
         WITH length AS (
-            SELECT sample_id, origin FROM delta.contexts SEMI JOIN (FROM delta.samples WHERE shard = $shard) USING (sample_id)
+            SELECT sample_id, origin FROM delta.contexts
+            SEMI JOIN (FROM delta.samples WHERE shard = $shard) USING (sample_id)
             WHERE score_key = $key
         ), pair AS (
             SELECT sample_id, count(*) AS pairs FROM delta.pair_scores SEMI JOIN length USING (origin, sample_id)
@@ -137,7 +138,8 @@ def no_score_is_a_stranger(subject: Subject) -> Finding:
     could win over the sample's present one."""
     return subject.find(
         """
-        SELECT DISTINCT sample_id AS id, sample_id NOT IN (SELECT sample_id FROM delta.samples WHERE shard = $shard) AS wrong
+        SELECT DISTINCT sample_id AS id,
+            sample_id NOT IN (SELECT sample_id FROM delta.samples WHERE shard = $shard) AS wrong
         FROM delta.sample_scores WHERE shard = $shard AND score_key = $key
         """,
         "scored samples are not in the shard",

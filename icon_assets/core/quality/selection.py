@@ -124,7 +124,8 @@ def length_does_not_explain_it(subject: Subject) -> Finding:
     limit = subject.workspace.settings.selection.length_warning
     rows = subject.rows(
         """
-        SELECT against, value FROM delta.trust_figures WHERE arm = $arm AND subset_id = $subset AND figure = 'length_auc'
+        SELECT against, value FROM delta.trust_figures
+        WHERE arm = $arm AND subset_id = $subset AND figure = 'length_auc'
         """,
         arm=subject.partition,
         subset=subject.made.summary["subset_id"],

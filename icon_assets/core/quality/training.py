@@ -20,8 +20,10 @@ def _base_model(subject: Subject) -> dict[str, str]:
     asked = {"checkpoint": subject.made.summary["checkpoint_id"]}
     if not subject.rows("FROM delta.checkpoints WHERE checkpoint_id = $checkpoint", **asked):
         raise IconError(
-            f"{subject.name}: the table checkpoints has no row of {asked['checkpoint']}, which the ledger names: an entry of its log was "
-            "lost; `icon-assets repair` shows what can be taken back; else delete its directory and materialize it again"
+            f"{subject.name}: the table checkpoints has no row of {asked['checkpoint']}, which the ledger names: an "
+            "entry of its log was "
+            "lost; `icon-assets repair` shows what can be taken back; else delete its directory and materialize it "
+            "again"
         )
     rows = subject.rows(
         """

@@ -27,7 +27,7 @@ class Verified:
     """What was compared and what was found: a line for each mismatch.
 
     Attributes:
-        known_from_here: tables that an earlier version wrote, which recorded nothing: they count as they were found just now.
+        known_from_here: tables that an earlier version wrote without a record. Their contents were recorded just now.
     """
 
     mismatches: list[str]

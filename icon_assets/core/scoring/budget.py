@@ -27,8 +27,8 @@ class Budget:
             computed in any case.
         fraction: the top share of the pool that is wanted.
         control: the control whose contribution decides.
-        error_rate: how often a sample may be stopped on the wrong side of the cut, over all rungs (normal theory, with the
-            standard errors that estimates were found to have).
+        error_rate: how often a sample may be stopped on the wrong side of the cut, over all rungs. It follows from
+            normal theory, with the standard errors that the estimates were found to have.
         pilot: randomly drawn samples that get every probe, to learn how probes move together.
         seed: of that draw.
     """

@@ -61,8 +61,8 @@ def contributions(
     """Rows of the table `sample_scores` for one shard.
 
     Args:
-        pilot: where some samples lack probes. From the pilot (and the complete samples of the shard) it is learned what a
-            sample's known influences say about the others.
+        pilot: given where some samples lack probes. A sample's missing influences are predicted from its known ones, as
+            learned from the pilot and the complete samples of the shard.
         ceiling: only samples whose ids are below it are scored directly; None: all (see `digests.share_ceiling`).
     """
     scores = store.query(

@@ -179,7 +179,8 @@ class Scorer:
         if budget not in self._pilots:
             self._pilots[budget] = self._store.query_pool(
                 """
-                SELECT sample_id FROM (SELECT DISTINCT sample_id FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling)
+                SELECT sample_id
+                FROM (SELECT DISTINCT sample_id FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling)
                 ORDER BY md5($seed || sample_id) LIMIT $n
                 """,
                 seed=str(budget.seed),
@@ -264,7 +265,8 @@ class Scorer:
     def _origins(self, sample_ids: list[str]) -> pl.DataFrame:
         """Where the pairs of these samples lie: with those of the shard each of them was first scored for."""
         return self._store.query(
-            "SELECT sample_id, origin FROM contexts WHERE score_key = $key AND sample_id IN (SELECT unnest($ids::VARCHAR[]))",
+            "SELECT sample_id, origin FROM contexts WHERE score_key = $key "
+            "AND sample_id IN (SELECT unnest($ids::VARCHAR[]))",
             {"key": self._key.value, "ids": sample_ids},
         )
 

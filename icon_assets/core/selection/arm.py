@@ -21,12 +21,12 @@ class Arm:
     """A way to rank the pool.
 
     Attributes:
-        order: makes of the candidates rows of sample_id and score, best first: all that it can rank.
-        control: whose contributions it ranks by, if any.
-        tables: of the store, that it ranks by besides.
-        settings: of `selection`, that it depends on besides what all arms do.
-        drawn: whether chance ranks. Then each training seed has a draw of its own (`draws`): of one draw alone nobody could
-            tell whether another would have done as well.
+        order: returns the candidates that it can rank, as rows of sample_id and score, best first.
+        control: the control whose contributions it ranks by, if any.
+        tables: further tables of the store that it ranks by.
+        settings: keys of `selection` that it depends on, besides those that every arm depends on.
+        drawn: whether the ranking is random. Then each training seed has its own draw (`draws`), because a single draw
+            can't show how much results vary from draw to draw.
     """
 
     name: str

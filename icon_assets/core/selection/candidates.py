@@ -21,11 +21,11 @@ class Candidates:
     """The pool as arms see it.
 
     Attributes:
-        samples: by sample_id: n_response_chars, n_tokens, what arms rank by (one column each), and n_training_tokens where
-            `selection.budget` counts those.
-        embeddings: where arms find vectors, if any are stored.
-        draw: which of several draws a drawn arm makes.
-        rankings: what arms made of it, kept because other arms and figures ask again.
+        samples: by sample_id. Columns: n_response_chars, n_tokens, one for each quantity that arms rank by, and
+            n_training_tokens where `selection.budget` counts those.
+        embeddings: the stored vectors, if there are any.
+        draw: the number of the draw that a drawn arm makes.
+        rankings: rankings of the arms, kept because other arms and figures need them again.
     """
 
     samples: pl.DataFrame

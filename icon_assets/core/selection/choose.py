@@ -93,8 +93,8 @@ def _too_few(name: str, left: int, pool: Candidates) -> IconError:
         tables = " and ".join(by.tables)
         return IconError(f"{needs} {ranked} have a row in {tables}; materialize {tables} for every shard first")
     return IconError(
-        f"{needs} {ranked} have a score under control {by.control}; materialize raw_pool and sample_scores for every shard "
-        "first; where scoring.direct_share is below 1, raise it or take the arm icon_selector"
+        f"{needs} {ranked} have a score under control {by.control}; materialize raw_pool and sample_scores for every "
+        "shard first; where scoring.direct_share is below 1, raise it or take the arm icon_selector"
     )
 
 

@@ -49,8 +49,8 @@ def train_classifier(
     for labels in (top[held], top[choosing], top[learned]):
         if len(set(labels)) < 2:
             raise IconError(
-                f"selector: of {len(top)} scored samples, the {len(labels)} in one part are all of one class; score more samples "
-                "directly (scoring.direct_share), or set selector.kind to light"
+                f"selector: of {len(top)} scored samples, the {len(labels)} in one part are all of one class; score "
+                "more samples directly (scoring.direct_share), or set selector.kind to light"
             )
     texts = _texts(store, encoder, scored["sample_id"].to_list())
     train, others = ([texts[i] for i in scored["sample_id"].filter(pl.Series(part))] for part in (learned, choosing))

@@ -184,8 +184,8 @@ def found(
     """What the files of a table hold, where rows have these values.
 
     Args:
-        trusted: files that were looked at by an earlier process, which are not read again while size and times are the same.
-        again: read all of them, also what this process has looked at.
+        trusted: files that an earlier process read. They are not read again while their size and times are the same.
+        again: read all files, also those that this process has read.
 
     Raises:
         StoreDamaged: a file is gone, or can't be read.

@@ -282,7 +282,8 @@ def _from_json(text: str | None) -> Any:
 def _bound_met(error: duckdb.OutOfMemoryException, bounds: Bounds) -> IconError:
     if "max_temp_directory_size" in str(error):
         return IconError(
-            f"sql: needs more temporary space than sql.temp_space ({_size(bounds.temp_space)}); ask for less, or raise it"
+            f"sql: needs more temporary space than sql.temp_space ({_size(bounds.temp_space)}); ask for less, or raise "
+            "it"
         )
     return IconError(f"sql: needs more memory than sql.memory ({_size(bounds.memory)}); ask for less, or raise it")
 

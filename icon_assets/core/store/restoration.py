@@ -146,7 +146,10 @@ def _ledger_first() -> list[str]:
 
 def _planned(damage: StoreDamaged) -> Repair:
     if damage.part == LOG:
-        does = "set the damaged part of the log aside, or the whole table where that does not suffice, and take back what is as recorded"
+        does = (
+            "set the damaged part of the log aside, or the whole table where that does not suffice, and take back "
+            "what is as recorded"
+        )
     else:
         does = "take it out of the table's log" if damage.why == "is gone" else "set it aside"
     lost = (
@@ -244,7 +247,10 @@ def _repair_log(store: Store, table: str, place: Path) -> Iterator[str]:
     if _opens(store, table):
         return
     _move(folder, place / table / "table")
-    yield f"{table}: its log can't be read without that: the whole table set aside in {place.relative_to(store.root.parent)}"
+    yield (
+        f"{table}: its log can't be read without that: the whole table set aside in "
+        f"{place.relative_to(store.root.parent)}"
+    )
     kept, lost = _take_back(store, table, place / table / "table")
     yield f"{table}: {kept:,} rows taken back" + (f", {lost:,} recorded rows are lost" if lost else ", none lost")
 

@@ -116,7 +116,8 @@ def pool_strata(store: Store) -> pl.DataFrame:
     """The kind of task of every unique sample: the first of `STRATUM_FIELDS` that at least half of the rows have, with
     2 to 100 different values; the file, where there is no such field."""
     fields = ", ".join(
-        f"count(metadata->>'{each}') * 2 >= count(*) AND count(DISTINCT metadata->>'{each}') BETWEEN 2 AND {_MOST_STRATA} AS {each}"
+        f"count(metadata->>'{each}') * 2 >= count(*) AND count(DISTINCT metadata->>'{each}') BETWEEN 2 AND "
+        f"{_MOST_STRATA} AS {each}"
         for each in STRATUM_FIELDS
     )
     usable = store.query(f"SELECT {fields} FROM delta.pool").row(0, named=True)  # noqa: S608  (our own text)

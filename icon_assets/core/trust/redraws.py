@@ -193,7 +193,10 @@ def _halved(arm: str, pool: Candidates, seed: int) -> list[Figure]:
     half = len(rounds.places) // 2
     drawn = [random.permutation(len(rounds.places)) for _ in range(_HALVINGS if half else 0)]
     pairs = [(top(order[:half]), top(order[half : 2 * half])) for order in drawn]
-    detail = f"{_HALVINGS} times {half} probes against {half} others, {len(sample_ids):,} samples; as many as the arm has would keep more"
+    detail = (
+        f"{_HALVINGS} times {half} probes against {half} others, {len(sample_ids):,} samples; as many as the arm "
+        "has would keep more"
+    )
     return _kept("probe_overlap", OTHER_HALF, pairs, len(sample_ids), detail)
 
 

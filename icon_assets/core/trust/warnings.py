@@ -49,14 +49,20 @@ def _warning(row: dict[str, Any], length_limit: float) -> str:
     value = row["value"]
     if row["figure"] == "length_auc" and explained_by_length(value, length_limit):
         longer = "longer" if value > 0.5 else "shorter"
-        return f"{arm}: chosen samples are {longer} ({against}): length alone tells them from the rest with AUC {max(value, 1 - value):.2f}"
+        return (
+            f"{arm}: chosen samples are {longer} ({against}): length alone tells them from the rest with AUC "
+            f"{max(value, 1 - value):.2f}"
+        )
     if row["figure"] == "nestedness" and value < 1:
         return f"{arm}: only {value:.0%} of what it chooses at one size is chosen at the next larger one ({against})"
     if row["figure"] == "probe_overlap" and value < _SHAKY:
         chance = row["detail"].split(";")[0]
         return f"{arm}: with {against} {1 - value:.0%} of it would be other samples ({chance}); raise probes.count"
     if row["figure"] == "control_overlap" and value < _SHAKY:
-        return f"{arm}: with other random contexts {1 - value:.0%} of it would be other samples ({row['detail']}); raise controls.draws"
+        return (
+            f"{arm}: with other random contexts {1 - value:.0%} of it would be other samples ({row['detail']}); "
+            "raise controls.draws"
+        )
     if row["figure"] == "near_duplicates" and value > _REPEATED:
         return f"{arm}: {value:.0%} of it nearly repeats a better sample ({against}); see selection.diversity"
     if row["figure"] == "arm_overlap" and value > _SAME and against != "full" and arm != "full":

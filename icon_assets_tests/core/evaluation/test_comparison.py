@@ -296,9 +296,10 @@ def test_a_verdict_tells_whose_lengths_were_matched_and_how_the_arm_stands_to_fu
     seen = {"a": OPEN, "p": WORSE}
     rows = _rows(random=seen, length_matched=seen, full=seen, base={"a": BETTER, "p": BETTER})
     assert verdicts_of(as_frame(rows), "icon")["icon"] == (
-        "a loss: worse than random and length_matched in held-out perplexity; not distinguishable from random and length_matched "
-        "in accuracy; better than the base model in accuracy and held-out perplexity; worse than the full pool in held-out perplexity; "
-        "not distinguishable from the full pool in accuracy; 3 seeds"
+        "a loss: worse than random and length_matched in held-out perplexity; not distinguishable from random and "
+        "length_matched "
+        "in accuracy; better than the base model in accuracy and held-out perplexity; worse than the full pool in "
+        "held-out perplexity; not distinguishable from the full pool in accuracy; 3 seeds"
     )
     assert (
         "worse than random and length_matched (lengths of rico) in held-out"

@@ -328,7 +328,10 @@ SPILLING = (
     "WITH x AS MATERIALIZED (SELECT md5(range::VARCHAR) AS m, range FROM range(2500000)) "
     "SELECT min(a.m)[:0] FROM x a, (FROM x LIMIT 1) b"
 )
-LARGE_SORT = "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(30000) a, range(30000) b)"
+LARGE_SORT = (
+    "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(30000) a, "
+    "range(30000) b)"
+)
 
 
 @pytest.mark.parametrize(
