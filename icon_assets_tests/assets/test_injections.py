@@ -173,7 +173,7 @@ def test_only_one_function_makes_what_checks_say() -> None:
 
 PAGES = [
     ("/assets/raw_pool?view=partitions&partition={shard}", "quarantined_rows"),
-    ("/assets/raw_pool?view=checks&checkDetail=holds_no_evaluation_item", "samples meet an evaluation item"),
+    ("/assets/raw_pool?view=checks&checkDetail=holds_no_evaluation_item", "samples overlap with an evaluation item"),
     ("/runs/{raw_pool}", "quarantined, missing_field"),
     ("/assets/probe_set?view=events", "probes_by_stratum"),
     ("/assets/base_model", "model_digest"),

@@ -193,7 +193,7 @@ def test_the_command_says_what_a_reader_should_know(
     assert "trust: no figures of any arm; run" in capsys.readouterr().err
     outcomes = run(workspace, instance, arms=["random", "longest", "icon"], fraction=0.4)
     warned = str(outcomes["selection_trust[longest]"].warning)
-    assert warned.startswith("check length_does_not_explain_it: 2 of 2 lengths alone tell chosen from other samples")
+    assert warned.startswith("check length_does_not_explain_it: 2 of 2 comparisons separate chosen from other samples")
     assert cli.main(["-w", str(workspace.root), "trust"]) == 0
     out = capsys.readouterr().out
     assert "! longest: chosen samples are longer (tokens): length alone tells them from the rest with AUC" in out
