@@ -123,7 +123,7 @@ def _settled_digest(source: SourceFile, settle_seconds: float) -> str:
     except FileNotFoundError as error:
         raise Unready(f"{source.path}: is gone") from error
     if time.time() - status.st_mtime < settle_seconds:
-        raise Unready(f"{source.path}: is being written to")
+        raise Unready(f"{source.path}: is still being written to")
     return _digest_at(source, status.st_size, status.st_mtime_ns)
 
 
@@ -147,7 +147,7 @@ def build_automation(
             target="*",
             default_status=dg.DefaultSensorStatus.RUNNING,
             minimum_interval_seconds=30,
-            description="Starts what is stale, by the conditions of the assets.",
+            description="Starts stale partitions, by the conditions of the assets.",
             use_user_code_server=True,
         )
         return [sensor], []
@@ -161,7 +161,7 @@ def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefiniti
     def start(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         unfinished = dg.RunsFilter(job_name=NIGHTLY, statuses=UNFINISHED)
         if runs := context.instance.get_runs(unfinished, limit=1):
-            return dg.SkipReason(f"run {runs[0].run_id} of the last time is not finished")
+            return dg.SkipReason(f"the previous run {runs[0].run_id} is not finished")
         return dg.RunRequest()
 
     try:
@@ -171,11 +171,11 @@ def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefiniti
             cron_schedule=settings.cron,
             execution_timezone=settings.time_zone,
             execution_fn=start,
-            description="Scores what changed since the last night, and selects.",
+            description="Scores everything that changed since the last run, and selects.",
             default_status=running.RUNNING if settings.scoring == "nightly" else running.STOPPED,
         )
     except dg.DagsterInvalidDefinitionError as error:
         raise IconError(
-            f"{workspace.root / 'settings.yaml'}: automation.cron: {settings.cron!r} is no cron expression, such as '0 "
-            "2 * * *'"
+            f"{workspace.root / 'settings.yaml'}: automation.cron: {settings.cron!r} is not a cron expression such as "
+            "'0 2 * * *'"
         ) from error

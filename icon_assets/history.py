@@ -68,7 +68,7 @@ def history_error(home: Path, error: DatabaseError) -> IconError:
         return _broken(home / "history", said, home)
     if "locked" in said:
         return IconError(
-            f"{home}: Dagster's history: another process keeps it locked; see what uses it, then run again"
+            f"{home}: Dagster's history: another process keeps it locked; find that process, then run again"
         )
     return DiskRefused(f"{home}: Dagster's history", error.orig or error)
 
@@ -114,9 +114,9 @@ def _fault_of_tables(connection: Connection, tables: set[str], module: Any) -> s
 def _broken(path: Path, fault: str, base: Path) -> IconError:
     """Both folders are to go: cursors in one name events of the other."""
     return IconError(
-        f"{path}: Dagster's history is broken ({fault}); stop what uses it, move "
+        f"{path}: Dagster's history is broken ({fault}); stop the processes that use it, move "
         f"{' and '.join(str(base / name) for name in _FOLDERS)} "
-        "away and run again: they are made new; results and lineage are in the store and are not lost"
+        "away and run again: new ones are created; results and lineage are in the store and are not lost"
     )
 
 
@@ -148,7 +148,7 @@ def _faults_of(path: Path) -> Iterator[None]:
 
 
 def _wrong(path: Path, fault: str) -> IconError:
-    return IconError(f"{path}: {fault}; correct it, or move the file away: the next command writes the shipped one")
+    return IconError(f"{path}: {fault}; correct it, or move the file away: the next command writes the default one")
 
 
 def _reference(home: Path) -> InstanceRef:

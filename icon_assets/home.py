@@ -39,7 +39,7 @@ def create_workspace(target: Path) -> Workspace:
         try:
             target.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise IconError(f"{error.filename}: is a file, not a directory; choose another") from error
+            raise IconError(f"{error.filename}: is a file, not a directory; choose a different one") from error
         with _sole_init(target):
             ready = target / _READY
             if not ready.exists():

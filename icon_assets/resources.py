@@ -1,4 +1,4 @@
-"""What assets get handed: the workspace with its store, and the language model, loaded once per process."""
+"""Resources of the assets: the workspace with its store, and the language model, loaded once per process."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +33,7 @@ from icon_assets.workspace import Workspace
 def _cached_model(directory: Path, dtype: str, device: str) -> LanguageModel:
     if not files_unchanged(read_record(directory)):
         raise IconError(
-            f"{directory}: holds other files than were prepared; delete it and materialize base_model again"
+            f"{directory}: its files differ from those that were prepared; delete it and materialize base_model again"
         )
     return load(directory, dtype, device)
 

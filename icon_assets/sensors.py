@@ -39,8 +39,8 @@ def build_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
             "discover_pool",
             workspace,
             _pool_tick,
-            "Looks for new, changed and deleted files of the pool, reading only what has another size or time than "
-            "before. Files that are being written to are left for the next tick.",
+            "Looks for new, changed and deleted files of the pool. Only files whose size or time changed are read. "
+            "Files that are still being written are left for the next tick.",
         ),
         _sensor(
             "discover_probes", workspace, _probes_tick, "Looks for changed files of probes and of evaluation data."

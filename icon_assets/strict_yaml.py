@@ -44,6 +44,6 @@ class _Loader(yaml.SafeLoader):
         for key in keys:
             if isinstance(key, yaml.ScalarNode) and counts[key.tag, key.value] > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands there twice; keep one", key.start_mark
+                    None, None, f"the key {key.value!r} is there twice; keep one", key.start_mark
                 )
         return super().construct_mapping(node, deep)

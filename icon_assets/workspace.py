@@ -90,14 +90,14 @@ class Workspace:
                 OSError,
                 RuntimeError,
             ) as error:  # a null byte, a name that is too long, a circle of links
-                raise IconError(f"{file}: {key}: is no path ({error}); got {value[:80]!r}") from None
+                raise IconError(f"{file}: {key}: is not a path ({error}); got {value[:80]!r}") from None
             if any(place.is_relative_to(real) for place in (self.root, self.exports_dir.resolve(), *closed)):
                 what = "is or holds what the platform writes"
             elif place := next((place for place in closed if real.is_relative_to(place)), None):
                 what = f"lies in {place.name}/, which the platform writes"
             else:
                 continue
-            raise IconError(f"{file}: {key}: {what}; name a place of its own, such as pool or eval; got {value!r}")
+            raise IconError(f"{file}: {key}: {what}; use a separate folder, such as pool or eval; got {value!r}")
 
     def _inputs(self) -> Iterator[tuple[str, str]]:
         """Keys and values of the settings that name files or folders of data."""

@@ -178,7 +178,7 @@ def test_garbage_in_dagster_yaml_is_one_line_with_file_and_key(tmp_path: Path, t
     line = str(refused.value)
     assert line.startswith(f"{tmp_path / 'dagster.yaml'}: ")
     assert fault in line
-    assert line.endswith("; correct it, or move the file away: the next command writes the shipped one")
+    assert line.endswith("; correct it, or move the file away: the next command writes the default one")
     assert "\n" not in line
     assert not (tmp_path / "history").exists(), "nothing is made from settings that can't be used"
 

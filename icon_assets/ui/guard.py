@@ -149,7 +149,8 @@ def _host_fault(policy: Policy, headers: Headers) -> Refusal | None:
     if match and match["name"] in policy.hosts:
         return None
     return Refusal(
-        421, f"Host {', '.join(hosts)!r} is none of this server's names; if it is a proxy's, add it to ui.allowed_hosts"
+        421,
+        f"Host {', '.join(hosts)!r} is not a name of this server; if it is that of a proxy, add it to ui.allowed_hosts",
     )
 
 
@@ -160,7 +161,8 @@ def _origin_fault(policy: Policy, headers: Headers) -> Refusal | None:
         scheme, _, host = origin.lower().partition("://")
         if scheme not in {"http", "https"} or host not in own:
             return Refusal(
-                403, f"this request comes from another site, {origin!r}; if it is a proxy's, add it to ui.allowed_hosts"
+                403,
+                f"this request comes from a different site, {origin!r}; if it is a proxy, add it to ui.allowed_hosts",
             )
     return None
 
@@ -174,7 +176,7 @@ def _site_fault(scope: Scope, headers: Headers) -> Refusal | None:
     kind = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
     if not changes and kind == ("navigate", "document") and not _is_graphql(scope):
         return None
-    return Refusal(403, "this request comes from another site; open the page itself")
+    return Refusal(403, "this request comes from a different site; open the page directly")
 
 
 def _is_graphql(scope: Scope) -> bool:
@@ -204,7 +206,7 @@ def _token_fault(policy: Policy, scope: Scope, headers: Headers) -> Refusal | No
         return None
     return Refusal(
         401,
-        "A token is asked for: open the address that `icon-assets ui` printed, or send `Authorization: Bearer TOKEN`",
+        "A token is required: open the address that `icon-assets ui` printed, or send `Authorization: Bearer TOKEN`",
     )
 
 

@@ -85,7 +85,7 @@ def _listener(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise IconError(
-            f"{host}:{port}: can't be listened on ({error}); choose another --port, or another ui.host"
+            f"{host}:{port}: can't be listened on ({error}); choose a different --port or ui.host"
         ) from error
 
 
@@ -153,7 +153,7 @@ class Services:
         client = DagsterGrpcClient(socket=str(self.code_socket))
         while not self._code_server_answers(client) and not self.ending.wait(_LOOK_SECONDS):
             if self.processes["code server"].poll() is not None:
-                raise IconError("the code server ended while it started; what it printed says why")
+                raise IconError("the code server ended while it started; see its output above")
 
     @staticmethod
     def _code_server_answers(client: DagsterGrpcClient) -> bool:
@@ -194,8 +194,8 @@ class Services:
                     continue
                 if name != "code server":
                     say(
-                        f"icon-assets: the {name} has ended by itself (exit code {process.returncode}); what it "
-                        "printed says why"
+                        f"icon-assets: the {name} has ended by itself (exit code {process.returncode}); see its output "
+                        "above"
                     )
                     return 1
                 say("icon-assets: the code server has ended by itself; it is started again")
@@ -220,11 +220,11 @@ class Services:
         name = socket.gethostname() if anywhere else f"[{host}]" if ":" in host else host
         say(f"Serving Dagster on http://{name}:{port}{f'/?token={self.token}' if self.token else ''}")
         if not self.token and not is_loopback(host):
-            say("icon-assets: ui.token is never: whoever reaches this address runs code as you")
+            say("icon-assets: ui.token is never: anyone who can reach this address can run code as you")
         say(
             "Read-only: nothing is started from here."
             if self.read_only
-            else "Ctrl-C ends it, and the runs started from it."
+            else "Ctrl-C ends it and the runs started from it."
         )
 
     def _end_runs_of_lost_code_server(self) -> None:
@@ -240,10 +240,7 @@ class Services:
             each.terminate()
         if runs := runs_at(self.instance, self.code_socket):
             names = ", ".join(map(title, runs[:5])) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
-            say(
-                f"icon-assets: still under way, and ended now: {names}; finished work is kept, materialize again to go "
-                "on"
-            )
+            say(f"icon-assets: ended unfinished runs: {names}; finished work is kept, materialize again to continue")
             cancel(self.instance, runs, self.code_socket, _CANCEL_SECONDS)
         _wait_or_kill(starters)
         runs += [run for run in runs_at(self.instance, self.code_socket) if run not in runs]  # started meanwhile

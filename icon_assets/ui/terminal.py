@@ -35,7 +35,7 @@ def run_ui(port: int, read_only: bool, as_json: bool) -> int:
     code = services.wait()
     if code < 0:
         print(
-            "icon-assets: ended by force; runs that were under way count as failed from the next start on",
+            "icon-assets: ended by force; unfinished runs count as failed after the next start",
             file=sys.stderr,
         )
     return code if code >= 0 else 1

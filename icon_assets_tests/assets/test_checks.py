@@ -192,7 +192,7 @@ def test_a_model_that_was_swapped_in_place_neither_scores_nor_trains(
     shutil.rmtree(finished.checkpoints_dir)
     write_jsonl(finished.root / "pool" / "b.jsonl", [*POOL_B, alpaca("New?", "Yes.")])
     outcomes = run(finished, instance, "raw_pool", "sample_scores", "checkpoint")
-    assert "holds other files than were prepared" in str(outcomes[f"sample_scores[{B}]"].error)
+    assert "its files differ from those that were prepared" in str(outcomes[f"sample_scores[{B}]"].error)
     assert "base_model: model_files_are_as_recorded" in str(outcomes["checkpoint[icon|0]"].error)
 
 

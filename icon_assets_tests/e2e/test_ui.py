@@ -311,7 +311,7 @@ def test_sigterm_ends_everything_and_says_which_run_it_ends(ui: Ui) -> None:
     assert ui.processes() == []
     lines = [line for line in ui.said().splitlines() if line.startswith("icon-assets: ")]
     assert lines == [
-        f"icon-assets: still under way, and ended now: {run_id[:8]} (score_pool); finished work is kept, materialize "
+        f"icon-assets: ended unfinished runs: {run_id[:8]} (score_pool); finished work is kept, materialize "
         "again to go on"
     ]
     with ui.instance() as instance:

@@ -348,7 +348,7 @@ class ScoringEngine:
         found = [Pair(context, probe, nll.sum().item(), len(nll)) for (context, probe), nll in computed.by_pair]
         if not all(isfinite(pair.nll_sum) for pair in found):
             raise UndefinedNll(
-                "the model gives an infinite or undefined NLL; set model.dtype to float32, or use another model"
+                "the model gives an infinite or undefined NLL; set model.dtype to float32, or use a different model"
             )
         self.meter.forwards += 1
         self.meter.pairs += len(found)

@@ -139,8 +139,8 @@ class Judge:
             if attempt < _TRIES - 1:
                 self._pause(wait)
         raise IconError(
-            f"{self._url}: no answer from the judge, {_TRIES} times ({fault}); judgements so far are kept, run again "
-            "when it answers"
+            f"{self._url}: no answer from the judge in {_TRIES} attempts ({fault}); judgements so far are kept, run "
+            "again when it answers"
         )
 
     def _headers(self) -> dict[str, str]:

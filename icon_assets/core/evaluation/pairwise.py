@@ -97,7 +97,7 @@ def read_prompts(workspace: Workspace) -> dict[str, list[Sample]]:
         source = SourceFile(each.name, each.path, workspace.input_path(each.path))
         ingested = ingest(source, workspace.settings.pool.max_chars, unanswered=True)
         for bad in ingested.quarantine[:1]:
-            raise IconError(f"{source.path}, row {bad.row}: {bad.detail}; mend it, or evaluation.pairwise.prompts")
+            raise IconError(f"{source.path}, row {bad.row}: {bad.detail}; fix it, or evaluation.pairwise.prompts")
         prompts = [replace(located.sample, response="") for located in ingested.samples]
         sets[each.name] = list({prompt.sample_id: prompt for prompt in prompts}.values())[: pairwise.limit]
     return sets

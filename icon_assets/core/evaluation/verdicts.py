@@ -30,7 +30,7 @@ def _sentence(arm: str, seen: Sequence[Mapping[str, Any]], reference: str) -> st
     others = [row for row in seen if row["against"] not in RIVALS]
     beside = f"; {_compared(others, {'full': 'the full pool', BASE: 'the base model'})}" if others else ""
     seeds = min(row["n_seeds"] for row in seen)
-    alone = "; one seed: another one could change this" if seeds == 1 else f"; {seeds} seeds"
+    alone = "; one seed: a second one could change this" if seeds == 1 else f"; {seeds} seeds"
     return f"{''.join(told)}{beside}{alone}"
 
 

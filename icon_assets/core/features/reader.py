@@ -210,8 +210,8 @@ def _read(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
     figures = torch.tensor([[r.nll_sum, r.nll_alone, *r.embedding] for r in readings])
     if not torch.isfinite(figures).all():
         raise IconError(
-            "the model gives infinite or undefined figures for a sample; set model.dtype to float32, or use another "
-            "model"
+            "the model gives infinite or undefined figures for a sample; set model.dtype to float32, or use a "
+            "different model"
         )
     return readings
 

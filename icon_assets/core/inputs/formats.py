@@ -124,9 +124,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_twice(names: Sequence[str], kind: str) -> None:
     for name, times in Counter(names).most_common(1):
         if times > 1:
-            raise Rejected(
-                "duplicate_key", f"the {kind} `{name[:40]}` stands there {times} times; only one can be meant"
-            )
+            raise Rejected("duplicate_key", f"the {kind} `{name[:40]}` occurs {times} times; only one is allowed")
 
 
 def _whole_number(digits: str) -> int:

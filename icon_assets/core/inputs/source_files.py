@@ -61,7 +61,7 @@ def discover(folder: Path, setting: str = "pool.path", on_record: Mapping[str, s
     root = folder.resolve()
     found = [_source(root, path, on_record) for path in sorted(_candidates(root))]
     if not found:
-        raise IconError(f"{folder}: holds no {', '.join(FORMATS)} file; put data there or change {setting}")
+        raise IconError(f"{folder}: contains no {', '.join(FORMATS)} file; put data there or change {setting}")
     return list(_told_apart(found))
 
 
@@ -109,19 +109,19 @@ def _refusal(root: Path, path: Path, real: Path) -> Rejected | None:
         return _closed_folder(path)
     if not stat.S_ISREG(mode):
         return _not_regular()
-    return None if os.access(real, os.R_OK) else Rejected("unreadable", "it may not be read; mend its permissions")
+    return None if os.access(real, os.R_OK) else Rejected("unreadable", "it may not be read; fix its permissions")
 
 
 def _fault(error: OSError) -> Rejected:
     if isinstance(error, FileNotFoundError):
         return Rejected("missing", "the file is gone, or a link leads nowhere")
-    return Rejected("unreadable", f"{error.strerror or type(error).__name__}; mend its permissions or take it out")
+    return Rejected("unreadable", f"{error.strerror or type(error).__name__}; fix its permissions or remove it")
 
 
 def _closed_folder(path: Path) -> Rejected:
     if path.is_symlink():
         return Rejected("not_a_file", "a link to a folder, which is not followed; put the files themselves there")
-    return Rejected("unreadable", "the folder can't be listed; mend its permissions or take it out")
+    return Rejected("unreadable", "the folder can't be listed; fix its permissions or remove it")
 
 
 def _not_regular() -> Rejected:

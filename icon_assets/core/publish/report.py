@@ -57,7 +57,7 @@ def write_report(workspace: Workspace, out: Path | None = None) -> Report:
     path = allowed_place(workspace, out or workspace.exports_dir / "report.html")
     with disk_faults(path):
         if path.exists() and not _is_report(path):
-            raise IconError(f"{path}: exists and is no report of icon-assets; choose another --out")
+            raise IconError(f"{path}: exists and is not a report of icon-assets; choose a different --out")
         facts = gather(workspace)
         path.parent.mkdir(parents=True, exist_ok=True)
         new_file(path, page("report.html", **facts))

@@ -86,7 +86,9 @@ def check_arms(settings: SelectionSettings, controls: Collection[str]) -> None:
     if "length_matched" in settings.arms:
         named.append(("selection.reference", settings.reference))
         if settings.reference == "length_matched":
-            raise IconError("selection.reference: length_matched copies another arm's lengths; name one, such as icon")
+            raise IconError(
+                "selection.reference: length_matched copies the lengths of a different arm; name one, such as icon"
+            )
     for setting, name in named:
         if name not in _ARMS:
             raise IconError(f"{setting}: {name!r} is not an arm; known are {', '.join(sorted(_ARMS))}")

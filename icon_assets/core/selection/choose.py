@@ -83,8 +83,8 @@ def _too_few(name: str, left: int, pool: Candidates) -> IconError:
     needs = f"arm {name}: needs {needs} of {pool.samples.height}, but"
     if ranked > left:
         return IconError(
-            f"{needs} of the {ranked} it ranks {ranked - left} are too near to a better one; raise selection.diversity "
-            "or lower selection.fraction"
+            f"{needs} of the {ranked} it ranks {ranked - left} are too similar to a better one; raise "
+            "selection.diversity or lower selection.fraction"
         )
     by = next((each for each in reversed(with_reference(name, pool.settings)) if each.control or each.tables), None)
     if by is None:
@@ -94,7 +94,7 @@ def _too_few(name: str, left: int, pool: Candidates) -> IconError:
         return IconError(f"{needs} {ranked} have a row in {tables}; materialize {tables} for every shard first")
     return IconError(
         f"{needs} {ranked} have a score under control {by.control}; materialize raw_pool and sample_scores for every "
-        "shard first; where scoring.direct_share is below 1, raise it or take the arm icon_selector"
+        "shard first; where scoring.direct_share is below 1, raise it or use the arm icon_selector"
     )
 
 

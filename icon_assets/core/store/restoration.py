@@ -147,24 +147,26 @@ def _ledger_first() -> list[str]:
 def _planned(damage: StoreDamaged) -> Repair:
     if damage.part == LOG:
         does = (
-            "set the damaged part of the log aside, or the whole table where that does not suffice, and take back "
-            "what is as recorded"
+            "set aside the damaged part of the log, or the whole table if necessary, and restore the rows that are as "
+            "recorded"
         )
     else:
-        does = "take it out of the table's log" if damage.why == "is gone" else "set it aside"
+        does = "remove it from the table's log" if damage.why == "is gone" else "set it aside"
     lost = (
-        "what only its entries named is made again" if damage.table == "ledger" else "the next run makes its rows again"
+        "products that only its entries named are made again"
+        if damage.table == "ledger"
+        else "the next run makes its rows again"
     )
     return Repair(damage.table, f"{damage.table}: {damage.part} {damage.why}", f"{does}; {lost}")
 
 
 def _planned_for(store: Store, unlike: Difference) -> Repair:
     if _lost_rows(store, unlike) is not None:
-        does = "put back its rows, which stand in files that the table's log has lost"
+        does = "restore its rows, which are in files that the table's log has lost"
     elif unlike.table in _ONLY_TOLD:
-        does = "let the rows count as they are: nothing can be made again from them"
+        does = "accept the rows as they are, because no asset makes them"
     elif unlike.table in _TRAINED:
-        does = "nothing; delete the checkpoint's directory and run again, and it is trained again"
+        does = "nothing; delete the checkpoint's directory and run again to train it again"
     else:
         does = "nothing; the next run that needs it makes it again"
     return Repair(unlike.table, str(unlike), does)
@@ -197,10 +199,10 @@ def _put_back(store: Store, table: str) -> Iterator[str]:
         if rows is not None:
             ledger.record(store, Recipe(ledger.STORE), "", "repair", {"put_back": str(unlike)})
             store.replace(table, rows, **unlike.where)
-            yield f"{unlike}: put back"
+            yield f"{unlike}: restored"
         elif table in _ONLY_TOLD:
             ledger.record(store, Recipe(ledger.STORE), "", "repair", {"accepted": str(unlike)}, accepted=[table])
-            yield f"{unlike}: counts as it is"
+            yield f"{unlike}: accepted as it is"
 
 
 def _lost_rows(store: Store, unlike: Difference) -> pl.DataFrame | None:
@@ -220,7 +222,7 @@ def _set_aside(store: Store, table: str, damage: StoreDamaged, place: Path) -> s
     if (store.root / "tables" / table / damage.part).exists():
         _move(store.root / "tables" / table / damage.part, place / table / damage.part)
         return f"{table}: {damage.part}{of} set aside in {place.relative_to(store.root.parent)}"
-    return f"{table}: {damage.part}{of} taken out of the log"
+    return f"{table}: {damage.part}{of} removed from the log"
 
 
 def _move(path: Path, target: Path) -> None:
@@ -248,7 +250,7 @@ def _repair_log(store: Store, table: str, place: Path) -> Iterator[str]:
         return
     _move(folder, place / table / "table")
     yield (
-        f"{table}: its log can't be read without that: the whole table set aside in "
+        f"{table}: its log can't be read without that part: the whole table set aside in "
         f"{place.relative_to(store.root.parent)}"
     )
     kept, lost = _take_back(store, table, place / table / "table")

@@ -101,4 +101,6 @@ def _tokens(text: str) -> list[tuple[int, duckdb.token_type, bytes]]:
 
 
 def _refused(kind: str, more: str = "") -> IconError:
-    return IconError(f"sql: {kind.replace('_', ' ')} is not run here: only {ADMITTED} are, which change nothing{more}")
+    return IconError(
+        f"sql: {kind.replace('_', ' ')} is not allowed here: only {ADMITTED} are, which change nothing{more}"
+    )

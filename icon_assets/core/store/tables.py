@@ -367,8 +367,8 @@ def _origin_view(root: Path, path: Path) -> str:
     DuckDB shows a view where the files lie that are attached, not which of them it stands in itself: a mark that only
     this file and its copies hold finds them all."""
     says = (
-        f"This file was published as {path} and can be read there alone. If its workspace was copied or moved, run "
-        "`icon-assets -w WORKSPACE status` on it where it lies now, then open the file again."
+        f"This file was published as {path} and can be read only there. If its workspace was copied or moved, run "
+        "`icon-assets -w WORKSPACE status` on the new place, then open the file again."
     )
     return f"""
         CREATE VIEW delta.origin AS

@@ -87,7 +87,7 @@ def test_seeds_that_disagree_widen_the_interval_and_one_seed_knows_nothing_of_it
 
     alone = one(compared(noisy.filter(pl.col("seed") == 2)), arm="icon")
     assert (alone.n_seeds, alone.verdict) == (1, BETTER)
-    assert verdicts_of(as_frame([alone]))["icon"].endswith("; one seed: another one could change this")
+    assert verdicts_of(as_frame([alone]))["icon"].endswith("; one seed: a second one could change this")
     assert verdicts_of(as_frame([three]))["icon"].endswith("; 3 seeds")
 
 

@@ -108,7 +108,9 @@ def test_a_broken_service_is_tried_a_bounded_number_of_times() -> None:
     waits: list[float] = []
     with (
         serving(judges.broken) as service,
-        pytest.raises(IconError, match=r"no answer from the judge, 5 times \(HTTP 500\); judgements so far are kept"),
+        pytest.raises(
+            IconError, match=r"no answer from the judge in 5 attempts \(HTTP 500\); judgements so far are kept"
+        ),
     ):
         judge_of(service, waits).ask("?", "one", "two")
     assert len(service.asked) == 5

@@ -364,10 +364,10 @@ def test_samples_that_were_not_scored_count_for_length_and_are_said_to_lack_exam
 def test_only_an_earlier_report_is_written_over(workspace: Workspace, tmp_path: Path) -> None:
     mine = tmp_path / "thesis.html"
     mine.write_text("<!doctype html>mine")
-    with pytest.raises(IconError, match=r"exists and is no report of icon-assets; choose another --out"):
+    with pytest.raises(IconError, match=r"exists and is not a report of icon-assets; choose a different --out"):
         write_report(workspace, mine)
     assert mine.read_text() == "<!doctype html>mine"
-    with pytest.raises(IconError, match="lies among the inputs"):
+    with pytest.raises(IconError, match="is among the inputs"):
         write_report(workspace, workspace.root / "pool" / "report.html")
     out = write_report(workspace, tmp_path / "out.html").path
     assert write_report(workspace, out).path == out
@@ -377,7 +377,7 @@ def test_samples_that_left_the_pool_do_not_stop_the_report(workspace: Workspace)
     store = Store(workspace.store_dir)
     gone: Any = store.query("FROM delta.samples").clear()
     store.replace("samples", gone)
-    assert "not in the pool any more" in Page(write_report(workspace).path).text
+    assert "no longer in the pool" in Page(write_report(workspace).path).text
 
 
 def test_a_selection_whose_scores_are_of_an_earlier_model_does_not_stop_the_report(workspace: Workspace) -> None:
