@@ -379,7 +379,7 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
         "selection_trust",
         "length_does_not_explain_it",
         lambda s: s.put("trust_figures", figure="length_auc", against="tokens", value=0.95),
-        "1 of 1 lengths alone",
+        "1 of 1 comparisons separate",
     ),
     (
         "selection_trust",
@@ -480,7 +480,7 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
         lambda s: s.double("leaderboard_differences"),
         "keys occur in leaderboard_differences",
     ),
-    ("leaderboard", "differences_stand_once", lambda s: s.drop("leaderboard_differences", "metric = 'acc'"), "too few"),
+    ("leaderboard", "differences_stand_once", lambda s: s.drop("leaderboard_differences", "metric = 'acc'"), "are missing or surplus"),
     (
         "leaderboard",
         "differences_are_finite",
