@@ -127,7 +127,11 @@ def differences_stand_once(subject: Subject) -> Finding:
     keys = "arm, against, task, metric"
     finding = subject.doubled("leaderboard_differences", keys, "true")
     missing = abs(subject.made.summary["comparisons"] - finding.looked_at)
-    return finding if finding.wrong or not missing else judge(finding.looked_at, missing, "rows are missing or surplus", ())
+    return (
+        finding
+        if finding.wrong or not missing
+        else judge(finding.looked_at, missing, "rows are missing or surplus", ())
+    )
 
 
 @rule("leaderboard", blocking=True, mend=REMAKE)
