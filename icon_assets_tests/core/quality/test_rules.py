@@ -373,7 +373,7 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
         "selected_subset",
         "subset_holds_no_probe",
         lambda s: s.set("samples", f"sample_id = '{s.chosen}'", instruction=PROBE, input=""),
-        "meets probes.jsonl:1",
+        "overlaps with probes.jsonl:1",
     ),
     (
         "selection_trust",
@@ -480,7 +480,12 @@ FAULTS: list[tuple[str, str, Callable[[Spoiled], Any], str]] = [
         lambda s: s.double("leaderboard_differences"),
         "keys occur in leaderboard_differences",
     ),
-    ("leaderboard", "differences_stand_once", lambda s: s.drop("leaderboard_differences", "metric = 'acc'"), "are missing or surplus"),
+    (
+        "leaderboard",
+        "differences_stand_once",
+        lambda s: s.drop("leaderboard_differences", "metric = 'acc'"),
+        "missing or surplus",
+    ),
     (
         "leaderboard",
         "differences_are_finite",
