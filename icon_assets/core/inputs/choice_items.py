@@ -33,10 +33,10 @@ class ChoiceItem:
 
 
 def read_choice_items(path: Path) -> list[ChoiceItem]:
-    """Read a JSON Lines file with `query`, `choices`, `gold`; empty lines and other fields are passed over.
+    """Read a JSON Lines file with `query`, `choices`, `gold`; empty lines and other fields are ignored.
 
     Raises:
-        IconError: no such file, not UTF-8, no items, or a row that is not an item; it names file and row.
+        IconError: no such file, not UTF-8, no items, or a row that is not an item. The message names file and row.
     """
     try:
         lines = path.read_text("utf-8-sig").split("\n")

@@ -19,9 +19,7 @@ from icon_assets.core.selector.learning import SELECTOR, Trained, is_top, part_o
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import SelectorSettings
 
-_PARTS = (
-    10  # parts of the scored samples: one for the reported metrics, one to choose the epoch, the others for training
-)
+_PARTS = 10  # of the scored samples: one for the reported metrics, one to choose the epoch, the others for training
 _PREDICTED_TOGETHER = 4096
 
 

@@ -1,9 +1,8 @@
-"""What a SQL text is let do: read. DuckDB's own parser says what it is, and it is run in a place where it can't be
-more.
+"""Restricts SQL texts to reading. DuckDB's own parser classifies each statement, and it is run where it can only read.
 
-The statement type alone is no wall: `WITH x AS (COPY ... TO 'file') FROM x` is a SELECT, too, and EXPLAIN ANALYZE runs
-what it explains. So nothing is run as it stands: it becomes a subquery, where DuckDB refuses whatever changes
-something."""
+The statement type alone is not a protection: `WITH x AS (COPY ... TO 'file') FROM x` is also a SELECT, and EXPLAIN
+ANALYZE runs the statement that it explains. So no text is run unchanged. It becomes a subquery, where DuckDB refuses
+everything that changes something."""
 
 import re
 
@@ -11,7 +10,7 @@ import duckdb
 
 from icon_assets.core.errors import IconError
 
-MAX_CHARS = 100_000  # the parser's recursion overflows its stack some ten times beyond
+MAX_CHARS = 100_000  # the parser's recursion overflows its stack at about ten times this
 ADMITTED = "SELECT, FROM, WITH, VALUES, PIVOT, SHOW, DESCRIBE, SUMMARIZE and EXPLAIN"
 _SELECT = duckdb.StatementType.SELECT
 _EXPLAIN = duckdb.StatementType.EXPLAIN
