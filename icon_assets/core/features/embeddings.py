@@ -1,5 +1,5 @@
-"""Embeddings of samples and probes as one store has them, read in chunks: the vectors of a large pool never lie in
-memory together.
+"""Embeddings of samples and probes from one store, read in chunks. The vectors of a large pool are never in memory
+together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _CHUNK_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embeddings that one store holds under a score_key, each of length 1 once read."""
+    """The embeddings of one store under a score_key, normalized to length 1 when read."""
 
     store: Store
     score_key: str
@@ -89,7 +89,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Held(Embeddings):
-    """Embeddings of some samples that lie in memory, because they are asked for again and again."""
+    """Embeddings of some samples in memory, because they are needed repeatedly."""
 
     vectors: dict[str, np.ndarray]
 
