@@ -321,7 +321,7 @@ def test_the_llama_factory_entry_names_file_and_columns_that_are_there(
 
 def test_an_arm_without_selection_gives_one_clear_line(workspace: Workspace) -> None:
     with pytest.raises(
-        IconError, match=r"arm rico: has no selection yet \(arms that have: full, icon, random\)"
+        IconError, match=r"arm rico: has no selection yet \(arms with one: full, icon, random\)"
     ) as caught:
         export(workspace, "rico", "alpaca")
     assert "\n" not in str(caught.value)

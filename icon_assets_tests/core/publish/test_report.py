@@ -356,7 +356,7 @@ def test_samples_that_were_not_scored_count_for_length_and_are_said_to_lack_exam
     assert trust["lengths"]["longest"] != 32.5, "that is the median of the scored ones"
     assert trust["pool_length"] != 17.5, "likewise"
     text = Page(write_report(workspace).path).text
-    assert "longest: of the 4 of 10 chosen that are scored" in text
+    assert "longest: of the 4 of 10 chosen samples that are scored" in text
     assert "longest4 of 10 scored" in text
     assert "Question number 39." not in text
 
