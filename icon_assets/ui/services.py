@@ -39,7 +39,7 @@ _LOOK_SECONDS = 0.3
 
 
 def main() -> None:
-    """Exit code 0 when it was told to end, 1 when something failed."""
+    """Exit code 0 after a request to end, 1 when something failed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--read-only", action="store_true")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _told_to_end() -> threading.Event:
-    """Set when standard input closes, because the process a person sees ends or is gone, and by SIGTERM."""
+    """Set by SIGTERM, and when standard input closes because the foreground process has ended."""
     ending = threading.Event()
 
     def read() -> None:
@@ -79,7 +79,7 @@ def _told_to_end() -> threading.Event:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """Bound before anything is started, so that a port in use is found out first."""
+    """Bind the port before anything is started, so that a port in use is reported first."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
@@ -90,7 +90,7 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def say(line: str) -> None:
-    """Whoever reads may be gone, as when a terminal is closed; what is to be done is done all the same."""
+    """Print a line. The reader may be gone, as when a terminal is closed, and work continues nevertheless."""
     with suppress(OSError):
         print(line, flush=True)
 
@@ -112,7 +112,7 @@ class Services:
         self.token = access_token(self.workspace.settings.ui)
 
     def run(self) -> int:
-        """Until told to end, or a service ends by itself; returns the exit code."""
+        """Run until a request to end, or until a service ends by itself. Returns the exit code."""
         release_dead_runs(self.instance)
         try:
             self._start_code_server()
@@ -130,7 +130,7 @@ class Services:
         )
 
     def _start_code_server(self) -> None:
-        """And wait until it has loaded the definitions, or failed to: then its page says why."""
+        """Start it, and wait until it has loaded the definitions or failed. Its page then says why."""
         reference = serialize_value(self.instance.get_ref())
         self._start(
             "code server",
@@ -228,13 +228,14 @@ class Services:
         )
 
     def _end_runs_of_lost_code_server(self) -> None:
-        """Their processes were its children; those it left behind would go on unseen."""
+        """End its runs, because their processes were its children and would continue unnoticed."""
         runs = runs_at(self.instance, self.code_socket)
         _kill_session(but=[process.pid for name, process in self.processes.items() if name != "code server"])
         record_end(self.instance, runs)
 
     def _end(self) -> None:
-        """First what starts runs, then the runs, then what executes them; nothing of the session is left."""
+        """End first the processes that start runs, then the runs, then the code server. Nothing of the session is
+        left."""
         starters = [self.processes[name] for name in ("daemon", "webserver") if name in self.processes]
         for each in starters:
             each.terminate()
@@ -260,8 +261,7 @@ def _wait_or_kill(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _kill_session(but: Collection[int] = ()) -> None:
-    """Every other process of this session: code servers hold nothing, and what their parents left behind is
-    nobody's."""
+    """Every other process of this session: code servers, and orphans that their parents left behind."""
     ours = os.getsid(0)
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):

@@ -237,7 +237,7 @@ def test_every_section_is_filled_when_its_table_is(workspace: Workspace) -> None
     for shown in (
         "A loss: worse than random in held-out perplexity; 2 seeds.",
         "held_out perplexity against random: +0.20, +0.05 to +0.35",
-        "Length alone tells its samples from the rest (AUC 0.93: they are longer)",
+        "Length alone separates its samples from the rest (AUC 0.93: they are longer)",
         "25",
         "± 0.71, 2 seeds",
         "1,234,567",
