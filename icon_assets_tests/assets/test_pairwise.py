@@ -1,4 +1,4 @@
-"""Answers and their comparison as assets, with a real judge service: what is made, kept, made anew, and what it
+"""Answers and their comparison as assets, with a real judge service: what is made, kept, made again, and what it
 says."""
 
 from base64 import b64encode

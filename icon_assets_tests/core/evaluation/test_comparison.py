@@ -142,7 +142,7 @@ def test_only_what_was_measured_on_the_same_items_is_compared() -> None:
     assert one(compared(both), arm="icon").n_seeds == 1, "the seed that has the same items"
     moved = frame(run("icon", 0, short)).with_columns(item=pl.col("item") + 1)
     assert compared(pl.concat([moved, frame(run("random", 0, short))])) == []
-    assert compared(frame(run("icon", 0, [1]), run("random", 0, [0]))) == [], "one item tells nothing"
+    assert compared(frame(run("icon", 0, [1]), run("random", 0, [0]))) == [], "one item shows nothing"
     assert compared(frame(run("icon", 0, short), run("random", 1, short))) == [], "other seeds"
     assert compared(frame()) == []
 

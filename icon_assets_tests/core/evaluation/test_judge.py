@@ -249,8 +249,14 @@ def test_wherever_a_service_repeats_the_key_it_is_neither_raised_nor_logged(
 @pytest.mark.parametrize("talk", [judges.drips_headers, judges.drips_news, judges.drips_a_body])
 def test_a_service_that_drips_is_given_up_at_the_deadline_of_the_whole_request(talk: judges.Talk) -> None:
     start = time.monotonic()
-    with judges.talking(talk) as url, pytest.raises(IconError, match=r"5 attempts \(timed out: no whole reply in 0.1 "
-    r"s\)"):
+    with (
+        judges.talking(talk) as url,
+        pytest.raises(
+            IconError,
+            match=r"5 attempts \(timed out: no whole reply in 0.1 "
+            r"s\)",
+        ),
+    ):
         judge_of(url, timeout=0.1).ask("?", "one", "two")
     assert time.monotonic() - start < 3
 

@@ -262,7 +262,7 @@ def test_a_choice_of_the_shortest_is_marked_as_one_by_length_too(
     store.replace("trust_figures", rows.with_columns(value=pl.lit(auc), low=None, high=None))
     path = write_report(workspace).path
     assert (re.search(rf'<span class="worse">\s*{auc}', path.read_text("utf-8")) is not None) == bool(said)
-    assert ("Length alone tells" in Page(path).text) == bool(said)
+    assert ("Length alone separates" in Page(path).text) == bool(said)
     assert (said or "") in Page(path).text
 
 

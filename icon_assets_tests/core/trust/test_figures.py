@@ -201,7 +201,7 @@ def test_probes_that_agree_keep_a_selection_and_probes_that_do_not_are_warned_of
         f"icon: with another set of as many probes {1 - noise.value:.0%} of its samples would change "
         "(0.15 would stay by chance alone); raise probes.count"
     ]
-    assert probe_overlap(tops(pool), worth, 0) == [], "one probe alone tells nothing of another"
+    assert probe_overlap(tops(pool), worth, 0) == [], "one probe alone says nothing about another"
 
 
 def test_a_redrawn_choice_follows_the_token_budget_and_passes_over_what_the_selection_passes_over(
@@ -399,7 +399,7 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
     lora = settings.model_copy(update={"selector": SelectorSettings(kind="lora")})
     for name in ("random", "length_matched", "icon_selector"):
         rows = trust_figures(world.store, KEY, lora, predicted, Choice(name, chosen.sample_ids, {}))
-        assert not {"probe_overlap", "control_overlap"} & set(rows["figure"]), f"{name} has nothing to draw anew"
+        assert not {"probe_overlap", "control_overlap"} & set(rows["figure"]), f"{name} has nothing to draw again"
 
     world.store.replace("trust_figures", figures.with_columns(subset_id=pl.lit("old")), arm="rico")
     ledger.record(world.store, Recipe("selected_subset", "rico"), "new", "run", {})
