@@ -1,9 +1,9 @@
 """Our engine against the paper's loop: same model, device, dtype, candidates and probes, side by side in one run.
 
 The reference is written plainly, as the paper's authors run it: for every pair one forward behind the candidate and one
-behind as many random characters, drawn each time; batch 1; logits at every position; and each probe once without context.
-Candidates come in groups; reference and engine, each in a process of its own, take turns group by group, so that both
-meet the same machine and neither the other's memory.
+after as many random characters, drawn each time; batch 1; logits at every position; and each probe once without
+context. Candidates come in groups; reference and engine, each in a process of its own, take turns group by group, so
+that both meet the same machine and neither the other's memory.
 """
 
 import logging
