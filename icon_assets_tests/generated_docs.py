@@ -145,7 +145,7 @@ def _alike(rules: Sequence[Rule]) -> Iterator[tuple[tuple[str, ...], Rule]]:
 
 
 def _detail(alike: Sequence[Rule]) -> str:
-    ways = [f"When it is broken{f' ({rule.asset})' if i else ''}: {rule.mend}." for i, rule in enumerate(alike)]
+    ways = [f"When it fails{f' ({rule.asset})' if i else ''}: {rule.mend}." for i, rule in enumerate(alike)]
     return "\n\n".join([f"### {alike[0].name}", alike[0].why, *ways]) + "\n"
 
 
