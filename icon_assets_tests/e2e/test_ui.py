@@ -312,7 +312,7 @@ def test_sigterm_ends_everything_and_says_which_run_it_ends(ui: Ui) -> None:
     lines = [line for line in ui.said().splitlines() if line.startswith("icon-assets: ")]
     assert lines == [
         f"icon-assets: ended unfinished runs: {run_id[:8]} (score_pool); finished work is kept, materialize "
-        "again to go on"
+        "again to continue"
     ]
     with ui.instance() as instance:
         run = instance.get_run_by_id(run_id)
@@ -349,7 +349,7 @@ def test_a_port_in_use_and_a_broken_history_are_one_line(ui: Ui) -> None:
         refused = open_ui(ui.workspace, "--port", other.rsplit(":", 1)[1])
         assert refused.process.wait(60) == 1
     assert refused.said().count("\n") == 1
-    assert "choose another --port" in refused.said()
+    assert "choose a different --port" in refused.said()
     (ui.workspace.dagster_home / "history" / "runs.db").write_bytes(b"garbage " * 9)
     broken = open_ui(ui.workspace)
     assert broken.process.wait(60) == 1
