@@ -1,15 +1,15 @@
-"""Who starts work when nobody is there: exactly one launcher, by `automation.scoring` of the settings.
+"""What starts work unattended: exactly one launcher, by `automation.scoring` of the settings.
 
 `nightly`: a schedule that runs the stages in order in one process. `on_change`: conditions on the assets, which one
-sensor evaluates: what each product is made from is compared with its recipe (`core/planning/recipes.py`), partition by
-partition. The two never run together, so that nothing is started twice.
+sensor evaluates. It compares each product with its current recipe (`core/planning/recipes.py`), partition by partition.
+The two never run together, so that nothing is started twice.
 
-`on_change` starts one run per stale shard. Dagster could take several into one (`BackfillPolicy`), and we do not let
-it: such a run names its first and last partition only, so that shards that lie apart still need a run each, and either
-of them deleted before it starts fails all; it stamps one data version on every shard, after whatever the asset logged
-for each, so that shards that came out the same look changed; and check results in it belong to no partition. Where many
-files change at a time, `nightly` with a `cron` of every few minutes does in one process what is stale, each shard with
-its own verdict."""
+`on_change` starts one run per stale shard. Dagster could combine several shards into one run (`BackfillPolicy`), but
+this is not used, for three reasons. Such a run names only its first and last partition, so that shards that are not
+adjacent still need separate runs, and deleting one of the two before the start fails the run. It gives all shards the
+same data version, so that unchanged shards look changed. Its check results belong to no partition. Where many files
+change at a time, `nightly` with a `cron` of every few minutes processes all stale shards in one process, with a verdict
+for each shard."""
 
 import json
 import time
@@ -28,7 +28,7 @@ from icon_assets.launched import UNFINISHED
 from icon_assets.runner import TRAINING_GROUPS
 from icon_assets.workspace import Workspace
 
-# Made from files whose versions sensors report; everything else is compared with its recipe alone.
+# Made from files whose versions sensors report; all others are only compared with their recipes.
 _OF_REPORTED_FILES = {"raw_pool"}
 
 
@@ -51,33 +51,33 @@ def _automated(spec: dg.AssetSpec, workspace: Workspace) -> dg.AssetSpec:
 
 
 def stale_condition(workspace: Workspace, asset: str) -> dg.AutomationCondition:
-    """Its recipe is not the one it was made by, and everything it is made from is there and settled.
+    """Its recipe has changed, and all its inputs exist and are settled.
 
-    An input that was made again and came out the same starts nothing. A partition that failed is not asked for again
-    until something changes (the daemon retries its run a few times), and holds up no other partition.
+    An input that was made again with the same result starts nothing. A failed partition is not requested again until
+    something changes (the daemon retries its run a few times), and does not block other partitions.
     """
     condition = dg.AutomationCondition
     changed = NewlyOutdated(str(workspace.root)).since(condition.newly_requested())
-    # What is missing when automation is switched on is asked for, too.
+    # Products that are missing when automation is switched on are requested, too.
     pending = changed | condition.newly_missing().since(condition.newly_requested())
     if asset in _OF_REPORTED_FILES:
         # Not `any_deps_updated`: that is true already when an input will be made again, changed or not.
         reported = condition.any_deps_match(condition.data_version_changed())
         pending |= reported.since(condition.newly_requested() | condition.initial_evaluation())
-    # Files are not made by anybody: they are there, or nothing depends on them.
+    # Files are not made by an asset: they exist, or nothing depends on them.
     files = dg.AssetSelection.assets("pool_files", "probe_files")
     ready = ~condition.any_deps_missing().ignore(files)
-    if asset not in {"raw_pool", "base_model"}:  # nothing to do before the first partition of what it is made from
+    if asset not in {"raw_pool", "base_model"}:  # nothing to do before its inputs have a partition
         ready &= condition.any_deps_match(~condition.missing()).ignore(files)
     unsettled = condition.any_deps_in_progress() | condition.any_deps_match(condition.will_be_requested())
     return (pending & ready & ~unsettled & ~condition.in_progress()).with_label("stale")
 
 
 class NewlyOutdated(dg.AutomationCondition):
-    """The recipe of a partition is another one than at the last tick, and than the one it was made by.
+    """The recipe of a partition differs from that at the last tick, and from the one it was made by.
 
-    Its cursor holds the recipes of what was outdated then. Settings are read at every tick, so that a changed setting
-    counts before Dagster loads the definitions again."""
+    Its cursor holds the recipes of the partitions that were outdated then. Settings are read at every tick, so that a
+    changed setting takes effect before Dagster reloads the definitions."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -104,14 +104,14 @@ class NewlyOutdated(dg.AutomationCondition):
 
 @lru_cache(maxsize=1)
 def _recipes_at(root: str, tick: float) -> Recipes:
-    """The same for all assets of a tick."""
+    """One object for all assets of a tick."""
     workspace = Workspace.load(root)
     settle_seconds = workspace.settings.pool.settle_seconds
     return Recipes(workspace, Store(workspace.store_dir), lambda source: _settled_digest(source, settle_seconds))
 
 
 def _settled_digest(source: SourceFile, settle_seconds: float) -> str:
-    """Digest of a file that is read only when its size or time changed.
+    """Digest of a file, which is read only when its size or time changed.
 
     Raises:
         Unready: it was written to a moment ago, or is gone.
@@ -123,7 +123,7 @@ def _settled_digest(source: SourceFile, settle_seconds: float) -> str:
     except FileNotFoundError as error:
         raise Unready(f"{source.path}: is gone") from error
     if time.time() - status.st_mtime < settle_seconds:
-        raise Unready(f"{source.path}: is being written to")
+        raise Unready(f"{source.path}: is still being written to")
     return _digest_at(source, status.st_size, status.st_mtime_ns)
 
 
@@ -135,7 +135,7 @@ def _digest_at(source: SourceFile, n_bytes: int, mtime_ns: int) -> str:
 def build_automation(
     workspace: Workspace, jobs: list[dg.JobDefinition]
 ) -> tuple[list[dg.SensorDefinition], list[dg.ScheduleDefinition]]:
-    """The one launcher that the settings name; it runs as soon as Dagster's daemon does.
+    """The launcher that the settings name. It runs while Dagster's daemon runs.
 
     Raises:
         IconError: `automation.cron` can't be read.
@@ -147,7 +147,7 @@ def build_automation(
             target="*",
             default_status=dg.DefaultSensorStatus.RUNNING,
             minimum_interval_seconds=30,
-            description="Starts what is stale, by the conditions of the assets.",
+            description="Starts stale partitions, by the conditions of the assets.",
             use_user_code_server=True,
         )
         return [sensor], []
@@ -161,7 +161,7 @@ def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefiniti
     def start(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         unfinished = dg.RunsFilter(job_name=NIGHTLY, statuses=UNFINISHED)
         if runs := context.instance.get_runs(unfinished, limit=1):
-            return dg.SkipReason(f"run {runs[0].run_id} of the last time is not finished")
+            return dg.SkipReason(f"the previous run {runs[0].run_id} is not finished")
         return dg.RunRequest()
 
     try:
@@ -171,10 +171,11 @@ def _nightly(workspace: Workspace, job: dg.JobDefinition) -> dg.ScheduleDefiniti
             cron_schedule=settings.cron,
             execution_timezone=settings.time_zone,
             execution_fn=start,
-            description="Scores what changed since the last night, and selects.",
+            description="Scores everything that changed since the last run, and selects.",
             default_status=running.RUNNING if settings.scoring == "nightly" else running.STOPPED,
         )
     except dg.DagsterInvalidDefinitionError as error:
         raise IconError(
-            f"{workspace.root / 'settings.yaml'}: automation.cron: {settings.cron!r} is no cron expression, such as '0 2 * * *'"
+            f"{workspace.root / 'settings.yaml'}: automation.cron: {settings.cron!r} is not a cron expression such as "
+            "'0 2 * * *'"
         ) from error

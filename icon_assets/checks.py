@@ -1,7 +1,7 @@
-"""Asset checks: the rules of `core/quality.py` as Dagster sees them, one step per asset. No rule belongs here.
+"""Asset checks: the rules of `core/quality` as Dagster checks, one step per asset. No rule belongs here.
 
-Checks of a partitioned asset have its partitions, so that each partition shows the verdict on itself, and none is green
-that was not looked at. A blocking check stops only what follows in the same run; what spends money looks again
+Checks of a partitioned asset have its partitions, so that each partition shows its own verdict, and a partition that
+was not checked is not green. A blocking check stops only later steps of the same run. Expensive steps check again
 (`refuse`)."""
 
 import warnings
@@ -33,13 +33,13 @@ def build_checks(assets: Sequence[dg.AssetsDefinition]) -> list[dg.AssetChecksDe
 
 
 def build_freshness_check() -> dg.AssetChecksDefinition:
-    """The one check on all shards together; the discovery sensor reports it when it changes."""
+    """The one check of all shards together. The discovery sensor reports it when it changes."""
 
     @dg.asset_check(
         asset="sample_scores",
         name=FRESHNESS,
-        description="Every shard is scored as its file, the probes, the model and the settings are now. What is stale is still "
-        "ranked and selected by scores of before.",
+        description="Every shard has scores for its current file, probes, model and settings. Stale shards are still "
+        "ranked and selected by their previous scores.",
     )
     def scores_are_current(icon: WorkspaceResource) -> dg.AssetCheckResult:
         return dg.AssetCheckResult(**freshness(icon))
@@ -65,7 +65,8 @@ def freshness(icon: WorkspaceResource) -> dict[str, Any]:
 
 
 def _checks_of(asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
-    """One step for all checks of an asset: a step costs more than most rules. Each can also be run on its own."""
+    """One step for all checks of an asset, because a step costs more than most rules. Each check can also be run
+    alone."""
     name = asset.key.to_user_string()
     specs = [
         dg.AssetCheckSpec(
@@ -82,7 +83,7 @@ def _checks_of(asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
     def checks(context: dg.AssetCheckExecutionContext, icon: WorkspaceResource) -> Iterator[dg.AssetCheckResult]:
         if asset.partitions_def and not context.has_partition_key:
             raise dg.Failure(
-                f"{name} has partitions: choose one, whose rows the checks are to look at", allow_retries=False
+                f"{name} has partitions: choose the one whose rows the checks should read", allow_retries=False
             )
         partition = context.partition_key if context.has_partition_key else ""
         made_here = asset.key in context.job_def.asset_layer.selected_asset_keys
@@ -122,7 +123,7 @@ def _result(rule: Rule, finding: Finding, verdict_of: str) -> dg.AssetCheckResul
 
 
 def _passed_before(context: dg.AssetCheckExecutionContext, rule: Rule, subject: Subject, verdict_of: str) -> str | None:
-    """The run of the newest verdict on this partition, if that was good and on the very same thing."""
+    """The run of the newest verdict on this partition, if it passed and its subject is still the same."""
     history = context.instance.event_log_storage.get_asset_check_execution_history(
         dg.AssetCheckKey(dg.AssetKey(subject.asset), rule.name),
         1,

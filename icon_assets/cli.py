@@ -19,8 +19,8 @@ from icon_assets.interrupts import end_like_ctrl_c
 from icon_assets.settings import Settings
 from icon_assets.workspace import WORKSPACE_VARIABLE, Workspace
 
-_INTERRUPTED = 130  # as of a shell's command that Ctrl-C ended
-# Control characters, line and paragraph separators, and what turns the direction of writing.
+_INTERRUPTED = 130  # the exit code of a shell for a command that Ctrl-C ended
+# Control characters, line and paragraph separators, and characters that change the writing direction.
 _STEERING = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069"
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(arguments, str(error))
         return 1
     except KeyboardInterrupt:
-        _fail(arguments, "interrupted; finished work is kept, run again to go on")
+        _fail(arguments, "interrupted; finished work is kept, run again to continue")
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (flushed once more on the way out)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fault(error: Exception) -> str | None:
-    """What a user can do about an error of a library, in one line."""
+    """One line that tells the user what to do about an error of a library; None for other errors."""
     from icon_assets.core.store.tables import Store
 
     if is_out_of_memory(error):
@@ -60,8 +60,8 @@ def _fault(error: Exception) -> str | None:
 
 
 def entry() -> NoReturn:
-    """The console script. Leaves without tearing the interpreter down: with torch loaded too, DuckDB's bindings would
-    print pages of leak notices then, and nothing is left to do.
+    """The console script. It exits without tearing the interpreter down. Otherwise, with torch loaded, DuckDB's
+    bindings would print pages of leak notices.
     """
     end_like_ctrl_c()
     code = main()
@@ -86,24 +86,27 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         return command
 
-    init = add("init", _init, "lay out a workspace with sample data")
+    init = add("init", _init, "create a workspace with sample data")
     init.add_argument("directory", type=Path)
-    add("plan", _plan, "what the next run will score, and what it costs")
-    run = add("run", _run, "materialize the graph; what has not changed is kept")
+    add("plan", _plan, "show what the next run will score, and its cost")
+    run = add("run", _run, "materialize the assets that are not up to date")
     run.add_argument("--select", nargs="+", default=[], metavar="ASSET", help="only these assets")
-    run.add_argument("--shards", nargs="+", default=[], metavar="FILE", help="of the pool, only these files")
+    run.add_argument("--shards", nargs="+", default=[], metavar="FILE", help="only these files of the pool")
     sql = add("sql", _sql, "query the published views")
     sql.add_argument("query")
     sql.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help="stop the query then (default: sql.timeout_seconds)"
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="stop the query after this time (default: sql.timeout_seconds)",
     )
-    trust = add("trust", _trust, "whether to believe the selections")
-    trust.add_argument("--arm", metavar="ARM", help="only this one, with every figure")
-    add("status", _status, "what the workspace holds")
+    trust = add("trust", _trust, "show whether to trust the selections")
+    trust.add_argument("--arm", metavar="ARM", help="only this arm, with every figure")
+    add("status", _status, "show what the workspace holds")
     add("verify", _verify, "compare everything that is stored with the ledger")
-    repair = add("repair", _repair, "say how to get past a damaged store; with --yes do it")
+    repair = add("repair", _repair, "show how to repair a damaged store; with --yes do it")
     repair.add_argument("--yes", action="store_true", help="do it")
-    export = add("export", _export, "write an arm's samples with a data card, to train on elsewhere")
+    export = add("export", _export, "write an arm's samples with a data card, for training elsewhere")
     export.add_argument("--arm", required=True)
     export.add_argument("--format", required=True, choices=("alpaca", "messages", "parquet"))
     export.add_argument("--out", type=Path, metavar="DIR", help="default: exports/ARM-FORMAT in the workspace")
@@ -111,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, metavar="FILE", help="default: exports/report.html in the workspace")
     ui = add("ui", _ui, "open Dagster's web interface on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000)
-    ui.add_argument("--read-only", action="store_true", help="to look only: nothing can be started or changed")
+    ui.add_argument("--read-only", action="store_true", help="view only: nothing can be started or changed")
     return parser
 
 
@@ -123,7 +126,7 @@ def _seconds(text: str) -> float:
 
 
 def _opened() -> Workspace:
-    """The workspace; where it was copied or moved, its published file is made again first."""
+    """The workspace. If it was copied or moved, its published file is made again first."""
     from icon_assets.core.store.tables import Store
 
     workspace = Workspace.load()
@@ -201,21 +204,23 @@ def _print_results(workspace: Workspace) -> None:
 
     store = Store(workspace.store_dir)
     print(
-        "\nLeaderboard (mean ± spread over seeds; base: before fine-tuning; cost: all of the scoring, one seed's training)"
+        "\nLeaderboard (mean ± spread over seeds; base: before fine-tuning; cost: all of the scoring, one seed's "
+        "training)"
     )
     _print_frame(wide_board(store.query("FROM leaderboard ORDER BY task, metric, arm")))
     _print_differences(store, workspace.settings)
     command = f"icon-assets -w {os.path.relpath(workspace.root)}"
+    best = f"FROM current_scores WHERE control = '{workspace.settings.controls.primary}' ORDER BY rank LIMIT 10"
     print(f"""
 Where to look next
-  every score             {command} sql "FROM current_scores WHERE control = '{workspace.settings.controls.primary}' ORDER BY rank LIMIT 10"
+  every score             {command} sql "{best}"
   a page to send          {workspace.exports_dir / "report.html"}
   any DuckDB client       {workspace.store_dir / "scores.duckdb"} (read-only)
   assets and lineage      {command} ui, then http://127.0.0.1:3000""")
 
 
 def _print_differences(store: Any, settings: Settings) -> None:
-    """Differences to the first arm that everything must beat, and what is to be said of each arm."""
+    """Differences to the first baseline arm, and the verdict on each arm."""
     from icon_assets.core.evaluation.comparison import AGAINST, differences_of, headline
     from icon_assets.core.evaluation.leaderboard import wide_differences
     from icon_assets.core.evaluation.verdicts import verdicts_of
@@ -224,7 +229,8 @@ def _print_differences(store: Any, settings: Settings) -> None:
     for against in [each for each in AGAINST if each in differences["against"].to_list()][:1]:
         n = headline(differences).filter(pl.col("against") == against)["n_comparisons"].max()
         print(
-            f"\nDifferences to {against}, {settings.evaluation.confidence:.0%} intervals over items and seeds (verdicts: after Holm over {n} comparisons)"
+            f"\nDifferences to {against}, {settings.evaluation.confidence:.0%} intervals over items and seeds "
+            f"(verdicts: after Holm over {n} comparisons)"
         )
         _print_frame(wide_differences(differences, against))
     for arm, sentence in verdicts_of(differences, settings.selection.reference).items():
@@ -259,14 +265,15 @@ def _trust(arguments: argparse.Namespace) -> int:
         figures = figures.filter(pl.col("arm") == arguments.arm)
     if figures.is_empty():
         raise IconError(
-            f"trust: no figures of {arguments.arm or 'any arm'}; run `icon-assets run --select selected_subset selection_trust`"
+            f"trust: no figures for {arguments.arm or 'any arm'}; run `icon-assets run --select selected_subset "
+            "selection_trust`"
         )
     lines = warnings(figures, workspace.settings.selection.length_warning)
     if arguments.json:
         print(strict_json({"figures": figures.to_dicts(), "warnings": lines}))
         return 0
     _print_frame(figures.drop("subset_id", "arm") if arguments.arm else summary(figures))
-    print("\n".join([f"! {line}" for line in lines] or ["Nothing to warn of."]))
+    print("\n".join([f"! {line}" for line in lines] or ["No warnings."]))
     return 0
 
 
@@ -298,11 +305,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _verified_lines(done: Any) -> list[str]:
     lines = [
-        f"{table}: written before contents were recorded; they are known from here on" for table in done.known_from_here
+        f"{table}: written before contents were recorded; its contents are recorded now"
+        for table in done.known_from_here
     ]
     verdict = f"{len(done.mismatches)} mismatches" if done.mismatches else "all as recorded"
     way = (
-        "; the next run makes again what it can, `icon-assets repair` helps with what can't be read"
+        "; the next run makes again what it can, `icon-assets repair` helps with unreadable files"
         if done.mismatches
         else ""
     )
@@ -337,7 +345,8 @@ def _export(arguments: argparse.Namespace) -> int:
     print(f"{done.samples:,} samples of arm {done.arm} as {done.format} in {done.directory} (digest {done.digest})")
     if done.flattened:
         print(
-            f"{done.flattened:,} chats have their earlier turns in the instruction; --format messages keeps them apart"
+            f"{done.flattened:,} chats have their earlier turns in the instruction; --format messages keeps turns "
+            "separate"
         )
     return 0
 
@@ -367,7 +376,8 @@ def _harmless(text: str) -> str:
 
 
 def _print_frame(frame: pl.DataFrame) -> None:
-    """A table for people: one line per row, long texts cut, and no control characters: data don't steer a terminal."""
+    """A table for people: one line per row, long texts cut, and no control characters, so that data can't control a
+    terminal."""
     frame = frame.with_columns(pl.col(pl.String).str.replace_all(rf"[\s{_STEERING}]+", " "))
     names = [_harmless(name) for name in frame.columns]
     if len(set(names)) == len(names):

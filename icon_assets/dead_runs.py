@@ -1,4 +1,4 @@
-"""Runs whose process is gone: found by a tag that names the process, ended, and their pool slots given back."""
+"""Runs whose process is gone: they are found by a tag that names the process, ended, and their pool slots freed."""
 
 import socket
 
@@ -11,10 +11,10 @@ PROCESS_TAG = "icon/process"
 
 
 def release_dead_runs(instance: dg.DagsterInstance) -> None:
-    """End runs whose process on this machine is gone, and give back the pool slots they held.
+    """End runs whose process on this machine is gone, and free their pool slots.
 
-    A killed process can't do that itself, and without it every later run would wait for its slot for ever. While its
-    code server lives, a run that was launched there is watched by it."""
+    A killed process can't do that itself, and every later run would wait for its slot for ever. A run that was launched
+    at a code server is watched by that server while it lives."""
     here = f"{socket.gethostname()}:"
     alive = _living_processes()
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
@@ -26,11 +26,11 @@ def release_dead_runs(instance: dg.DagsterInstance) -> None:
 
 
 def _living_processes() -> set[str]:
-    """A zombie is dead: nobody has asked for its exit code yet, which in a container may stay so for ever."""
+    """A zombie counts as dead. Its exit code has not been read, which in a container may never happen."""
     processes = psutil.process_iter(["create_time", "status"])
     return {process_name(p.pid, p.info["create_time"]) for p in processes if p.info["status"] != psutil.STATUS_ZOMBIE}
 
 
 def process_name(pid: int, created: float) -> str:
-    """Names a process for good: its id alone is given again to another one later."""
+    """A permanent name of a process, because ids are reused."""
     return f"{socket.gethostname()}:{pid}:{created:.2f}"

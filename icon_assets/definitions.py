@@ -24,7 +24,7 @@ from icon_assets.workspace import Workspace
 
 
 def build_defs(workspace: Workspace | None = None) -> dg.Definitions:
-    """All definitions of a workspace (default: the one `ICON_WORKSPACE` names).
+    """All definitions of a workspace (default: that of `ICON_WORKSPACE`).
 
     Raises:
         IconError: the workspace's settings are missing or wrong.
@@ -44,7 +44,7 @@ def build_defs(workspace: Workspace | None = None) -> dg.Definitions:
 
 
 def build_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
-    """Every asset of the graph, each after what it is made from; arms and seeds of the settings are partitions.
+    """Every asset of the graph, each after its inputs. Arms and seeds of the settings are partitions.
 
     Raises:
         IconError: an arm of the settings that does not exist, or whose control is not computed.

@@ -1,5 +1,5 @@
-"""Dagster's own history of a workspace: made whole under a lock, and a single line when it or its settings are
-broken."""
+"""Dagster's own history of a workspace. It is created under a lock, and faults in it or its settings are reported in
+one line."""
 
 import os
 import shutil
@@ -32,20 +32,20 @@ from icon_assets.core.errors import DiskRefused, IconError
 from icon_assets.core.files import publish_directory, sole_writer
 
 _FOLDERS = ("history", "schedules")
-# SQLite file, the tables Dagster expects in it, the module whose neighbours are its migrations.
+# SQLite file, the tables that Dagster expects in it, the module whose siblings are its migrations.
 _DATABASES = (
     ("history/runs.db", RunStorageSqlMetadata, sqlite_run_storage),
     ("history/runs/index.db", SqlEventLogStorageMetadata, sqlite_event_log),
     ("schedules/schedules.db", ScheduleStorageSqlMetadata, sqlite_schedule_storage),
 )
-# What SQLite says of a file that is no database of Dagster's any more, in contrast to a disk that refuses.
+# SQLite's messages for a file that is no longer a database of Dagster, as opposed to disk errors.
 _BROKEN = ("not a database", "malformed", "no such table", "no such column")
 
 
 def load_instance(home: Path) -> dg.DagsterInstance:
-    """Dagster's instance of the home `home`, whose history is made first if there is none.
+    """Dagster's instance of the home `home`. Its history is created first if there is none.
 
-    One process at a time: two that initialise the same SQLite files can leave a history that nobody can open.
+    One process at a time: two processes that initialise the same SQLite files can leave a history that can't be opened.
 
     Raises:
         IconError: `dagster.yaml` can't be used, or the history is broken.
@@ -62,13 +62,13 @@ def load_instance(home: Path) -> dg.DagsterInstance:
 
 
 def history_error(home: Path, error: DatabaseError) -> IconError:
-    """The one line for what SQLAlchemy raised while the history was read or written."""
+    """One line for an error of SQLAlchemy while the history was read or written."""
     said = str(error.orig or error)
     if any(words in said for words in _BROKEN):
         return _broken(home / "history", said, home)
     if "locked" in said:
         return IconError(
-            f"{home}: Dagster's history: another process keeps it locked; see what uses it, then run again"
+            f"{home}: Dagster's history: another process keeps it locked; find that process, then run again"
         )
     return DiskRefused(f"{home}: Dagster's history", error.orig or error)
 
@@ -90,7 +90,7 @@ def _fault(path: Path, tables: set[str], module: Any) -> str | None:
         with engine.connect() as connection:
             return _fault_of_tables(connection, tables, module)
     except OperationalError:
-        raise  # a disk that refuses, or a lock that is held: not the history's fault
+        raise  # a disk error or a held lock is not a fault of the history
     except DatabaseError as error:
         return str(error.orig)
 
@@ -112,15 +112,16 @@ def _fault_of_tables(connection: Connection, tables: set[str], module: Any) -> s
 
 
 def _broken(path: Path, fault: str, base: Path) -> IconError:
-    """Both folders are to go: cursors in one name events of the other."""
+    """Both folders must be moved, because cursors in one refer to events of the other."""
     return IconError(
-        f"{path}: Dagster's history is broken ({fault}); stop what uses it, move {' and '.join(str(base / name) for name in _FOLDERS)} "
-        "away and run again: they are made new; results and lineage are in the store and are not lost"
+        f"{path}: Dagster's history is broken ({fault}); stop the processes that use it, move "
+        f"{' and '.join(str(base / name) for name in _FOLDERS)} "
+        "away and run again: new ones are created; results and lineage are in the store and are not lost"
     )
 
 
 def _make_history(base: Path) -> None:
-    """Make what is missing beside its place, so that a crash leaves the folder whole or absent."""
+    """Create missing folders beside their place, so that a crash leaves each one complete or absent."""
     missing = [name for name in _FOLDERS if not (base / name).exists()]
     if not missing:
         return
@@ -135,7 +136,7 @@ def _make_history(base: Path) -> None:
 
 @contextmanager
 def _faults_of(path: Path) -> Iterator[None]:
-    """One line with file and key, whatever Dagster finds wrong with its settings."""
+    """One line with file and key for any fault in Dagster's settings."""
     try:
         yield
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -147,7 +148,7 @@ def _faults_of(path: Path) -> Iterator[None]:
 
 
 def _wrong(path: Path, fault: str) -> IconError:
-    return IconError(f"{path}: {fault}; correct it, or move the file away: the next command writes the shipped one")
+    return IconError(f"{path}: {fault}; correct it, or move the file away: the next command writes the default one")
 
 
 def _reference(home: Path) -> InstanceRef:
@@ -164,7 +165,7 @@ def _reference(home: Path) -> InstanceRef:
 
 
 def _check_sections(values: dict[Any, Any]) -> None:
-    """Before Dagster's own reader, which takes some sections for mappings without a look."""
+    """Check before Dagster's own reader, which assumes that some sections are mappings."""
     result = validate_config(dagster_instance_config_schema(), values)
     if "instance_class" not in values and not result.success:
         raise dg.DagsterInvalidConfigError("dagster.yaml", result.errors, values)
@@ -178,7 +179,7 @@ def _classes(reference: InstanceRef) -> Iterator[tuple[str, ConfigurableClassDat
 
 
 def _check_class(key: str, data: ConfigurableClassData) -> None:
-    """Dagster loads most classes on first use: a misspelt one would fail in the middle of a run."""
+    """Dagster loads most classes on first use, and a misspelt one would fail in the middle of a run."""
     try:
         kind: Any = getattr(import_module(data.module_name), data.class_name)
     except (ImportError, AttributeError) as error:
@@ -195,7 +196,7 @@ def _first_fault(error: dg.DagsterInvalidConfigError) -> str:
 
 
 def _fault_of_key(fault: EvaluationError) -> str:
-    """Key and reason. Dagster's own message goes on with everything it would have accepted."""
+    """Key and reason, without Dagster's list of everything that it would have accepted."""
     key = ".".join(str(getattr(entry, "field_name", "?")) for entry in fault.stack.entries)
     message = _one_line(fault.message.split(" Expected: ")[0].split("Stack Trace")[0])
     return f"{key}: {message}" if key else message
@@ -206,7 +207,7 @@ def _one_line(error: object) -> str:
 
 
 def _sqlite_base(reference: InstanceRef) -> Path | None:
-    """The folder of Dagster's SQLite files; None where history is kept elsewhere."""
+    """The folder of Dagster's SQLite files; None if the history is elsewhere."""
     data = reference.storage_data
     if data is None or data.class_name != DagsterSqliteStorage.__name__:
         return None

@@ -1,4 +1,4 @@
-"""Laying out a workspace and its Dagster home."""
+"""Creating a workspace and its Dagster home."""
 
 import os
 import shutil
@@ -18,28 +18,28 @@ from icon_assets.history import history_error, load_instance
 from icon_assets.workspace import Workspace
 
 _SHIPPED = ("settings.yaml", "pool", "probes", "eval")
-_READY = ".init.ready"  # what a new workspace will hold, whole
+_READY = ".init.ready"  # the complete contents of a new workspace
 
 
 def _shipped() -> Traversable:
-    """The inputs that come with the package; in a source checkout they are the `data/` folder itself."""
+    """The inputs of the package. In a source checkout they are the `data/` folder."""
     package = resources.files("icon_assets")
     installed = package / "shipped"
     return installed if installed.is_dir() else Path(str(package)).parent / "data"
 
 
 def create_workspace(target: Path) -> Workspace:
-    """Lay out a new workspace with the shipped sample data: whole, or not a workspace yet and finished by the next
-    call.
+    """Create a new workspace with the shipped sample data. After an interruption it is not a workspace yet, and the
+    next call completes it.
 
     Raises:
-        IconError: the directory already holds one of the files, is none, or can't be written to.
+        IconError: the directory already contains one of the files, is not a directory, or can't be written to.
     """
     with disk_errors(str(target)):
         try:
             target.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise IconError(f"{error.filename}: is a file, not a directory; choose another") from error
+            raise IconError(f"{error.filename}: is a file, not a directory; choose a different one") from error
         with _sole_init(target):
             ready = target / _READY
             if not ready.exists():
@@ -51,7 +51,7 @@ def create_workspace(target: Path) -> Workspace:
 
 @contextmanager
 def _sole_init(target: Path) -> Iterator[None]:
-    """Wait for another `init` here, and remove what one that was killed has left."""
+    """Wait for a parallel `init` here, and remove the remains of a killed one."""
     lock = target / ".init.lock"
     with FileLock(lock):
         for left in target.glob(f".{_READY}.*.partial"):
@@ -76,7 +76,7 @@ def _stage(ready: Path) -> None:
 
 
 def _unpack(ready: Path, target: Path) -> None:
-    """Put everything in its place; last of all the settings, which make a directory a workspace."""
+    """Move everything to its place. The settings come last, because they make a directory a workspace."""
     left = [name for name in reversed(_SHIPPED) if (ready / name).exists()]
     _refuse_taken(target, left)
     for name in left:
@@ -96,7 +96,7 @@ def dagster_home(workspace: Workspace) -> Path:
 
 @contextmanager
 def open_instance(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance of this workspace; runs recorded in it appear in the UI.
+    """The Dagster instance of this workspace. Its recorded runs appear in the UI.
 
     Raises:
         IconError: its `dagster.yaml` can't be used, or its history is broken.

@@ -1,4 +1,4 @@
-"""Hearing SIGINT and SIGTERM, whatever handlers a library puts in their place for a while."""
+"""Detecting SIGINT and SIGTERM, even while a library replaces their handlers."""
 
 import signal
 import socket
@@ -10,7 +10,7 @@ _ENDS = {signal.SIGINT, signal.SIGTERM}
 
 
 def end_like_ctrl_c() -> None:
-    """Let SIGTERM, which a service manager or `kill` sends, raise KeyboardInterrupt as Ctrl-C does."""
+    """Make SIGTERM, which service managers and `kill` send, raise KeyboardInterrupt like Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -18,8 +18,8 @@ def end_like_ctrl_c() -> None:
 def heard_interrupts() -> Iterator[Callable[[], None]]:
     """Yield a function that raises KeyboardInterrupt if one of the two signals has arrived since.
 
-    Dagster makes a failed step of a signal, or drops it when it comes between steps. Python writes every one to the
-    wakeup descriptor all the same. Only the main thread hears signals.
+    Dagster turns a signal into a failed step, or drops it between steps. Python still writes every signal to the wakeup
+    descriptor. Only the main thread receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -42,7 +42,7 @@ def heard_interrupts() -> Iterator[Callable[[], None]]:
 
 
 def _received(ear: socket.socket) -> bytes:
-    """The numbers of the signals that came since the last look."""
+    """The numbers of the signals since the last call."""
     try:
         return ear.recv(4096)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Jobs: what a person or the clock starts as one thing."""
+"""Jobs that a person or a schedule starts as a unit."""
 
 import dagster as dg
 
@@ -18,21 +18,21 @@ def build_jobs(workspace: Workspace, assets: list[dg.AssetsDefinition]) -> list[
     return [
         _stages_job(
             NIGHTLY,
-            "What the schedule starts: score what changed, select" + (", train, evaluate." if trains else "."),
+            "What the schedule starts: score changed shards, select" + (", train, evaluate." if trains else "."),
             nightly,
             workspace,
             assets,
         ),
         _stages_job(
             "score_pool",
-            "Ingest the pool and score what is not scored yet.",
+            "Ingest the pool and score everything that is not scored yet.",
             scoring_stages(assets),
             workspace,
             assets,
         ),
         _stages_job(
             "whole_graph",
-            "From the pool to the leaderboard; unchanged things are kept.",
+            "Everything from the pool to the leaderboard; unchanged products are kept.",
             every,
             workspace,
             assets,

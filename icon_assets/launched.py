@@ -1,4 +1,4 @@
-"""Runs that a code server of `icon-assets ui` executes: which they are, ending them, and what is recorded of them."""
+"""Runs that a code server of `icon-assets ui` executes: finding them, ending them, and recording their end."""
 
 import json
 import socket
@@ -24,8 +24,8 @@ _ENDED = "Ended with `icon-assets ui`; finished work is kept."
 
 
 def new_socket() -> Path:
-    """Where a code server of this machine may listen. The name says which machine: a history can be shared by
-    several."""
+    """The socket folder for code servers of this machine. The name contains the machine, because several can share a
+    history."""
     return Path(tempfile.mkdtemp(prefix=_prefix())) / "code.sock"
 
 
@@ -34,13 +34,13 @@ def _prefix() -> str:
 
 
 def executed_at(run: dg.DagsterRun) -> Path | None:
-    """The socket of the code server that executes a run; None where the run was not launched at one."""
+    """The socket of the code server that executes a run; None if the run was not launched at one."""
     path = json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("socket")
     return Path(path) if path else None
 
 
 def is_orphan(run: dg.DagsterRun) -> bool:
-    """Whether the code server that executed the run was one of this machine's, and is gone."""
+    """Whether the code server that executed the run was on this machine and is gone."""
     path = executed_at(run)
     return path is not None and path.parent.name.startswith(_prefix()) and not _answers(path)
 
@@ -61,8 +61,7 @@ def runs_at(instance: dg.DagsterInstance, path: Path) -> list[dg.DagsterRun]:
 
 
 def cancel(instance: dg.DagsterInstance, runs: Sequence[dg.DagsterRun], path: Path, seconds: float) -> None:
-    """Ask the runs to stop and wait for them. They save what they have: one that takes longer is ended by force
-    later."""
+    """Ask the runs to stop, and wait while they save their work. A run that takes longer is ended by force later."""
     for run in runs:
         with suppress(DagsterUserCodeUnreachableError):
             instance.run_launcher.terminate(run.run_id)
@@ -72,7 +71,7 @@ def cancel(instance: dg.DagsterInstance, runs: Sequence[dg.DagsterRun], path: Pa
 
 
 def record_end(instance: dg.DagsterInstance, runs: Sequence[dg.DagsterRun]) -> None:
-    """Once their processes are gone: no run seems to go on, none holds a slot of a pool."""
+    """Record the end of runs whose processes are gone, and free their pool slots."""
     for each in runs:
         instance.event_log_storage.free_concurrency_slots_for_run(each.run_id)
         run = instance.get_run_by_id(each.run_id)
@@ -81,7 +80,7 @@ def record_end(instance: dg.DagsterInstance, runs: Sequence[dg.DagsterRun]) -> N
 
 
 def title(run: dg.DagsterRun) -> str:
-    """A run in a few words: its id as Dagster abbreviates it, and what it makes."""
+    """A run in a few words: its abbreviated id, and its assets."""
     names = sorted(key.to_user_string() for key in run.asset_selection or ()) or [run.job_name]
     partition = run.tags.get("dagster/partition")
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""

@@ -1,7 +1,7 @@
-"""What a person sees on an asset in the UI: column schemas, small tables and plots, never training text.
+"""The metadata of assets in the UI: column schemas, small tables and plots, never training text.
 
-Dagster renders as Markdown, with its links and images: Markdown metadata, descriptions, and what a check says. Whatever
-of these comes from data is made here, where it becomes text. Of all else it makes links where an address stands in it.
+Dagster renders Markdown metadata, descriptions and check results as Markdown, with links and images. Texts from data
+are therefore escaped here. In all other texts Dagster turns addresses into links.
 """
 
 import base64
@@ -24,7 +24,7 @@ _VERDICTS = {"better": _BLUE, "worse": "#b6433b"}
 
 
 def column_schema(table: str) -> dict[str, Any]:
-    """Definition metadata with the columns of a store table, and what schema.sql says of them."""
+    """Definition metadata with the columns of a store table and their comments in schema.sql."""
     comments = column_comments()
     columns = [dg.TableColumn(f.name, str(f.type), comments.get((table, f.name))) for f in schemas()[table]]
     return {"dagster/column_schema": dg.TableSchema(columns), "table": table}
@@ -46,7 +46,7 @@ def _cell(value: Any) -> str:
 
 
 def markdown_list(lines: Iterable[str], nothing: str = "nothing") -> dg.MarkdownMetadataValue:
-    """A list of sentences; `nothing` where there is none."""
+    """A list of sentences; `nothing` if there are none."""
     return dg.MetadataValue.md("\n".join(f"- {markdown(line)}" for line in lines) or nothing)
 
 
@@ -56,12 +56,12 @@ def named_list(lines: Mapping[str, str]) -> dg.MarkdownMetadataValue:
 
 
 def description(line: str) -> str:
-    """What a check says, in one line."""
+    """The description of a check result, in one line."""
     return markdown(line)
 
 
 def visible(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata in which strings, and lists of them, hold nothing that is invisible or becomes a link."""
+    """Metadata whose strings contain no invisible characters and no links."""
     return {unlinked(name): _visible(value) for name, value in metadata.items()}
 
 
@@ -72,7 +72,7 @@ def _visible(value: Any) -> Any:
 
 
 def _plain_texts(draw: Draw) -> Draw:
-    """Texts in a plot are no formulas: a `$` in one would not be shown, or fail the asset."""
+    """Escape `$` in texts of a plot, which would start a formula."""
 
     @functools.wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> dg.MarkdownMetadataValue:
@@ -112,7 +112,8 @@ def scatter(points: Sequence[tuple[float, float]], title: str, x: str, y: str) -
 
 @_plain_texts
 def bars(values: Mapping[str, tuple[float, float]], title: str, label: str) -> dg.MarkdownMetadataValue:
-    """One horizontal bar per name: (mean, spread); the axis starts near the smallest so that differences show."""
+    """One horizontal bar per name: (mean, spread); the axis starts near the smallest value so that differences are
+    visible."""
     figure, axes = _axes(title, label, "")
     names = list(values)[::-1]
     means = [values[name][0] for name in names]

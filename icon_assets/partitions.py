@@ -28,7 +28,8 @@ def run_partitions(workspace: Workspace) -> dg.MultiPartitionsDefinition:
 
 
 def pairwise_partitions(workspace: Workspace) -> dg.MultiPartitionsDefinition:
-    """The fine-tuning runs whose answers are compared with those of `evaluation.pairwise.against`, same seed."""
+    """The fine-tuning runs whose answers are compared with those of `evaluation.pairwise.against` with the same
+    seed."""
     settings = workspace.settings
     against = settings.evaluation.pairwise.against if settings.evaluation.pairwise else ""
     arms = [arm for arm in settings.selection.arms if arm != against]
@@ -39,8 +40,8 @@ def pairwise_partitions(workspace: Workspace) -> dg.MultiPartitionsDefinition:
 
 
 def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store) -> list[str]:
-    """Make the shard partitions equal to the pool folder: new files get one, vanished files lose theirs and their
-    rows."""
+    """Make the shard partitions equal to the pool folder: new files get a partition, deleted files lose theirs and
+    their rows."""
     wanted = [source.shard for source in source_files(workspace)]
     name = SHARDS.name
     assert name is not None
@@ -57,12 +58,12 @@ def sync_shards(instance: dg.DagsterInstance, workspace: Workspace, store: Store
 def _add_partitions(instance: dg.DagsterInstance, name: str, new: Sequence[str]) -> None:
     try:
         instance.add_dynamic_partitions(name, new)
-    except IntegrityError:  # another process was first with some of them; asked again, Dagster leaves those out
+    except IntegrityError:  # another process added some of them first; on a second call Dagster leaves those out
         instance.add_dynamic_partitions(name, new)
 
 
 def named_shards(workspace: Workspace, names: Sequence[str], shards: Sequence[str]) -> Sequence[str]:
-    """Those of `shards` that are named, by file below the pool folder or by partition key; all when none is named.
+    """The named ones of `shards`, by file below the pool folder or by partition key; all if none is named.
 
     Raises:
         IconError: a name that is neither.

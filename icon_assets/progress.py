@@ -1,5 +1,4 @@
-"""What the command shows of work: the plan before it, one line per finished partition, live figures while pairs are
-scored."""
+"""Output of the command: the plan, one line per finished partition, and live figures while pairs are scored."""
 
 import sys
 import time
@@ -16,7 +15,7 @@ from icon_assets.core.planning.plan import Plan, Price
 from icon_assets.resources import LogProgress
 from icon_assets.runner import Outcome
 
-# What is worth a place on an asset's line, in this order.
+# The figures on an asset's line, in this order.
 _SHOWN = {
     "samples": "samples",
     "quarantined": "quarantined",
@@ -79,7 +78,7 @@ class RunDisplay:
         self._task = self._live.add_task(name, total=None, figures="")
 
     def finish(self, outcome: Outcome) -> None:
-        if self._task is None:  # nothing was started: it is up to date
+        if self._task is None:  # up to date, so nothing was started
             self._kept[outcome.asset] += 1
             return
         self._live.remove_task(self._task)
@@ -142,9 +141,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     counts = ", ".join(f"{plan.count(status):,} {status}" for status in ("new", "stale", "unchanged", "removed"))
     yield f"{plan.shards['samples'].sum():,} samples, {plan.n_probes:,} probes; shards: {counts}"
     for asset, changed in plan.outdated.items():
-        yield f"  {asset} will be made again first ({changed}); this plan is by the one of before"
+        yield f"  {asset} will be rebuilt first ({changed}); this plan still uses the old one"
     for file in plan.settling:
-        yield f"  {file} is being written to and left for the next time"
+        yield f"  {file} is still being written and is left for the next run"
     todo = plan.shards.filter(pl.col("status") != "unchanged")
     yield from (_shard_line(row) for row in todo.head(_LISTED).iter_rows(named=True))
     if todo.height > _LISTED:
@@ -158,14 +157,21 @@ def plan_lines(plan: Plan) -> Iterator[str]:
             else "Nothing to compute: every score is stored."
         )
         return
-    limit = f" (at most {plan.budget_share:.0%} of all; exactly: {plan.exact_pairs:,})" if plan.budget_share else ""
+    limit = (
+        (f" (at most {plan.budget_share:.0%} of all pairs; without a budget: {plan.exact_pairs:,})")
+        if plan.budget_share
+        else ""
+    )
     yield f"to compute   {plan.pairs:,} pairs{limit}, {plan.control_pairs:,} control pairs"
     yield f"price        {_price(plan.price)}"
     times = plan.naive.flops / max(plan.price.flops, 1)
     yield f"naively      {_price(plan.naive)}: {times:.1f} times the arithmetic, one pair per forward as in the paper"
     if plan.speed is not None:
         share = f"{plan.speed.peak_share:.0%} of its matrix-product peak"
-        yield f"speed        {plan.speed.tokens_per_second:,.0f} tokens/s on {plan.speed.device}, {share} ({plan.speed.measured})"
+        yield (
+            f"speed        {plan.speed.tokens_per_second:,.0f} tokens/s on {plan.speed.device}, {share} "
+            f"({plan.speed.measured})"
+        )
 
 
 def _shard_line(row: Mapping[str, Any]) -> str:

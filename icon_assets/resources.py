@@ -1,4 +1,4 @@
-"""What assets get handed: the workspace with its store, and the language model, loaded once per process."""
+"""Resources of the assets: the workspace with its store, and the language model, loaded once per process."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -33,20 +33,19 @@ from icon_assets.workspace import Workspace
 def _cached_model(directory: Path, dtype: str, device: str) -> LanguageModel:
     if not files_unchanged(read_record(directory)):
         raise IconError(
-            f"{directory}: holds other files than were prepared; delete it and materialize base_model again"
+            f"{directory}: its files differ from those that were prepared; delete it and materialize base_model again"
         )
     return load(directory, dtype, device)
 
 
 @lru_cache(maxsize=1)
 def _cached_engine(directory: Path, dtype: str, device: str, tokens_per_forward: int | None) -> ScoringEngine:
-    """One engine for all shards of a process: it is tried out once, and compiled once all of them together pay for
-    it."""
+    """One engine for all shards of a process. It is tested once, and compiled when all shards together justify it."""
     return ScoringEngine(_cached_model(directory, dtype, device), tokens_per_forward)
 
 
 class WorkspaceResource(dg.ConfigurableResource):
-    """One workspace. Settings are read anew in every run, so that a run uses what the file says when it starts."""
+    """One workspace. Settings are read again in every run, so that a run uses the file's contents at its start."""
 
     root: str
 
@@ -64,11 +63,11 @@ class WorkspaceResource(dg.ConfigurableResource):
 
     @property
     def recipes(self) -> Recipes:
-        """What every product is made from as things are now."""
+        """The current recipes of all products."""
         return Recipes(self.workspace, self.store)
 
     def base_model(self) -> tuple[ModelRecord, str]:
-        """The prepared base model and its dtype, as `base_model` was last materialized.
+        """The prepared base model and its dtype, from the last materialization of `base_model`.
 
         Raises:
             IconError: it has not been materialized yet, or its directory is gone.
@@ -82,7 +81,7 @@ class WorkspaceResource(dg.ConfigurableResource):
         return self.recipes.key
 
     def plan(self) -> Plan:
-        """What the next scoring run will compute and cost. The pool and the probes must be ingested."""
+        """The work and cost of the next scoring run. The pool and the probes must be ingested."""
         workspace = self.workspace
         store = self.store
         key = self.score_key()
@@ -96,7 +95,7 @@ class WorkspaceResource(dg.ConfigurableResource):
 
     def shard_states(self) -> dict[str, tuple[str, str]]:
         """Status (`new`, `stale`, `unchanged`, `removed`) and reason of every shard, by its file's size and time and by
-        the record of the store: what `plan` says, without looking into files and without prices."""
+        the record of the store, as in `plan`, but without reading files and without prices."""
         recipes = self.recipes
         known = on_record(self.store)
         sources = source_files(self.workspace)
@@ -123,16 +122,16 @@ class WorkspaceResource(dg.ConfigurableResource):
         return Pricer(store, key, settings, shape, tokenizer, self.engine, device)
 
     def engine(self) -> ScoringEngine:
-        """The base model's engine, the same one for everybody in this process."""
+        """The base model's engine, shared by the whole process."""
         record, dtype = self.base_model()
         return _cached_engine(record.directory, dtype, self.device(), self.settings.scoring.fixed_tokens_per_forward)
 
     def encoder(self) -> Encoder:
-        """How texts become token ids; no weights are loaded."""
+        """The encoder of texts as token ids. No weights are loaded."""
         return Encoder(load_tokenizer(self.base_model()[0].directory), self.score_key())
 
     def reader(self, log: Any) -> Reader:
-        """What reads samples one by one, on the base model; it reports as `scorer` does."""
+        """A reader of samples on the base model. It reports progress as `scorer` does."""
         directory = self.base_model()[0].directory
 
         def shape():
@@ -142,7 +141,7 @@ class WorkspaceResource(dg.ConfigurableResource):
         return Reader(self.store, self.score_key(), self.engine, shape, settings, LogProgress(log))
 
     def scorer(self, log: Any) -> Scorer:
-        """A scorer on the base model, whose progress goes to the run's log and to whoever listens in this process."""
+        """A scorer on the base model, whose progress goes to the run's log and to the listeners in this process."""
         directory = self.base_model()[0].directory
         return Scorer(
             self.store,
@@ -168,13 +167,13 @@ class LogProgress:
     def __call__(self, progress: Progress) -> None:
         for listener in self.listeners:
             listener(progress)
-        if progress.seconds < self._said:  # another pass has begun
+        if progress.seconds < self._said:  # a new pass has begun
             self._said = 0.0
         if progress.seconds - self._said >= self._every_seconds:
             self._said = progress.seconds
             rate = progress.tokens / progress.seconds
             left = progress.seconds * (progress.total - progress.done) / max(progress.done, 1)
             self._log.info(
-                f"{progress.done:,} of {progress.total:,} {progress.unit}, {progress.done / progress.seconds:,.0f} {progress.unit}/s, "
-                f"{rate:,.0f} tokens/s, about {left:,.0f} s left"
+                f"{progress.done:,} of {progress.total:,} {progress.unit}, {progress.done / progress.seconds:,.0f} "
+                f"{progress.unit}/s, {rate:,.0f} tokens/s, about {left:,.0f} s left"
             )

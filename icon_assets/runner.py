@@ -1,6 +1,6 @@
-"""Running the graph stage by stage in this process: each partition is a Dagster run of its own, in dependency order.
+"""Running the graph stage by stage in this process. Each partition is a separate Dagster run, in dependency order.
 
-A partition that fails does not stop its neighbours; what needs all of them says what is missing.
+A failed partition does not stop the others. Assets that need all partitions report the missing ones.
 """
 
 import time
@@ -33,7 +33,7 @@ TRAINING_GROUPS = frozenset({"training", "evaluation"})
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run of one asset's partition ended. `metadata` is what the asset reported; `error` (also of failed
+    """The result of one run of one asset's partition. `metadata`: as reported by the asset. `error` (also of failed
     checks) and `warning` (of checks that only warn) are one line each."""
 
     asset: str
@@ -51,7 +51,7 @@ def stages_of(assets: Sequence[dg.AssetsDefinition], select: Sequence[str] = ())
     """The stages to run: all, or the named ones in dependency order.
 
     Raises:
-        IconError: a name that is no asset.
+        IconError: a name that is not an asset.
     """
     stages = [asset.key.to_user_string() for asset in assets]
     if unknown := sorted(set(select) - set(stages)):
@@ -60,7 +60,7 @@ def stages_of(assets: Sequence[dg.AssetsDefinition], select: Sequence[str] = ())
 
 
 def scoring_stages(assets: Sequence[dg.AssetsDefinition]) -> tuple[str, ...]:
-    """The scores, and everything that they are made from."""
+    """The scores and all their inputs."""
     wanted = {dg.AssetKey("sample_scores")}
     for asset in reversed(assets):
         if asset.key in wanted:
@@ -85,16 +85,16 @@ def run_stages(
     tags: Mapping[str, str] | None = None,
     console: str = "CRITICAL",
 ) -> Iterator[Outcome]:
-    """Run the stages, yielding each partition's outcome. Shard partitions are first made equal to the pool folder.
+    """Run the stages and yield each partition's outcome. Shard partitions are first made equal to the pool folder.
 
     Args:
         assets: in the order in which they are run, inputs first.
         stages: the assets to run; None for all.
-        files: of the pool, the only ones whose shards are run; none for all.
+        files: files of the pool whose shards are run; empty for all.
         asked: stages to run even if no arm needs them (see `core/selection/choose.py`).
 
     Raises:
-        IconError: a file that is none of the pool's, or a disk that refuses.
+        IconError: a file that is not in the pool, or a disk error.
         KeyboardInterrupt: SIGINT or SIGTERM arrived.
     """
     icon = WorkspaceResource(root=str(workspace.root))
@@ -116,7 +116,7 @@ def run_stages(
             current = _current(icon, definition)
             for partition in _partitions(definition, shards):
                 stop_if_interrupted()
-                # No run for what would find nothing to do: each takes a second or more.
+                # No run for up-to-date partitions: each would take a second or more.
                 if partition in current and is_sound(icon, asset, partition):
                     yield Outcome(asset, partition, unchanged_figures(current[partition]))
                     continue
@@ -138,7 +138,7 @@ def run_stages(
 
 
 def _current(icon: WorkspaceResource, definition: dg.AssetsDefinition) -> Mapping[str, Event]:
-    """Shards that are up to date; none where a table that says so is damaged: their runs say which."""
+    """Shards that are up to date; none if a table needed to know is damaged, and their runs report it."""
     if definition.partitions_def != SHARDS:
         return {}
     try:
@@ -149,10 +149,10 @@ def _current(icon: WorkspaceResource, definition: dg.AssetsDefinition) -> Mappin
 
 @contextmanager
 def _turn(instance: dg.DagsterInstance, pool: str | None) -> Iterator[None]:
-    """Wait here until the pool has a free slot. Inside a run Dagster would wait with a core at full load, deaf to
-    signals.
+    """Wait here until the pool has a free slot. Inside a run, Dagster would wait with a core at full load and without
+    reacting to signals.
 
-    The lock lets one process at a time start; the kernel takes it from one that is killed.
+    The lock lets one process start at a time. The kernel releases it when a process is killed.
     """
     if pool is None:
         yield
@@ -190,7 +190,7 @@ def _failed_checks(result: dg.ExecuteInProcessResult, severity: dg.AssetCheckSev
 
 
 def _end_if_disk_refused(result: dg.ExecuteInProcessResult) -> None:
-    """What one partition could not write, the others can't either: one error for all of them."""
+    """If one partition can't be written, neither can the others: raise one error for all of them."""
     for event in result.all_events:
         error = event.step_failure_data.error if event.is_step_failure else None
         if error and error.cause and error.cause.cls_name == DiskRefused.__name__:

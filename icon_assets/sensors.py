@@ -1,4 +1,4 @@
-"""Discovery: sensors that keep shards and versions in step with the files of the workspace. They start no work
+"""Discovery: sensors that keep shards and versions up to date with the files of the workspace. They start no work
 themselves."""
 
 import json
@@ -32,15 +32,15 @@ PartitionRequest = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRe
 
 
 def build_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
-    """Discovery of the pool's files, of the probes' files, and a report of both; each by itself, so that a fault stops
-    one."""
+    """Discovery of the pool's files, of the probes' files, and a report of both. They are separate, so that a fault
+    stops only one."""
     return [
         _sensor(
             "discover_pool",
             workspace,
             _pool_tick,
-            "Looks for new, changed and deleted files of the pool, reading only what has another size or time than before. "
-            "Files that are being written to are left for the next tick.",
+            "Looks for new, changed and deleted files of the pool. Only files whose size or time changed are read. "
+            "Files that are still being written are left for the next tick.",
         ),
         _sensor(
             "discover_probes", workspace, _probes_tick, "Looks for changed files of probes and of evaluation data."
@@ -71,10 +71,10 @@ def _sensor(name: str, workspace: Workspace, tick: Tick, description: str) -> dg
 
 
 def _pool_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult:
-    """Compare the folder with what is on record, and with what earlier ticks reported and nobody has ingested yet.
+    """Compare the folder with the record, and with earlier reports that are not ingested yet.
 
-    The cursor holds the latter alone, so that it is small once all is ingested; a tick that is cut off is simply made
-    again. What does not fit into one tick is left for the next one.
+    The cursor holds only the latter, so that it is small once everything is ingested. An interrupted tick is repeated.
+    Files that do not fit into one tick are left for the next one.
     """
     workspace = icon.workspace
     store = icon.store
@@ -98,7 +98,7 @@ def _pool_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> 
 
 
 def _probes_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult:
-    """One version for all files together: the probe set is drawn from all of them."""
+    """One version for all files together, because the probe set is drawn from all of them."""
     workspace = icon.workspace
     known = _known(context.cursor)
     sources = [source for _, source in probe_inputs(workspace)]
@@ -112,7 +112,7 @@ def _probes_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -
 
 
 def _freshness_tick(context: dg.SensorEvaluationContext, icon: WorkspaceResource) -> dg.SensorResult:
-    """The check `scores_are_current` is reported when its verdict reads differently from the last time."""
+    """The check `scores_are_current` is reported when its verdict differs from the last one."""
     verdict = freshness(icon)
     if verdict["description"] == context.cursor:
         return dg.SensorResult(cursor=context.cursor)
@@ -143,7 +143,7 @@ def _within_limits(files: Iterator[Found]) -> list[Found]:
 def _partition_requests(
     known: set[str], store: Store, shards: set[str], whole: Sequence[Found]
 ) -> list[PartitionRequest]:
-    """Partitions for files that are whole; none any more for files that are gone, whose rows leave the views."""
+    """Add partitions for complete files. Remove partitions of deleted files, whose rows leave the views."""
     new = sorted({file.source.shard for file in whole} - known)
     gone = sorted((known | on_record(store).keys()) - shards)
     for shard in gone:

@@ -1,7 +1,6 @@
-"""Every choice a workspace makes, with its bounds. Read from `settings.yaml`; each key can be overridden by
-`ICON_<KEY>`.
+"""All settings of a workspace, with their bounds. They are read from `settings.yaml`, and `ICON_<KEY>` overrides a key.
 
-What is derived from a choice (paths, digests) does not belong here; the layout of a workspace is in `workspace`.
+Values derived from settings (paths, digests) do not belong here. The layout of a workspace is in `workspace`.
 """
 
 import re
@@ -24,10 +23,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuse what stands twice: it would be one partition, one file or one row of results under two entries."""
+    """Refuse duplicates: two entries would share one partition, one file or one row of results."""
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"{value!r} stands there twice; take one out")
+            raise ValueError(f"{value!r} is there twice; remove one")
     return values
 
 
@@ -38,13 +37,14 @@ class Section(BaseModel):
 class ModelSettings(Section):
     name: str = Field(
         default="bundled:smollm2-135m-instruct",
-        description="`bundled:smollm2-135m-instruct`, a local directory, or a Hugging Face id (then with `revision`).",
+        description="`bundled:smollm2-135m-instruct`, a local directory, or a Hugging Face id (which needs "
+        "`revision`).",
     )
     revision: str | None = Field(
         default=None, description="Commit of a Hugging Face id: 40 hex digits, so that it never moves."
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto", description="auto: bfloat16 where it is the faster one."
+        default="auto", description="auto: bfloat16 where it is faster, else float32."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA when present, else the CPU.")
 
@@ -57,29 +57,37 @@ class PoolSettings(Section):
         default=100_000, ge=100, description="A sample longer than this (characters) is quarantined."
     )
     settle_seconds: float = Field(
-        default=2, ge=0, description="A file that was written to more recently is waited for: it may not be whole yet."
+        default=2,
+        ge=0,
+        description="A file that was written to more recently is left for later, because it may be incomplete.",
     )
 
 
 class ProbeSettings(Section):
     path: str = Field(default="probes", description="Folder or file of candidate probes.")
-    count: int = Field(default=48, ge=1, description="Probes to draw, evenly over strata.")
+    count: int = Field(default=48, ge=1, description="Number of probes to draw, evenly over strata.")
     seed: Seed = Field(default=0, description="Seed of the draw of probes, and of the samples that get every probe.")
     near_duplicate: float = Field(
         default=0.6,
         gt=0,
         le=1,
-        description="Jaccard similarity of word 3-grams from which on two probes count as the same.",
+        description="Two probes with at least this Jaccard similarity of word 3-grams count as the same.",
     )
     budget: Annotated[float, Field(gt=0, lt=1)] | Literal["auto", "exact"] = Field(
         default="auto",
-        description="The most to spend on scoring, as a share of the tokens that every pair together would take. Samples that are clearly "
-        "inside or outside the top `selection.fraction` get fewer probes. `exact`: every pair is computed. `auto`: exact up to "
-        "`exact_pairs`, a third beyond. Every sample gets a few probes, and a pilot of 24 or more samples gets all.",
+        description="Upper limit of the cost of scoring, as a share of the tokens that all pairs would take. Samples "
+        "that are clearly inside or outside the top `selection.fraction` get fewer probes. `exact`: every pair is "
+        "computed. `auto`: exact for up to `exact_pairs` pairs, one third for more. Every sample gets a few probes, "
+        "and a pilot of 24 or more samples gets all of them.",
     )
-    exact_pairs: int = Field(default=2_000_000, ge=0, description="Pairs up to which `budget: auto` computes them all.")
+    exact_pairs: int = Field(
+        default=2_000_000, ge=0, description="With at most this many pairs, `budget: auto` computes all of them."
+    )
     error_rate: float = Field(
-        default=0.1, gt=0, lt=1, description="Budgeted: how often a sample may be stopped on the wrong side of the cut."
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="With a budget: how often a sample may be stopped on the wrong side of the cut.",
     )
 
 
@@ -91,25 +99,25 @@ class ScoringSettings(Section):
     max_context_tokens: int = Field(
         default=2040,
         ge=1,
-        description="Tokens of a sample in the context of a probe; a longer sample is cut at its end.",
+        description="Maximum tokens of a sample in the context of a probe. A longer sample is cut at its end.",
     )
     max_prompt_tokens: int = Field(
-        default=1024, ge=8, description="Tokens of a prompt; of a longer one the end is kept."
+        default=1024, ge=8, description="Maximum tokens of a prompt. Of a longer one, the end is kept."
     )
     max_response_tokens: int = Field(
-        default=1024, ge=1, description="Tokens of a response; of a longer one the beginning is kept."
+        default=1024, ge=1, description="Maximum tokens of a response. Of a longer one, the beginning is kept."
     )
     tokens_per_forward: Annotated[int, Field(ge=64)] | Literal["auto"] = Field(
         default="auto",
-        description="Packed tokens per forward: bounds memory. auto: what suits the device's free memory.",
+        description="Packed tokens per forward, which limits memory. auto: chosen by the free memory of the device.",
     )
     commit_seconds: float = Field(default=30, gt=0, description="Finished pairs are committed at least this often.")
     direct_share: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="Share of the samples that are scored directly, drawn by their ids; a selector can rank the others. "
-        "Growth of the pool keeps the draw, a larger share adds to it.",
+        description="Share of the samples that are scored directly, drawn by their ids. A selector can rank the "
+        "others. The draw is kept when the pool grows, and a larger share adds to it.",
     )
 
     @property
@@ -127,7 +135,7 @@ class ControlSettings(Section):
     draws: int = Field(default=2, ge=1, le=64, description="Random contexts averaged per length.")
     lengths: tuple[int, ...] = Field(
         default=(32, 256, 2040),
-        description="Token lengths at which `random_tokens` is measured; between them: interpolated.",
+        description="Token lengths at which `random_tokens` is measured; values between them are interpolated.",
     )
 
     @field_validator("kinds")
@@ -155,20 +163,21 @@ class SelectionSettings(Section):
     arms: Annotated[tuple[str, ...], AfterValidator(_once)] = Field(
         default=("full", "random", "length_matched", "longest", "icon"),
         min_length=1,
-        description="The ways to select that are compared. Each one gets its own subset, checkpoints and results.",
+        description="The selection methods to compare. Each arm gets its own subset, checkpoints and results.",
     )
     fraction: float = Field(
         default=0.15, gt=0, le=1, description="Share of the unique samples that every arm but `full` takes."
     )
-    seed: Seed = Field(default=0, description="Seed of the arms that draw at random.")
+    seed: Seed = Field(default=0, description="Seed of the random arms.")
     budget: Literal["samples", "tokens"] = Field(
         default="samples",
-        description="What every arm gets `fraction` of: the pool's samples, or its training tokens; then an arm takes samples "
-        "from its top until the next one would exceed that.",
+        description="The unit of `fraction`: samples of the pool, or its training tokens. With tokens, an arm takes "
+        "its best samples until the next one would exceed the limit.",
     )
     diversity: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="Cosine of embeddings beyond which a sample is passed over because a better one is chosen already; null: off.",
+        description="A sample is skipped if the cosine between its embedding and that of a better chosen sample is "
+        "above this; null: off.",
     )
     length_strata: int = Field(default=5, ge=2, description="Length classes of the arm `icon_stratified`.")
     reference: str = Field(default="icon", description="The arm whose length distribution `length_matched` copies.")
@@ -176,7 +185,8 @@ class SelectionSettings(Section):
         default=0.8,
         gt=0.5,
         le=1,
-        description="A selection gets a warning when length alone separates chosen from other samples with an AUC beyond this.",
+        description="A selection gets a warning when length alone separates chosen from other samples with an AUC "
+        "above this.",
     )
 
 
@@ -193,7 +203,8 @@ class ClassifierSettings(Section):
     epochs: int = Field(
         default=5,
         ge=1,
-        description="The best of them by average precision on a tenth is kept; metrics are of another tenth.",
+        description="Training epochs. The best one by average precision on a tenth of the samples is kept; metrics are "
+        "from a different tenth.",
     )
     learning_rate: float = Field(default=5e-5, gt=0, description="Peak learning rate of AdamW.")
     warmup_fraction: float = Field(
@@ -206,20 +217,21 @@ class ClassifierSettings(Section):
 class SelectorSettings(Section):
     kind: Literal["light", "lora"] = Field(
         default="light",
-        description="What learns to rank the pool from directly scored samples: ridge regression on the model's hidden states, "
-        "or the paper's LoRA classifier.",
+        description="How to rank the pool by what the directly scored samples show. light: ridge regression on the "
+        "model's hidden states; lora: the paper's LoRA classifier.",
     )
     control: ControlKind | None = Field(
-        default=None, description="Whose contributions are learned; null: controls.primary."
+        default=None, description="The control whose contributions are learned; null: controls.primary."
     )
     top_fraction: float = Field(
         default=0.15,
         gt=0,
         lt=1,
-        description="What counts as the best: what lora learns to tell from the rest, and what AUC and average precision are "
-        "measured for. It does not follow selection.fraction: one ranking serves every fraction, so that selections are nested.",
+        description="The share of samples that counts as the best: lora learns to separate it from the rest, and AUC "
+        "and average precision are measured for it. It does not depend on selection.fraction. One ranking serves every "
+        "fraction, so that selections are nested.",
     )
-    samples: int = Field(default=20_000, ge=20, description="Directly scored samples to learn from, at most.")
+    samples: int = Field(default=20_000, ge=20, description="Maximum number of directly scored samples to learn from.")
     folds: int = Field(default=5, ge=2, description="light: each sample is predicted by models of the other folds.")
     seed: Seed = Field(default=0, description="Seed of the folds, of the split and of the training.")
     lora: ClassifierSettings = Field(default=ClassifierSettings(), description="How the `lora` selector is trained.")
@@ -256,13 +268,14 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
 class TrainingSettings(Section):
     preset: Literal["paper", "small"] | None = Field(
         default=None,
-        description="Values for what is not given here. paper: full fine-tuning, 3 epochs, AdamW at 2e-5, batches of 128, "
-        "2048 tokens; small: the LoRA recipe for a laptop, 3 epochs, 2e-4, batches of 16, 1024 tokens.",
+        description="Values for keys that are not given here. paper: full fine-tuning, 3 epochs, AdamW at 2e-5, "
+        "batches of 128, 2048 tokens; small: the LoRA recipe for a laptop, 3 epochs, 2e-4, batches of 16, 1024 tokens.",
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(_once)] = Field(
         default=(0, 1),
         min_length=1,
-        description="One training per arm and seed. A gain is claimed only with two seeds or more. From 0 to 4294967295, as torch and numpy take them.",
+        description="One training per arm and seed. A gain is claimed only with two seeds or more. From 0 to "
+        "4294967295, as torch and numpy take them.",
     )
     method: Literal["lora", "full"] = Field(
         default="lora", description="lora: trains small added matrices; full: trains every weight."
@@ -279,8 +292,8 @@ class TrainingSettings(Section):
     )
     packing: bool = Field(
         default=True,
-        description="The samples of a forward stand in one row without padding, and none sees another: the same "
-        "gradients in less time.",
+        description="Put the samples of a forward in one row without padding, where none attends to another. The "
+        "gradients are the same in less time.",
     )
     gradient_checkpointing: Literal["auto"] | bool = Field(
         default="auto", description="Compute activations again instead of keeping them; auto: on CUDA only."
@@ -292,10 +305,12 @@ class TrainingSettings(Section):
         default=0.03, ge=0, lt=1, description="Share of the steps over which the learning rate rises to its peak."
     )
     scheduler: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="How the learning rate goes on after the warm-up."
+        default="cosine", description="Schedule of the learning rate after the warm-up."
     )
     max_tokens: int = Field(
-        default=1024, ge=16, description="Prompt and response together; longer samples are cut at the end."
+        default=1024,
+        ge=16,
+        description="Maximum tokens of prompt and response together. Longer samples are cut at the end.",
     )
     lora_rank: int = Field(default=8, ge=1, description="Rank of the LoRA matrices.")
     lora_alpha: int = Field(default=16, ge=1, description="Scale of the LoRA update: lora_alpha / lora_rank.")
@@ -304,19 +319,19 @@ class TrainingSettings(Section):
         default="all-linear", description="Layers that get LoRA matrices, by name; `all-linear`: every linear layer."
     )
     save_every_steps: int = Field(
-        default=20, ge=1, description="Steps between the states that a crashed training resumes from."
+        default=20, ge=1, description="Steps between saved states, from which a crashed training resumes."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
-        """What is given wins over the preset. An unknown preset is refused with its field."""
+        """Given values win over the preset. An unknown preset is refused with its field."""
         preset = values.get("preset") if isinstance(values, dict) else None
         return {**TRAINING_PRESETS.get(str(preset), {}), **values} if preset else values
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What determines a checkpoint, resolved: all but which seeds exist, and how the same gradients are
+        """The resolved settings that determine a checkpoint: all but the list of seeds, and how the same gradients are
         computed."""
         return self.model_dump(
             exclude={"preset", "seeds", "save_every_steps", "packing", "gradient_checkpointing", "processes"}
@@ -331,7 +346,7 @@ class LocalTask(Section):
     @classmethod
     def _is_free(cls, name: str) -> str:
         if name in {"held_out", "mean"}:
-            raise ValueError("is a name of the leaderboard's own; choose another")
+            raise ValueError("is a name that the leaderboard uses itself; choose a different one")
         return name
 
 
@@ -339,7 +354,7 @@ class PromptSet(Section):
     path: str = Field(
         description="File of prompts, inside the workspace, in any format of the pool; responses are not needed."
     )
-    name: str = Field(description="Its name in the results.", pattern=r"^[a-z0-9][a-z0-9_]*$")
+    name: str = Field(description="Name in the results.", pattern=r"^[a-z0-9][a-z0-9_]*$")
 
 
 class JudgeSettings(Section):
@@ -347,22 +362,20 @@ class JudgeSettings(Section):
         description="Base address of an OpenAI-compatible service, before `/chat/completions`.",
         pattern=r"^https?://[^\s@?#]+$",
     )
-    model: str = Field(description="The judge's name there.", min_length=1)
+    model: str = Field(description="Name of the judge model at this service.", min_length=1)
     api_key_variable: str | None = Field(
         default=None,
-        description="Environment variable that holds the key; null: the service wants none.",
+        description="Environment variable that holds the key; null: the service needs none.",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
     )
     options: dict[str, Any] = Field(default={"temperature": 0}, description="Further fields of each request.")
-    requests_at_once: int = Field(default=4, ge=1, le=64, description="Requests to the judge at the same time.")
+    requests_at_once: int = Field(default=4, ge=1, le=64, description="Number of simultaneous requests to the judge.")
 
     @field_validator("url")
     @classmethod
     def _has_a_port(cls, url: str) -> str:
-        if (
-            not urlsplit(url).hostname or urlsplit(url).port == 0
-        ):  # other ports that are none raise a ValueError of their own
-            raise ValueError("names no host and port")
+        if not urlsplit(url).hostname or urlsplit(url).port == 0:  # other invalid ports raise a ValueError of their own
+            raise ValueError("has no host, or an invalid port")
         return url
 
     @field_validator("options")
@@ -378,13 +391,11 @@ class JudgeSettings(Section):
 class PairwiseSettings(Section):
     prompts: tuple[PromptSet, ...] = Field(min_length=1, description="The sets of prompts to answer.")
     judge: JudgeSettings = Field(description="The language model that compares two answers.")
-    against: str = Field(
-        default="random", description="The arm whose answers those of every other arm are compared with."
-    )
-    max_new_tokens: int = Field(default=512, ge=1, description="An answer is cut there.")
+    against: str = Field(default="random", description="The arm that every other arm is compared with.")
+    max_new_tokens: int = Field(default=512, ge=1, description="Maximum tokens of an answer. A longer one is cut.")
     limit: int | None = Field(default=None, ge=1, description="Prompts per set, from the start; null: all.")
     timeout_seconds: float = Field(
-        default=60, gt=0, description="For each request to the judge as a whole, to the last byte of its reply."
+        default=60, gt=0, description="Limit for each whole request to the judge, up to the last byte of its reply."
     )
 
     @field_validator("prompts")
@@ -407,7 +418,7 @@ class EvaluationSettings(Section):
     limit: int | None = Field(default=None, ge=1, description="Items per task; null: all.")
     batch_size: int = Field(default=16, ge=1, description="Items per forward of the evaluation.")
     bootstrap_draws: int = Field(default=10_000, ge=100, description="Resamples behind each interval of a difference.")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of intervals and verdicts.")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence level of intervals and verdicts.")
     pairwise: PairwiseSettings | None = Field(
         default=None,
         description="Answers to prompts, compared between arms by a language model as judge; null: not done.",
@@ -429,21 +440,22 @@ class ChecksSettings(Section):
     content_rows: int = Field(
         default=1_000_000,
         ge=0,
-        description="Up to so many rows of a product are compared with the ledger whenever it is checked (about two seconds); of more, "
-        "what changed on disk since it was compared last. `icon-assets verify` compares everything.",
+        description="A product with at most this many rows is compared with the ledger at every check (about two "
+        "seconds). Of a larger one, only files that changed since the last comparison are read. `icon-assets verify` "
+        "compares everything.",
     )
 
 
 class AutomationSettings(Section):
     scoring: Literal["nightly", "on_change", "off"] = Field(
         default="nightly",
-        description="Who starts scoring while `icon-assets ui` or Dagster's daemon runs: a schedule, changes of the pool folder "
-        "and of whatever else the scores are made from, or nobody but you.",
+        description="What starts scoring while `icon-assets ui` or Dagster's daemon runs. nightly: a schedule; "
+        "on_change: changes of the pool folder and of other inputs of the scores; off: only you.",
     )
-    cron: str = Field(default="0 2 * * *", description="When `nightly` starts.")
-    time_zone: str = Field(default="UTC", description="Of `cron`, such as Europe/Berlin.")
-    discover_seconds: int = Field(default=30, ge=5, description="How often the pool folder is looked at.")
-    train: bool = Field(default=False, description="Whether training and evaluation follow by themselves, too.")
+    cron: str = Field(default="0 2 * * *", description="When `nightly` starts, as a cron expression.")
+    time_zone: str = Field(default="UTC", description="Time zone of `cron`, such as Europe/Berlin.")
+    discover_seconds: int = Field(default=30, ge=5, description="Seconds between two looks at the pool folder.")
+    train: bool = Field(default=False, description="Whether training and evaluation start by themselves, too.")
 
     @field_validator("time_zone")
     @classmethod
@@ -454,40 +466,47 @@ class AutomationSettings(Section):
 
 
 class SqlSettings(Section):
-    """What one query of `icon-assets sql` may take."""
+    """Limits of one query of `icon-assets sql`."""
 
-    timeout_seconds: float = Field(default=300, gt=0, description="It is stopped then; `--timeout` overrides it.")
+    timeout_seconds: float = Field(
+        default=300, gt=0, description="The query is stopped after this time; `--timeout` overrides it."
+    )
     memory: Annotated[ByteSize, Field(ge=2**25)] | Literal["auto"] = Field(
         default="auto",
-        description="Such as 8GB, for the query and again for its result; auto: half of the memory that is free.",
+        description="Memory limit, such as 8GB: once for the query and once for its result. auto: half of the free "
+        "memory.",
     )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="auto: as many as there are processors."
+        default="auto", description="auto: one per processor."
     )
     temp_space: ByteSize | Literal["auto"] = Field(
         default="auto",
-        description="Such as 50GB, of the directory for temporary files (TMPDIR); auto: half of what is free there.",
+        description="Limit in the directory for temporary files (TMPDIR), such as 50GB. auto: half of its free space.",
     )
 
 
 class UiSettings(Section):
-    """Of `icon-assets ui`. Whoever gets through to it starts code as you."""
+    """Access to `icon-assets ui`. Anyone who can reach it can run code as you."""
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="Address it listens on; the port is an option.")
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address to listen on. The port is an option of the command."
+    )
     allowed_hosts: tuple[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$")], ...] = Field(
         default=(),
-        description="Further names under which browsers reach it, such as a proxy's: `icon.example.com`, `icon.example.com:8443`.",
+        description="Further host names under which browsers reach it, such as that of a proxy: `icon.example.com`, "
+        "`icon.example.com:8443`.",
     )
     token: SecretStr = Field(
         default=SecretStr("auto"),
-        description="Who may use it. auto: a token is made at every start where `host` is beyond this machine, none is asked for "
-        "on it; always: one is made there, too; never: none, because a proxy asks; anything else is the token itself.",
+        description="The token that users need. auto: a new token at every start where `host` is reachable from other "
+        "machines, else none; always: a new token at every start; never: none, because a proxy controls access; "
+        "anything else is the token itself.",
     )
 
     @field_validator("token")
     @classmethod
     def _is_hard_to_guess(cls, token: SecretStr) -> SecretStr:
-        """Characters that stand for themselves in a URL and in a cookie."""
+        """Only characters that need no escaping in a URL or a cookie."""
         value = token.get_secret_value()
         if value not in TOKEN_MODES and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", value):
             raise ValueError(f"must be {', '.join(TOKEN_MODES)}, or 16 to 256 of the characters A-Z a-z 0-9 . _ ~ -")
@@ -495,7 +514,7 @@ class UiSettings(Section):
 
 
 class Settings(BaseSettings):
-    """All choices of one workspace."""
+    """All settings of one workspace."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -513,7 +532,7 @@ class Settings(BaseSettings):
     )
     scoring: ScoringSettings = Field(default=ScoringSettings(), description="How samples and probes are scored.")
     controls: ControlSettings = Field(
-        default=ControlSettings(), description="What a sample in the context is compared with."
+        default=ControlSettings(), description="The controls that a sample in the context is compared with."
     )
     selector: SelectorSettings = Field(
         default=SelectorSettings(), description="The model that learns to predict contributions."
@@ -523,10 +542,10 @@ class Settings(BaseSettings):
     evaluation: EvaluationSettings = Field(
         default=EvaluationSettings(), description="How checkpoints are measured and compared."
     )
-    automation: AutomationSettings = Field(default=AutomationSettings(), description="What starts by itself.")
-    checks: ChecksSettings = Field(default=ChecksSettings(), description="How much the checks look at.")
-    sql: SqlSettings = Field(default=SqlSettings(), description="What one query of `icon-assets sql` may take.")
-    ui: UiSettings = Field(default=UiSettings(), description="How `icon-assets ui` is reached.")
+    automation: AutomationSettings = Field(default=AutomationSettings(), description="What starts automatically.")
+    checks: ChecksSettings = Field(default=ChecksSettings(), description="How much the checks read.")
+    sql: SqlSettings = Field(default=SqlSettings(), description="Limits of one query of `icon-assets sql`.")
+    ui: UiSettings = Field(default=UiSettings(), description="Access to `icon-assets ui`.")
 
     @classmethod
     def settings_customise_sources(
@@ -537,5 +556,5 @@ class Settings(BaseSettings):
         dotenv_settings: Source,
         file_secret_settings: Source,
     ) -> tuple[Source, ...]:
-        """The environment wins over the file; nothing else is read."""
+        """The environment wins over the file. Nothing else is read."""
         return env_settings, init_settings

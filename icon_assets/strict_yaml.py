@@ -1,5 +1,4 @@
-"""YAML of which nothing is dropped without a word: a key that stands twice is refused, where YAML would take the last
-one."""
+"""YAML without silent losses: a duplicate key is refused, where YAML would take the last one."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file; none when it is empty.
 
     Raises:
-        IconError: it can't be read, is not YAML, holds something else than keys, or a key twice.
+        IconError: it can't be read, is not YAML, is not a mapping, or has a duplicate key.
     """
     try:
         values = yaml.load(path.read_text("utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
@@ -44,6 +43,6 @@ class _Loader(yaml.SafeLoader):
         for key in keys:
             if isinstance(key, yaml.ScalarNode) and counts[key.tag, key.value] > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands there twice; keep one", key.start_mark
+                    None, None, f"the key {key.value!r} is there twice; keep one", key.start_mark
                 )
         return super().construct_mapping(node, deep)

@@ -46,7 +46,7 @@ class Workspace:
         else:
             workspace._refuse_produced_inputs(path)
             return workspace
-        # Not from the error: the whole text of that repeats what was put into the file, be it a key.
+        # Not from the error: its full text repeats values of the file, even a secret key.
         raise IconError(f"{path} (or {ENV_PREFIX}* variables): {fault}")
 
     @property
@@ -74,12 +74,12 @@ class Workspace:
         return self.root / "dagster_home"
 
     def input_path(self, value: str) -> Path:
-        """An input named in the settings: relative to the workspace, or an absolute path the user chose."""
+        """An input named in the settings: relative to the workspace, or an absolute path of the user."""
         return self.root / value
 
     def _refuse_produced_inputs(self, file: Path) -> None:
-        """What the platform writes is no input: it would be read back as data, and changed or deleted while it is
-        read."""
+        """Refuse the platform's output as an input: it would be read back as data, and could change or disappear while
+        it is read."""
         produced = [self.store_dir, self.models_dir, self.selectors_dir, self.checkpoints_dir, self.dagster_home]
         closed = [place.resolve() for place in produced]
         for key, value in self._inputs():
@@ -90,14 +90,14 @@ class Workspace:
                 OSError,
                 RuntimeError,
             ) as error:  # a null byte, a name that is too long, a circle of links
-                raise IconError(f"{file}: {key}: is no path ({error}); got {value[:80]!r}") from None
+                raise IconError(f"{file}: {key}: is not a path ({error}); got {value[:80]!r}") from None
             if any(place.is_relative_to(real) for place in (self.root, self.exports_dir.resolve(), *closed)):
                 what = "is or holds what the platform writes"
             elif place := next((place for place in closed if real.is_relative_to(place)), None):
                 what = f"lies in {place.name}/, which the platform writes"
             else:
                 continue
-            raise IconError(f"{file}: {key}: {what}; name a place of its own, such as pool or eval; got {value!r}")
+            raise IconError(f"{file}: {key}: {what}; use a separate folder, such as pool or eval; got {value!r}")
 
     def _inputs(self) -> Iterator[tuple[str, str]]:
         """Keys and values of the settings that name files or folders of data."""
@@ -113,7 +113,7 @@ class Workspace:
 
 
 def _refuse_unknown_variables() -> None:
-    """A misspelt override must not be silently without effect."""
+    """A misspelt override must not be ignored silently."""
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {WORKSPACE_VARIABLE}
     for name in sorted(os.environ):
         if name.startswith(ENV_PREFIX) and name.split(ENV_DELIMITER)[0].upper() not in known:
@@ -131,7 +131,7 @@ def _first_fault(error: ValidationError | SettingsError) -> str:
     if fault["type"] == "extra_forbidden":
         return f"{where}: unknown key; remove it or fix its spelling{more}"
     if fault["loc"] == ("ui", "token") or (fault["loc"][-1:] and fault["loc"][-1] in _NEVER_SHOWN):
-        return f"{where}: {fault['msg']}{more}"  # what was given may be somebody's secret
+        return f"{where}: {fault['msg']}{more}"  # the given value may be a secret
     return f"{where}: {fault['msg']}; got {str(fault['input'])[:80]!r}{more}"
 
 

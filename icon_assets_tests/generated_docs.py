@@ -17,92 +17,94 @@ from icon_assets.settings import ENV_DELIMITER, ENV_PREFIX, Settings
 DOCS = Path(__file__).parents[1] / "docs"
 _MADE_BY = "<!-- Made by `python -m icon_assets_tests.generated_docs`. Change the code, not this page. -->"
 
-# What happens without the check, in a few words. The rule's own docstring, below the table, says the rest.
+# What happens without the check, in a few words. The docstring of the rule, below the table, gives the details.
 PREVENTS = {
-    "columns_are_as_declared": "wrong figures from a store that another version wrote",
-    "contents_are_as_recorded": "a value that somebody changed in a file and that everything later believes",
-    "ids_are_of_their_text": "training on a text under the name of another one",
-    "rows_stand_once": "a row trained on, and counted, twice",
-    "every_row_is_accounted_for": "half a shard, left by a killed run, that passes for a whole one",
+    "columns_are_as_declared": "wrong figures from a store that a different version wrote",
+    "contents_are_as_recorded": "a changed value in a file that later steps would use",
+    "ids_are_of_their_text": "training on a text under the id of a different text",
+    "rows_stand_once": "a row that is trained on and counted twice",
+    "every_row_is_accounted_for": "half a shard from a killed run that passes for a complete one",
     "holds_no_evaluation_item": "evaluation data in the pool that is found only before training",
     "probes_are_as_recorded": "scores over different probes in one ranking",
     "no_probe_is_in_the_pool": "samples that rank first because they answer themselves",
     "no_probe_is_in_the_evaluation_data": "selecting for the test",
     "model_files_are_as_recorded": "scores and checkpoints of a swapped model under the old name",
-    "controls_stand_once": "measurements that weigh twice",
-    "pairs_stand_once": "measurements that weigh twice",
-    "contexts_stand_once": "measurements that weigh twice",
-    "every_probe_has_its_baseline": "probes that drop out of every mean unseen",
+    "controls_stand_once": "measurements that count twice",
+    "pairs_stand_once": "measurements that count twice",
+    "contexts_stand_once": "measurements that count twice",
+    "every_probe_has_its_baseline": "probes that drop out of every mean unnoticed",
     "scores_stand_once": "samples ranked twice",
-    "no_score_is_a_stranger": "samples ranked by the score of a line that is gone",
+    "no_score_is_a_stranger": "samples ranked by the score of a removed line",
     "scores_are_finite": "NaN, which sorts above every number",
-    "every_sample_is_scored": "samples that can't be selected; a mean over some probes that passes for one over all",
+    "every_sample_is_scored": "samples that can't be selected; a mean over some probes that passes for one over all "
+    "probes",
     "every_score_has_its_pairs": "scores that nobody can check or compute again",
-    "no_sample_is_a_probe": "scoring a file that came after the probes were drawn and holds some of them",
-    "scores_have_not_drifted": "a selection that changes because probes or model did (rank correlation below 0.9, mean off by "
-    "half a standard deviation)",
+    "no_sample_is_a_probe": "scoring a file that was added after the probes were drawn and contains some of them",
+    "scores_have_not_drifted": "a selection that changes because probes or model did (rank correlation below 0.9, mean "
+    "off by half a standard deviation)",
     "features_stand_once": "samples learned from twice",
     "every_sample_has_its_features": "samples chosen from a smaller pool",
     "features_are_finite": "one NaN that spreads to every sample it is compared with",
     "every_probe_has_its_embedding": "probes that choose nothing",
-    "selector_is_as_recorded": "a ranking by another model than the lineage names",
+    "selector_is_as_recorded": "a ranking by a different model than the lineage names",
     "selector_knows_more_than_length": "an expensive way to sort by length",
     "predictions_stand_once": "samples ranked twice",
     "every_sample_is_predicted": "samples that are never ranked",
-    "subset_is_as_recorded": "a subset that is not what its id, and so the lineage, says",
-    "subset_is_in_the_pool": "arms that are smaller than they are said to be",
-    "subset_has_its_size": "arms that are smaller than they are said to be",
+    "subset_is_as_recorded": "a subset that differs from its id, and so from the lineage",
+    "subset_is_in_the_pool": "arms that are smaller than reported",
+    "subset_has_its_size": "arms that are smaller than reported",
     "chosen_scores_are_finite": "a choice by NaN",
     "budget_looked_for_this_arm": "an arm that chooses by scores which a budget left coarse near its cut",
     "subset_holds_no_evaluation_item": "training on the test",
     "subset_holds_no_probe": "training on what was used to choose",
-    "length_does_not_explain_it": "a gain of longer training texts that passes for one of better samples",
-    "files_are_as_recorded": "evaluating or serving other weights than the lineage describes",
-    "checkpoint_loads": "finding out at the first use. It really loads, once while files and libraries are the same",
+    "length_does_not_explain_it": "a gain from longer training texts that passes for one from better samples",
+    "files_are_as_recorded": "evaluating or serving different weights than the lineage describes",
+    "checkpoint_loads": "a fault that shows only at the first use. The checkpoint is loaded once per state of files "
+    "and libraries",
     "manifest_names_the_subset": "a checkpoint that can't name the lines it was trained on",
     "metrics_stand_once": "lopsided means on the leaderboard",
     "every_task_is_measured": "lopsided means on the leaderboard",
     "metrics_are_finite": "one NaN that voids an arm",
-    "metrics_are_made_of_their_items": "verdicts about other figures than the leaderboard shows",
+    "metrics_are_made_of_their_items": "verdicts on figures that differ from the leaderboard",
     "answers_stand_once": "win rates that count some prompts twice",
     "every_prompt_is_answered": "win rates over some prompts only",
     "judgements_stand_once": "a doubled verdict that decides whether both orders agree",
     "win_rates_add_up": "win rates that their own counts contradict",
     "differences_stand_once": "two answers to one question",
-    "differences_are_finite": "a difference that reads as none",
+    "differences_are_finite": "a NaN that looks like no difference",
     "every_run_counts": "a mean over too few seeds that looks certain",
     "every_task_tells_runs_apart": "a benchmark that this model always answers alike",
 }
 
 _CHECKS = """# Checks
 
-Every materialization is followed by the checks of its asset, one step for all of them. Each check can also be run alone in the
-UI. A check of a partitioned asset has that asset's partitions: a shard, an arm or a checkpoint that nobody looked at is not green.
-Each check says why it exists, what is wrong (counts and ids, no training text) and what to do. `icon-assets run` prints every
-failed check in a line. It ends with exit code 1 unless they only warn.
+After every materialization, one step runs all checks of the asset. Each check can also be run alone in the UI. A check
+of a partitioned asset has the same partitions, so a shard, an arm or a checkpoint that was not checked is not green.
+Each check says why it exists, what is wrong (counts and ids, no training text) and what to do. `icon-assets run` prints
+one line for every failed check. It ends with exit code 1 unless all of them only warn.
 
-- **blocking**: stops what follows in the same run. In a later run, what spends money looks again. Scoring looks at
-  `no_sample_is_a_probe`, at the files of the model and at the contents of its inputs; training at all blocking checks of its subset
-  and of the base model; evaluation at `files_are_as_recorded`.
-- **warns**: worth a look, no more.
-- **made again**: the next run makes the product again when the check is broken, although nothing it is made from has changed.
+- **blocking**: stops later steps of the same run. In a later run, expensive steps check again. Scoring checks
+  `no_sample_is_a_probe`, the files of the model and the contents of its inputs. Training checks every blocking check of
+  its subset and of the base model. Evaluation checks `files_are_as_recorded`.
+- **warns**: worth a look, but stops nothing.
+- **made again**: when the check fails, the next run makes the product again, even if its inputs have not changed.
 
-Two texts meet when they ask the same question (case, punctuation and system prompt aside), or share 13 words in a row of the
-probe's answer, or of the item's question or answer. Tasks named in `evaluation.tasks` come from a hub and are not looked at. Scores of
-a shard are compared with those of its last run, and the figures are in the ledger:
+Two texts overlap when they ask the same question (ignoring case, punctuation and system prompt), or share 13 words in a
+row of the probe's answer, or of the item's question or answer. Tasks named in `evaluation.tasks` come from a hub and
+are not checked for overlap. Scores of a shard are compared with those of its last run. The figures are in the ledger:
 
 ```sql
 SELECT "partition", summary->>'drift_rank_correlation' FROM ledger WHERE asset = 'sample_scores';
 ```
 
-One more check is not in the table: `scores_are_current` of `sample_scores` warns while shards are new, stale or removed. It looks at all
-shards together, and the sensor `discover_pool` reports it when it changes.
+One more check is not in the table: `scores_are_current` of `sample_scores` warns while shards are new, stale or
+removed. It covers all shards together. The sensor `discover_pool` reports it when its result changes.
 """
 
 _SETTINGS = f"""# Settings
 
-All choices of a workspace, in its `settings.yaml`. A key that is not given has its default; a key that is not known is refused. An
-environment variable overrides a key: `{ENV_PREFIX}PROBES{ENV_DELIMITER}COUNT=64` is `probes.count`.
+All settings of a workspace, in its `settings.yaml`. A key that is not given has its default; an unknown key is refused.
+An environment variable overrides a key: `{ENV_PREFIX}PROBES{ENV_DELIMITER}COUNT=64` is `probes.count`.
 """
 
 
@@ -132,7 +134,7 @@ def checks_page(rules: Sequence[Rule]) -> str:
     table = _table(("asset", "check", "kind", "prevents"), rows)
     names = dict.fromkeys(rule.name for rule in rules)
     details = [_detail([rule for _, rule in _alike(rules) if rule.name == name]) for name in names]
-    return "\n".join([_MADE_BY, "", _CHECKS, table, "## What each of them says", "", *details])
+    return "\n".join([_MADE_BY, "", _CHECKS, table, "## Details", "", *details])
 
 
 def _alike(rules: Sequence[Rule]) -> Iterator[tuple[tuple[str, ...], Rule]]:
@@ -143,7 +145,7 @@ def _alike(rules: Sequence[Rule]) -> Iterator[tuple[tuple[str, ...], Rule]]:
 
 
 def _detail(alike: Sequence[Rule]) -> str:
-    ways = [f"When it is broken{f' ({rule.asset})' if i else ''}: {rule.mend}." for i, rule in enumerate(alike)]
+    ways = [f"When it fails{f' ({rule.asset})' if i else ''}: {rule.mend}." for i, rule in enumerate(alike)]
     return "\n\n".join([f"### {alike[0].name}", alike[0].why, *ways]) + "\n"
 
 
@@ -177,11 +179,11 @@ def settings_page(schema: Mapping[str, Any]) -> str:
     return "\n".join([_MADE_BY, "", _SETTINGS, *sections])
 
 
-_COLUMNS = ("key", "type", "default", "bounds", "what it is")
+_COLUMNS = ("key", "type", "default", "bounds", "meaning")
 
 
 def _keys(schema: Mapping[str, Any], name: str, field: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """A row for every key of a section, then those of what is nested in it; `[]` stands for each entry of a list."""
+    """A row for every key of a section, then those of what is nested in it; `[]` means each entry of a list."""
     section = _resolved(schema, field)
     for key, value in section["properties"].items():
         path = f"{name}.{key}"

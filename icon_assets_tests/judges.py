@@ -169,7 +169,8 @@ def _head(connection: socket.socket) -> bytes:
 def repeats_the_key_everywhere(connection: socket.socket, key: str, done: Event) -> None:
     """In the reason phrase, in headers, as address to go to and in the body."""
     connection.sendall(
-        f"HTTP/1.1 418 bad {key}\r\nLocation: http://x:{key}@127.0.0.1/\r\nX-Key: {key}\r\nRetry-After: {key}\r\n\r\n{key}".encode()
+        f"HTTP/1.1 418 bad {key}\r\nLocation: http://x:{key}@127.0.0.1/\r\nX-Key: {key}\r\nRetry-After: "
+        f"{key}\r\n\r\n{key}".encode()
     )
 
 

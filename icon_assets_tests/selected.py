@@ -68,8 +68,9 @@ def _score(store: Store, source: tuple[str, Input]) -> Input:
     rows = store.query(
         """
         SELECT DISTINCT ON (sample_id) $shard AS shard, $key AS score_key, sample_id,
-            ln(1 + length(response)) / 20 AS contribution, 0.5 AS consistency, 0.1 AS stability, 0.1 AS coverage, 0.9 AS significance,
-            0.0 AS standard_error, 3 AS n_probes, length(response) AS n_context_tokens, false AS truncated
+            ln(1 + length(response)) / 20 AS contribution, 0.5 AS consistency, 0.1 AS stability, 0.1 AS coverage,
+            0.9 AS significance, 0.0 AS standard_error, 3 AS n_probes,
+            length(response) AS n_context_tokens, false AS truncated
         FROM delta.samples WHERE shard = $shard
         """,
         {"shard": shard, "key": SCORE_KEY},

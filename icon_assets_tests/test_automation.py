@@ -260,7 +260,7 @@ def test_the_schedule_keeps_the_settings_clock_and_waits_for_the_last_night(make
         tick = schedule.evaluate_tick(context)
         assert not tick.run_requests
         assert "is not finished" in tick.skip_message
-    with pytest.raises(IconError, match=r"automation.cron: 'every night' is no cron expression"):
+    with pytest.raises(IconError, match=r"automation.cron: 'every night' is not a cron expression"):
         build_defs(make_workspace(automation={"cron": "every night"}))
 
 

@@ -73,7 +73,7 @@ CHANGES = [
     ("DELETE", "/anything"),
 ]
 FOREIGN: dict[str, Headers] = {
-    "another site": {"Origin": "http://evil.example"},
+    "a different site": {"Origin": "http://evil.example"},
     "another port of this host": {"Origin": "http://127.0.0.1:9999", "Sec-Fetch-Site": "same-site"},
     "another name of this host": {"Origin": "http://localhost:3000"},
     "the default port of this host": {"Origin": "http://127.0.0.1"},
@@ -92,7 +92,7 @@ FOREIGN: dict[str, Headers] = {
 def test_nothing_is_changed_for_another_site(behind: Behind, method: str, path: str, who: str) -> None:
     answer = behind.client.request(method, path, headers={**JSON, **FOREIGN[who]}, content="{}")
     assert answer.status_code == 403
-    assert "another site" in answer.text
+    assert "a different site" in answer.text
     assert behind.reached == []
 
 

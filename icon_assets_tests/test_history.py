@@ -164,7 +164,8 @@ def test_what_is_missing_from_a_history_is_made_again(home: Path, name: str) -> 
         ("run_launcher: {module: dagster, class: NoLauncher}", "run_launcher: no class dagster.NoLauncher"),
         ("run_launcher: {module: dagster, class: asset}", "run_launcher: dagster.asset is none of"),
         (
-            "compute_logs: {module: dagster._core.storage.local_compute_log_manager, class: LocalComputeLogManager, config: {x: 1}}",
+            "compute_logs: {module: dagster._core.storage.local_compute_log_manager, class: LocalComputeLogManager, "
+            "config: {x: 1}}",
             'compute_logs.config: Received unexpected config entry "x"',
         ),
         ("storage: {sqlite: {base_dir: {env: NOT_SET_ANYWHERE}}}", '"NOT_SET_ANYWHERE" which is not set'),
@@ -177,7 +178,7 @@ def test_garbage_in_dagster_yaml_is_one_line_with_file_and_key(tmp_path: Path, t
     line = str(refused.value)
     assert line.startswith(f"{tmp_path / 'dagster.yaml'}: ")
     assert fault in line
-    assert line.endswith("; correct it, or move the file away: the next command writes the shipped one")
+    assert line.endswith("; correct it, or move the file away: the next command writes the default one")
     assert "\n" not in line
     assert not (tmp_path / "history").exists(), "nothing is made from settings that can't be used"
 

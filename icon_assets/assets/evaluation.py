@@ -1,4 +1,4 @@
-"""Group `evaluation`: metrics of the base model and of every checkpoint, and the arms compared."""
+"""Group `evaluation`: metrics of the base model and of every checkpoint, and the comparison of arms."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -57,7 +57,7 @@ _RESULT_COLUMNS = {
 )
 @mendable
 def base_eval(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """The metrics of the base model before any fine-tuning: what every arm starts from."""
+    """The metrics of the base model before any fine-tuning, the starting point of every arm."""
     store = icon.store
     recipe = icon.recipes.of("base_eval")
     if event := kept(context, icon, recipe):
@@ -108,8 +108,8 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
     )
     @mendable
     def leaderboard(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """Arms compared: mean and spread over seeds of every metric, differences with their intervals, a verdict per
-        arm, and what each arm cost. The SQL views `leaderboard` and `leaderboard_differences`."""
+        """Comparison of the arms: mean and spread over seeds of every metric, differences with their intervals, a
+        verdict per arm, and the cost of each arm. SQL views: `leaderboard` and `leaderboard_differences`."""
         store = icon.store
         settings = icon.settings.evaluation
         recipe = icon.recipes.of("leaderboard")
@@ -158,7 +158,7 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
 
 
 def board_metadata(board: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
-    """The leaderboard as a table, and one plot per metric that the headline is made of."""
+    """The leaderboard as a table, and one plot per headline metric."""
     pictures: dict[str, dg.MarkdownMetadataValue] = {"leaderboard": markdown_table(wide_board(board))}
     for task, metric in comparison.main_rows(board).select("task", "metric").unique(maintain_order=True).iter_rows():
         rows = board.filter((pl.col("task") == task) & (pl.col("metric") == metric))
@@ -170,7 +170,7 @@ def board_metadata(board: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
 
 
 def difference_metadata(differences: pl.DataFrame, confidence: float) -> dict[str, dg.MarkdownMetadataValue]:
-    """The headline differences: a table per arm to compare with, and a plot of those to the first of them."""
+    """The headline differences: a table per baseline arm, and a plot for the first of them."""
     rows = comparison.headline(differences)
     there = [against for against in comparison.AGAINST if against in rows["against"].to_list()]
     pictures = {f"differences_to_{against}": markdown_table(wide_differences(rows, against)) for against in there}

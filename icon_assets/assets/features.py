@@ -1,4 +1,4 @@
-"""Group `scoring`, beside the scores: what one pass of the model says of each sample and probe by itself."""
+"""Group `scoring`, besides the scores: features of each sample and probe from one pass of the model over it alone."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def sample_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) 
 )
 @mendable
 def probe_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """The embedding of every probe, as samples have it: what the arm `rds` compares them with."""
+    """The embedding of every probe, made as for samples. The arm `rds` compares samples with them."""
     store = icon.store
     key = icon.score_key()
     recipe = icon.recipes.of("probe_features")
@@ -70,7 +70,8 @@ def probe_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
     refuse_changed(icon, recipe.inputs)
     spent = icon.reader(context.log).complete_probes()
     rows = store.query(
-        "SELECT probe_id, embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key ORDER BY probe_id",
+        "SELECT probe_id, embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key "
+        "ORDER BY probe_id",
         {"key": key.value},
     )
     summary = _summary(key, rows.height, spent)
@@ -78,7 +79,7 @@ def probe_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
 
 
 def _figures(store: Store, key: ScoreKey, shard: str) -> pl.DataFrame:
-    """All but the embeddings, which are too many for one look."""
+    """All columns but the embeddings, which are too large to show."""
     return store.query(
         """
         SELECT sample_id, n_tokens, nll_sum, nll_alone, truncated FROM delta.sample_features

@@ -1,4 +1,4 @@
-"""What every asset shell does the same way: errors a user can mend, the ledger row, publishing, the unchanged case."""
+"""The common parts of all asset shells: errors a user can fix, the ledger row, publishing, the unchanged case."""
 
 import functools
 import logging
@@ -37,8 +37,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def mendable(function: F) -> F:
-    """An IconError, or a disk that refuses, fails the step with one line; neither step nor run is retried: only the
-    user can mend it."""
+    """An IconError, or a disk that can't be written, fails the step with one line. Neither step nor run is retried,
+    because only the user can fix it."""
 
     @functools.wraps(function)
     def wrapped(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
@@ -56,7 +56,7 @@ def mendable(function: F) -> F:
 
 
 def guard(log: logging.Logger) -> None:
-    """Log lines of a step hold nothing that is invisible or becomes a link; what Dagster says itself stays as it is."""
+    """Log lines of a step contain no invisible characters and no links. Dagster's own messages stay as they are."""
     log.addFilter(_make_visible)
 
 
@@ -68,10 +68,9 @@ def _make_visible(record: logging.LogRecord) -> bool:
 
 
 def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Recipe) -> Event | None:
-    """The newest event of the recipe's partition, if it was made by this very recipe and what is stored of it is sound.
+    """The newest event of the recipe's partition, if it was made by this recipe and its stored rows break no rule.
 
-    Broken rows are made anew: without a look at them they would stay for ever, since nothing they are made from
-    changes."""
+    Broken rows are made again. Without this check they would stay for ever, because their inputs do not change."""
     event = ledger.made(icon.store, recipe)
     if event is None:
         return None
@@ -88,7 +87,7 @@ def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Rec
 
 
 def refuse_changed(icon: WorkspaceResource, inputs: Iterable[Input]) -> None:
-    """Spend nothing on what is made from rows that are not those that were written.
+    """Refuse inputs whose rows differ from what was written, before anything is spent.
 
     Raises:
         IconError: names the product and what was changed.
@@ -98,22 +97,22 @@ def refuse_changed(icon: WorkspaceResource, inputs: Iterable[Input]) -> None:
 
 
 def is_sound(icon: WorkspaceResource, asset: str, partition: str) -> bool:
-    """Whether a look at what is stored breaks no rule of its asset, and all of it can be read."""
+    """Whether the stored product can be read completely and breaks no rule of its asset."""
     with suppress(StoreDamaged), closing(Subject(icon.workspace, asset, partition)) as subject:
         return not any(rule.look(subject).wrong for rule in rules_of(asset))
     return False
 
 
 def unchanged(event: Event) -> dg.MaterializeResult:
-    """Nothing the product is made from has changed: say so, and keep its data version."""
+    """Report that no input of the product has changed, and keep its data version."""
     return dg.MaterializeResult(data_version=dg.DataVersion(event.digest), metadata=unchanged_figures(event))
 
 
 def unchanged_and_newest(
     context: dg.AssetExecutionContext, store: Store, recipe: Recipe, event: Event, *, counts: bool
 ) -> dg.MaterializeResult:
-    """The same of a product that views count by when it was made last: where others were made in another way meanwhile,
-    so that it does not count any more, it is recorded again. These are the settings of now."""
+    """The same for a product of which views use the newest. If other products were made differently in between, so that
+    this one no longer counts, it is recorded again, because it fits the current settings."""
     if not counts:
         ledger.record(store, recipe, event.digest, context.run.run_id, event.summary)
         store.publish()
@@ -121,11 +120,11 @@ def unchanged_and_newest(
 
 
 def unchanged_figures(event: Event) -> dict[str, Any]:
-    """What a product that is kept reports: the figures of when it was made, without what that had cost."""
+    """The metadata of a kept product: its figures from when it was made, without the cost."""
     figures = {name: _shown(value) for name, value in event.summary.items() if isinstance(value, int | float | str)}
     if "new_samples" in figures:
         figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {"new_samples": 0}
-    if "new_pairs" in figures:  # what scoring cost and moved then, it does not now
+    if "new_pairs" in figures:  # the cost and drift of that run are not those of this one
         figures = {name: value for name, value in figures.items() if name not in _OF_THAT_RUN} | {
             "new_pairs": 0,
             "control_pairs": 0,
@@ -153,5 +152,5 @@ def finish(
 
 
 def _shown(value: float | str) -> float | str:
-    """As many digits as a person reads; the ledger has them all."""
+    """A number with six digits for people; the ledger has all digits."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

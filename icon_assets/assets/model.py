@@ -21,8 +21,8 @@ from icon_assets.resources import WorkspaceResource
 )
 @mendable
 def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """The language model that scores and is fine-tuned: a safetensors directory in the workspace, pinned by revision
-    and by the digest of its weights, configuration and tokenizer.
+    """The language model for scoring and fine-tuning: a safetensors directory in the workspace, pinned by revision and
+    by the digest of its weights, configuration and tokenizer.
     """
     workspace = icon.workspace
     store = icon.store
@@ -57,5 +57,5 @@ def base_model(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg
         "parameters": record.n_parameters,
         "max_positions": record.max_positions,
     }
-    # What follows is computed in this dtype: the same files in another one are another model.
+    # Everything downstream is computed in this dtype: the same files in a different dtype are a different model.
     return finish(context, store, recipe, digest([record.digest, dtype]), summary)

@@ -1,5 +1,5 @@
-"""Group `evaluation`, where the settings ask for it: what checkpoints answer to prompts, and whose answers a judge
-prefers."""
+"""Group `evaluation`, if the settings ask for it: answers of checkpoints to prompts, and a judge's preferences among
+them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -50,7 +50,7 @@ def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> li
     )
     @mendable
     def answers(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """What one checkpoint answers to the prompts of `evaluation.pairwise`, greedily. Only missing answers are
+        """The greedy answers of one checkpoint to the prompts of `evaluation.pairwise`. Only missing answers are
         generated."""
         arm, seed = arm_and_seed(context)
         store = icon.store
@@ -90,8 +90,8 @@ def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> li
     )
     @mendable
     def pairwise_results(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """How often a judge prefers the arm's answers to those of `evaluation.pairwise.against`, same seed, both
-        orders."""
+        """How often a judge prefers the arm's answers to those of `evaluation.pairwise.against`, with the same seed, in
+        both orders."""
         arm, seed = arm_and_seed(context)
         store = icon.store
         recipes = icon.recipes
@@ -157,7 +157,7 @@ def _both_arms(workspace: Workspace, answers: dg.AssetsDefinition) -> dg.AssetDe
 
 
 def _missing(store: Store, checkpoint_id: str, key: str, wanted: list[tuple[str, Sample]]) -> list[tuple[str, Sample]]:
-    """Prompts without an answer under this key. Answers that are not asked for any more are taken out."""
+    """Prompts without an answer under this key. Answers that are no longer needed are removed."""
     stored = store.query("SELECT * FROM delta.answers WHERE checkpoint_id = $id", {"id": checkpoint_id})
     due = {(name, prompt.sample_id) for name, prompt in wanted}
     rows = stored.filter(pl.col("answer_key") == key).unique(["prompt_set", "prompt_id"]).to_dicts()
@@ -179,7 +179,7 @@ def _answer(
     missing: list[tuple[str, Sample]],
     named: Mapping[str, Any],
 ) -> None:
-    """Generate and store batch by batch, so that a killed run goes on where it was."""
+    """Generate and store batch by batch, so that a killed run can continue where it stopped."""
     refuse(icon.workspace, "checkpoint", f"{named['arm']}|{named['seed']}", files_are_as_recorded)
     record, dtype = icon.base_model()
     settings = icon.settings

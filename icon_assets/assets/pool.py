@@ -22,7 +22,7 @@ pool_files = dg.AssetSpec(
     group_name="pool",
     kinds={"file"},
     owners=OWNERS,
-    description="The source files as they lie in the pool folder; the sensor `discover_pool` reports new versions.",
+    description="The source files in the pool folder. The sensor `discover_pool` reports new versions.",
 )
 
 
@@ -39,7 +39,7 @@ pool_files = dg.AssetSpec(
 def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The samples of one source file: Alpaca, prompt/completion or chat rows in canonical form, with content ids.
 
-    Rows that can't be used go to `quarantine` with file, row and reason.
+    Unusable rows go to `quarantine` with file, row and reason.
     """
     source = _source(icon, context.partition_key)
     settings = icon.settings.pool
@@ -82,7 +82,7 @@ def _source(icon: WorkspaceResource, shard: str) -> SourceFile:
 
 
 def _as_it_lies(source: SourceFile, store: Store, settle_seconds: float) -> Found:
-    """The file compared with the record, once nobody writes to it any more."""
+    """The file compared with the record, once nobody is writing to it."""
     if not source.refused:
         wait_until_settled(source.path, settle_seconds)
     file = next(compare([source], on_record(store), 0), None)
@@ -92,13 +92,14 @@ def _as_it_lies(source: SourceFile, store: Store, settle_seconds: float) -> Foun
 
 
 def _gone(shard: str) -> IconError:
-    return IconError(f"shard {shard}: its source file is gone; `icon-assets run` takes it out of the pool")
+    return IconError(f"shard {shard}: its source file is gone; `icon-assets run` removes it from the pool")
 
 
 def _summary(store: Store, source: SourceFile, ingested: Ingested) -> dict[str, int | str]:
     ids = [located.sample.sample_id for located in ingested.samples]
     elsewhere = store.query(
-        "SELECT count(DISTINCT sample_id) AS n FROM delta.pool WHERE shard <> $shard AND sample_id IN (SELECT unnest($ids))",
+        "SELECT count(DISTINCT sample_id) AS n FROM delta.pool WHERE shard <> $shard "
+        "AND sample_id IN (SELECT unnest($ids))",
         {"shard": source.shard, "ids": ids},
     )["n"].item()
     return {

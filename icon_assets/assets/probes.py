@@ -1,4 +1,4 @@
-"""Group `probes`: the probe set that contributions are measured with."""
+"""Group `probes`: the probe set that contributions are measured on."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +27,7 @@ probe_files = dg.AssetSpec(
     group_name="probes",
     kinds={"file"},
     owners=OWNERS,
-    description="Files of candidate probes, and the evaluation data that no probe may share text with; the sensor "
+    description="Files of candidate probes, and the evaluation data that no probe may share text with. The sensor "
     "`discover_probes` reports new versions.",
 )
 
@@ -42,8 +42,9 @@ probe_files = dg.AssetSpec(
 )
 @mendable
 def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """M probes drawn evenly over strata, seeded, without near-duplicates, and without any that the pool or the
-    evaluation data holds (the same prompt, or 13 words of the response in a row). Every reason is kept.
+    """M probes drawn evenly over strata, seeded, without near-duplicates, and without any that overlap with the pool or
+    the evaluation data (the same prompt, or 13 words of the response in a row). The reason for each rejection is
+    stored.
     """
     workspace = icon.workspace
     store = icon.store
@@ -64,7 +65,7 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     if not chosen:
         raise IconError(f"{workspace.input_path(settings.path)}: no usable probe among {len(candidates)}; add probes")
     if len(chosen) < settings.count:
-        context.log.warning(f"{len(chosen)} probes are usable, {settings.count} were asked for (probes.count)")
+        context.log.warning(f"only {len(chosen)} probes are usable, but probes.count is {settings.count}")
     frame = _frame(verdicts, quarantined)
     store.replace("probe_candidates", frame)
     counts = frame.group_by("status").len().sort("status")

@@ -33,7 +33,7 @@ from icon_assets.resources import WorkspaceResource
 )
 @mendable
 def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """NLL of every probe without context: what every score is measured by. Control contexts join it as samples need
+    """NLL of every probe without context, the baseline of every score. Control contexts are added when samples need
     them."""
     store = icon.store
     key = icon.score_key()
@@ -50,7 +50,7 @@ def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
     before = ledger.newest(store, "probe_baseline")
     scorer = icon.scorer(context.log)
     spent = scorer.complete_baseline()
-    if before and not ledger.differences(before, recipe):  # made again: so are the controls that were measured before
+    if before and not ledger.differences(before, recipe):  # made again, together with the controls
         spent.add(scorer.complete_controls(icon.settings.controls))
     store.append("score_keys", pl.DataFrame([row]))
     frame = _baseline(store, key)
@@ -99,7 +99,7 @@ def _by_stratum(frame: pl.DataFrame) -> pl.DataFrame:
 @mendable
 def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
     """The contribution of every sample of a shard (arXiv 2505.05327): how much better the model answers the probes when
-    the sample stands in its context. Only pairs that are not stored yet are computed; scores are SQL over the pairs.
+    the sample is in its context. Only pairs that are not stored yet are computed; scores are SQL over the pairs.
     """
     shard = context.partition_key
     store = icon.store

@@ -1,4 +1,4 @@
-"""Group `selection`: each arm's choice of training samples, and whether to believe it."""
+"""Group `selection`: each arm's choice of training samples, and how far to trust it."""
 
 from functools import lru_cache
 from typing import Any
@@ -43,11 +43,11 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     )
     @mendable
     def selected_subset(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """The samples one arm chose, with rank, score and reason. `full` is the whole pool, duplicates once. Where
-        chance chooses, it does so once for each training seed: `random`, `random.1`, ..."""
+        """The samples that one arm chose, with rank, score and reason. `full` is the whole pool without duplicates. A
+        random arm draws once for each training seed: `random`, `random.1`, ..."""
         arm = context.partition_key
         seeds = icon.settings.training.seeds
-        # The arm's own last: it is what the partition shows.
+        # The arm's own subset last, because the partition shows the last one.
         results = [_choose(context, icon, name) for name in reversed(draws(arm, seeds))]
         versions = [result.data_version.value for result in results if result.data_version]
         return (
@@ -65,8 +65,8 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     )
     @mendable
     def selection_trust(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-        """Whether to believe an arm's selection: how much of it length explains, how much other probes and other random
-        contexts would keep, what it is made of, and how much of it the other arms have chosen too.
+        """How far to trust an arm's selection: how much of it is explained by length, how much other probes and other
+        random contexts would keep, its composition, and its overlap with the other arms.
         """
         arm = context.partition_key
         store = icon.store
@@ -142,7 +142,7 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
 
 
 def _dependencies(settings: Settings) -> list[dg.AssetDep]:
-    """Scores of every shard, and what the arms of the settings rank by besides."""
+    """Scores of every shard, and the other data that the arms of the settings rank by."""
     known = {asset.key.to_user_string(): asset for asset in (sample_features, probe_features, predicted_scores)}
     ranked_by = [sample_scores, *(known[name] for name in sorted(tables_of_arms(settings.selection)))]
     every = dg.AllPartitionMapping()
@@ -197,7 +197,7 @@ def _chosen(store: Store, arm: str, subset_id: str) -> list[str]:
 
 
 def _scoring_cost(store: Store, key: str, arm: str, settings: Settings) -> dict[str, Any]:
-    """Which kinds of `scoring_costs` the arm owes, and what they have cost so far."""
+    """The kinds of `scoring_costs` that the arm needs, and their cost so far."""
     owes = work_owed(arm, settings.selection)
     tokens, seconds = total_cost(store, key, owes)
     return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1), "owes": owes}

@@ -1,4 +1,4 @@
-"""Group `selection`, before the arms: the model that learned to foretell contribution, and what it says of the whole
+"""Group `selection`, before the arms: the model that learned to predict contribution, and its predictions for the whole
 pool."""
 
 from collections.abc import Iterator
@@ -49,9 +49,10 @@ _ALL_SHARDS = dg.AllPartitionMapping()
 )
 @mendable
 def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """What learned from the directly scored samples to foretell contribution: ridge regression on the features, or the
-    paper's LoRA classifier. How well it does is measured beside length alone and chance, on samples that it was neither
-    trained on nor chosen by; of the classifier also how far those that it was trained on crowd its top.
+    """A model that predicts contribution, trained on the directly scored samples: ridge regression on the features, or
+    the paper's LoRA classifier. Its skill is compared with length alone and with chance, on samples that were used
+    neither to train it nor to choose it. For the classifier, the metrics also show how far its training samples crowd
+    the top of its ranking.
     """
     workspace = icon.workspace
     store = icon.store
@@ -105,7 +106,7 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
 
 @dataclass(frozen=True)
 class _Made:
-    """A selector that was trained, and where it lies."""
+    """A trained selector and its directory."""
 
     recipe: Recipe
     control: str
@@ -153,7 +154,7 @@ def _train(
 
 
 def _store(icon: WorkspaceResource, made: _Made) -> None:
-    """Metrics first: the row in `selectors` is what makes it the current one."""
+    """Store the metrics first, because the row in `selectors` makes the selector the current one."""
     own = made.recipe.fingerprint
     store = icon.store
     row = {
@@ -184,10 +185,10 @@ def _store(icon: WorkspaceResource, made: _Made) -> None:
 )
 @mendable
 def predicted_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.MaterializeResult:
-    """The selector's score of every sample of a shard, scored directly or not. Of samples that the light selector
-    learned from, by a model that had not seen them, so that all are ranked alike; of those that the classifier was
-    trained on, what it says itself: they stand too high in the one list, by how much is in `selector_metrics`
-    (`top_share_...`)."""
+    """The selector's score for every sample of a shard, whether scored directly or not. The light selector predicts
+    each sample that it learned from with a model that has not seen it, so that all samples are ranked alike. The
+    classifier also ranks its own training samples, which therefore rank too high. `selector_metrics` (`top_share_...`)
+    shows by how much."""
     shard = context.partition_key
     store = icon.store
     recipes = icon.recipes

@@ -79,7 +79,7 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
 
 @dataclass(frozen=True)
 class _Run:
-    """A finished training and where its checkpoint lies."""
+    """A finished training and the directory of its checkpoint."""
 
     checkpoint_id: str
     arm: str
@@ -93,7 +93,7 @@ class _Run:
 
     @property
     def final_loss(self) -> float:
-        """Mean loss of the last tenth of the steps: one batch alone says little."""
+        """Mean loss of the last tenth of the steps, because a single batch says little."""
         losses = [point.loss for point in self.result.loss_curve]
         tail = losses[-max(1, len(losses) // 10) :]
         return sum(tail) / len(tail)
@@ -116,7 +116,7 @@ def _train(
     target = workspace.checkpoints_dir / name
     work = workspace.checkpoints_dir / f".{name}.work"
     manifest = manifest_of(store, subset)
-    # One row per sample to train on; the manifest names every source line that holds it.
+    # One row per training sample; the manifest lists every source line that contains it.
     chosen = manifest.unique("sample_id", keep="first", maintain_order=True)
     encoded = encode_samples(record, chosen, settings)
 
@@ -146,9 +146,10 @@ def _train(
 
 
 def _count(store: Store, checkpoint_id: str) -> None:
-    """A checkpoint that is kept is what was trained last, also when others were trained in another way meanwhile."""
+    """A kept checkpoint becomes the newest one again if others were trained differently in between."""
     row = store.query(
-        "FROM delta.checkpoints SEMI JOIN (FROM checkpoints WHERE NOT is_current) USING (checkpoint_id) WHERE checkpoint_id = $id",
+        "FROM delta.checkpoints SEMI JOIN (FROM checkpoints WHERE NOT is_current) USING (checkpoint_id) "
+        "WHERE checkpoint_id = $id",
         {"id": checkpoint_id},
     )
     if row.height:

@@ -1,1 +1,1 @@
-"""Everything that computes. Nothing here knows Dagster; torch and its friends are imported inside functions."""
+"""All computation. Nothing here uses Dagster, and heavy libraries such as torch are imported inside functions."""

@@ -1,4 +1,4 @@
-"""Ids and fingerprints: the only place where content becomes a name. Changing a rule here renames everything stored."""
+"""Ids and fingerprints. Only this module derives names from content. Changing a rule here renames everything stored."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def digest(value: Any) -> str:
 
 
 def lines_digest(lines: Iterable[str]) -> str:
-    """Digest of a sequence of texts without holding their joined form in memory; order counts."""
+    """Digest of a sequence of texts, without their joined form in memory. Order matters."""
     sha = hashlib.sha256()
     for line in lines:
         sha.update(line.encode("utf-8", "surrogatepass"))
@@ -39,7 +39,7 @@ def file_digest(path: Path) -> str:
 
 
 def stream_digest(handle: BinaryIO) -> str:
-    """Digest of the bytes of an open file, from where it stands."""
+    """Digest of the bytes of an open file, from its current position."""
     sha = hashlib.sha256()
     while chunk := handle.read(_CHUNK):
         sha.update(chunk)
@@ -57,14 +57,14 @@ def directory_digest(root: Path) -> str:
 
 
 def draw_key(seed: int, *parts: str) -> str:
-    """A pseudo-random sort key that depends on the seed and the item alone, so that a draw survives growth of the
-    pool."""
+    """A pseudo-random sort key that depends only on the seed and the item, so that a draw is kept when the pool
+    grows."""
     return hashlib.sha256("\x1f".join([str(seed), *parts]).encode("utf-8")).hexdigest()
 
 
 def share_ceiling(share: float) -> str | None:
-    """Ids below it are a random share of all, since ids are digests; None: every id. A larger share holds a smaller
-    one."""
+    """Ids below it are a random share of all ids, because ids are digests. None: every id. A larger share contains a
+    smaller one."""
     return None if share >= 1 else f"{round(share * 16 ** (2 * ID_BYTES)):0{2 * ID_BYTES}x}"
 
 

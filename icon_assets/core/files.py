@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and disks that refuse them."""
+"""Files that appear as a whole or not at all, and disk errors."""
 
 import errno
 import fcntl
@@ -17,16 +17,17 @@ from filelock import FileLock
 from icon_assets.core.errors import DiskRefused, IconError
 
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
-# Of libraries that write by themselves and say it in words: DuckDB, Delta Lake, polars, safetensors, torch.
+# Messages of libraries that write files themselves: DuckDB, Delta Lake, polars, safetensors, torch.
 _IN_WORDS = re.compile(
-    r"No space left|quota exceeded|Read-only file system|File too large|\(os error 13\)|PytorchStreamWriter failed|unexpected pos|iostream error",
+    r"No space left|quota exceeded|Read-only file system|File too large|\(os error 13\)|PytorchStreamWriter "
+    r"failed|unexpected pos|iostream error",
     re.IGNORECASE,
 )
 
 
 @contextmanager
 def disk_errors(part: str) -> Iterator[None]:
-    """One line that says the mend, where a disk refuses; whatever else goes wrong passes through."""
+    """Turn a disk error into one line with the fix. Other errors pass through."""
     try:
         yield
     except Exception as error:
@@ -47,7 +48,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def sole_writer(target: Path) -> Iterator[None]:
-    """Wait until no other process writes `target`, and remove what one that was killed has left beside it.
+    """Wait until no other process writes `target`, and remove the remains of a killed process beside it.
 
     Raises:
         DiskRefused: the disk is full or read-only, now or while `target` is written.
@@ -60,7 +61,7 @@ def sole_writer(target: Path) -> Iterator[None]:
 
 
 def _clean_up(target: Path) -> None:
-    """Of a writer that was killed: its half directory goes; what it had just put aside for a new one comes back."""
+    """Clean up after a killed writer: remove its incomplete directory, and restore the one that it had set aside."""
     for ending in ("old", "partial"):
         for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.{ending}"):
             if ending == "old" and not target.exists():
@@ -101,8 +102,7 @@ def publish_directory(partial: Path, target: Path) -> None:
 
 
 def new_file(target: Path, text: str) -> None:
-    """Write a file that is seen whole or not at all. What one writer leaves when it is killed, the next one writes
-    over."""
+    """Write a file that appears as a whole or not at all. The next writer overwrites the remains of a killed one."""
     partial = target.with_name(f".{target.name}.partial")
     with _locked(partial) as handle:
         try:
@@ -117,11 +117,11 @@ def new_file(target: Path, text: str) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
-    """The file, open for this process alone: the kernel takes the lock from one that is killed."""
+    """The file, open for this process alone. The kernel releases the lock when a process is killed."""
     while True:
         with path.open("ab") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            # Who held the lock before may have renamed the file that was waited for.
+            # The previous holder of the lock may have renamed the file that was waited for.
             if path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno())):
                 yield handle
                 return

@@ -1,7 +1,7 @@
-"""Secrets of this process, and texts without them: whatever is raised, shown or stored of what a service sent goes
+"""Secrets of this process, and removing them from texts. Every text from a service that is raised, shown or stored goes
 through `scrubbed`.
 
-A service that repeats a key does so in some encoding. One that wants to give the key away can: it has it.
+A service may repeat the key in some encoding. A malicious service can't be stopped, because it has the key.
 """
 
 import base64
@@ -11,7 +11,7 @@ from html import escape
 HIDDEN = "***"
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/?#@'\"]+@")
 _BASE64 = "A-Za-z0-9+/_=-"
-_FEWEST_BASE64 = 8  # characters that are the same whatever stands around the secret; fewer would hide other texts
+_FEWEST_BASE64 = 8  # characters that do not depend on the text around the secret; fewer would hide other texts
 _hidden: dict[str, re.Pattern[str]] = {}
 
 
@@ -32,8 +32,8 @@ def scrubbed(text: str) -> str:
 
 
 def _escaped(secret: str) -> str:
-    """Each character as it is, or as URLs, JSON, Python and HTML write it. Every repetition is bounded: time grows with
-    the text."""
+    """Each character as it is, or as URLs, JSON, Python and HTML write it. Every repetition is bounded, so that time is
+    linear in the text."""
     return "".join(
         rf"(?:\\{{0,4}}{re.escape(c)}|%(?:25){{0,3}}{ord(c):02x}|\\{{1,4}}(?:u00|x){ord(c):02x}"
         rf"|&#0{{0,5}}(?:{ord(c)}|x0{{0,5}}{ord(c):x});|{re.escape(escape(c))})"
@@ -42,8 +42,8 @@ def _escaped(secret: str) -> str:
 
 
 def _in_base64(secret: str) -> list[str]:
-    """Base64 of any text that holds the secret, such as `user:secret`: it may begin at each of three places of a
-    group."""
+    """Base64 of any text that contains the secret, such as `user:secret`. The secret may begin at each of three places
+    of a group."""
     found = []
     for offset in range(3):
         length = offset + len(secret.encode())

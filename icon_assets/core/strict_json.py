@@ -1,4 +1,4 @@
-"""JSON that every reader takes: what has no form there is written as text, the same in every command."""
+"""JSON that every parser accepts. Values without a JSON form are written as text, in the same way in every command."""
 
 import json
 import math
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def strict_json(value: Any) -> str:
-    """`value` as one line of JSON in ASCII, so that it steers no terminal either.
+    """`value` as one line of JSON in ASCII, so that it can't control a terminal.
 
-    NaN and the infinities are the texts `NaN`, `Infinity` and `-Infinity`: null would say that there is no value.
-    Times, decimals, paths and whatever else JSON has no form for are texts.
+    NaN and the infinities are the texts `NaN`, `Infinity` and `-Infinity`, because null would mean that there is no
+    value. Times, decimals, paths and other values without a JSON form are texts.
     """
     return json.dumps(_finite(value), default=str, allow_nan=False)
 

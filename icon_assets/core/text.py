@@ -1,15 +1,15 @@
-"""Strings of data on their way to a person: nothing in them is invisible, and nothing in them is Markdown that works.
+"""Safe display of data: no invisible characters and no active Markdown.
 
 Every such string goes through `printable` (plain text: logs, errors, HTML beside its own escaping) or `markdown`
-(whatever is rendered as Markdown: Dagster's UI, data cards on hubs)."""
+(everything that is rendered as Markdown: Dagster's UI, data cards on hubs)."""
 
 import re
 import unicodedata
 from html import unescape
 from typing import Any
 
-# Control characters, line separators, half surrogates (in a name: bytes that are not UTF-8), what turns the direction
-# of writing, and all else that Unicode lets no font show (Default_Ignorable_Code_Point).
+# Control characters, line separators, half surrogates (in a name: bytes that are not UTF-8), characters that change the
+# writing direction, and all others that Unicode makes invisible (Default_Ignorable_Code_Point).
 _INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufff0-\ufffb"
     "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
@@ -22,13 +22,12 @@ _KEYCAP = "\u20e3"
 _VIRAMA = 9
 _VARIANTS = "\ufe0e\ufe0f"  # of a symbol: as text, as emoji
 
-# What GFM makes links of without being asked. Renderers look for it after escapes are resolved, so that only code stops
-# them.
+# Texts that GFM turns into links automatically. Renderers do this after escapes are resolved, so only code prevents it.
 _ADDRESS = r"(?:://|(?i:www)\.|(?<=[\w.+-])@)[\w.:@-]*"
-# What is Markdown wherever it stands (`_` within a word is not), and what is at the beginning of a block.
+# Markdown at any place (`_` within a word is not), and Markdown at the beginning of a block.
 _SIGN = r"[\\`*\[\]<|~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|\A>|\A[-+=#:](?=[-+=#:\s]|\Z)"
 _LIVE = re.compile(rf"(?P<address>{_ADDRESS})|\A(?P<number>\d+)(?=[.)](?:\s|\Z))|{_SIGN}")
-_ENTITIES = {"<": "&lt;", "&": "&amp;"}  # dead also where somebody takes HTML out before Markdown is read
+_ENTITIES = {"<": "&lt;", "&": "&amp;"}  # inactive even if HTML is removed before Markdown is read
 _DEAD = re.compile(r"\\([!-/:-@\[-`{-~])|`([^`]*)`|(&lt;|&amp;)")
 _SCHEME = re.compile(r"\b(https?)://", re.IGNORECASE)
 _NO_CODE = re.compile(r"[`|\\]")
@@ -41,7 +40,7 @@ class Markdown(str):
 
 
 def printable(text: str) -> str:
-    """In one line, with an escape such as `\\u200b` for whatever is no visible text.
+    """The text in one line, with escapes such as `\\u200b` for invisible characters.
 
     Joiners within words that need them (Persian, the scripts of India) and within emoji stay.
     """
@@ -49,7 +48,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same of a text of several lines; a tab is four spaces."""
+    """The same for a text of several lines; a tab becomes four spaces."""
     return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
 
 
@@ -60,7 +59,7 @@ def unlinked(text: str) -> str:
 
 
 def linked(text: str) -> str:
-    """What `unlinked` was made of, for terminals."""
+    """The reverse of `unlinked`, for terminals."""
     return text.replace("[:]//", "://")
 
 
@@ -91,7 +90,7 @@ def markdown(value: Any) -> Markdown:
     """Markdown that shows the value as the text it is, in one line: no link, image, HTML, code or emphasis, and no
     block.
 
-    Addresses stand in code, because renderers make links of them otherwise: http`://example.org`/page.
+    Addresses are put in code, because renderers would turn them into links: http`://example.org`/page.
     """
     if isinstance(value, Markdown):
         return value
@@ -107,11 +106,11 @@ def _dead(match: re.Match[str]) -> str:
 
 
 def code(value: Any) -> Markdown:
-    """The same in a fixed-width font, where nothing in it ends the code."""
+    """The same in a fixed-width font, in which nothing ends the code."""
     text = printable(str(value)).strip()
     return Markdown(f"`{text}`") if text and not _NO_CODE.search(text) else markdown(text)
 
 
 def plain(text: str) -> str:
-    """What `markdown` was made of, for terminals."""
+    """The reverse of `markdown`, for terminals."""
     return _DEAD.sub(lambda match: match[1] or match[2] or unescape(match[3]), text)

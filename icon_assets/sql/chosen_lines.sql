@@ -1,4 +1,4 @@
--- Every source line that holds a sample of a subset, best rank first; a sample that stands in two lines has two rows.
+-- Every source line that contains a sample of a subset, best rank first. A sample in two lines has two rows.
 -- Parameters: $arm, $subset_id.
 SELECT c.sample_id, s.file, s."row", c."rank", c.score, c.reason,
     coalesce(s.metadata->>'license', s.metadata->>'licence', s.metadata->>'License', s.metadata->>'Licence') AS licence

@@ -1,4 +1,4 @@
--- The samples of a subset with their texts and the first line each stands in, best rank first, each once.
+-- The samples of a subset with their texts and the first line of each, best rank first, each once.
 -- Parameters: $arm, $subset_id.
 SELECT c.sample_id, c."rank", c.score, any_value(s.instruction) AS instruction, any_value(s."input") AS "input",
     any_value(s.response) AS response, any_value(s.turns) AS turns, min((s.file, s."row")) AS line

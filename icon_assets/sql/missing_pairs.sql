@@ -1,6 +1,6 @@
 -- Pairs of samples with current probes that are not stored under a score_key yet.
 -- Parameters: $score_key; $shard, $samples, $probes: only the samples of this shard, only these, only these probes, where
--- not NULL; $ceiling: only samples whose ids are below it, where not NULL. One row per sample, with a shard it stands in and
+-- not NULL; $ceiling: only samples whose ids are below it, where not NULL. One row per sample, with one of its shards and
 -- the ids of the probes it still needs.
 WITH wanted AS (
     SELECT DISTINCT ON (sample_id) * FROM delta.pool

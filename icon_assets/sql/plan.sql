@@ -1,4 +1,4 @@
--- What scoring has to do: one row per shard of the pool. A sample that stands in several shards is scored for the first of them.
+-- The work of scoring: one row per shard of the pool. A sample in several shards is scored for the first of them.
 -- Parameters: $score_key; $enough: probes from which a sample counts as scored, NULL for all; $n: how many samples without
 -- scores to name, drawn by their ids (which are digests, so at random); $ceiling: samples with other ids are not drawn for
 -- direct scoring, NULL where all are.

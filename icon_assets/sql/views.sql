@@ -1,11 +1,11 @@
 -- The views users rely on, over the tables of schema `delta`. Also the home of every derived figure that is plain SQL.
 
--- Entries of the ledger in the order in which they were written, whatever the clock said: `seq` is 1 for the first. The counter is the
--- beginning of event_id (ledger.py); entries from before there was one stand first, by their time.
+-- Entries of the ledger in the order in which they were written, independent of the clock: `seq` is 1 for the first. The counter is the
+-- beginning of event_id (ledger.py); entries from before it existed come first, by their time.
 CREATE VIEW delta.events AS
 WITH counted AS (SELECT *, CASE WHEN event_id[12] = '-' THEN try_cast(event_id[:11] AS BIGINT) END AS counter FROM delta.ledger)
 SELECT *, row_number() OVER (ORDER BY counter NULLS FIRST, created_at, event_id DESC) AS seq FROM counted;
--- Rows of a file that was deleted stay in the tables, and only there: for audits, and for the file's return.
+-- Rows of a deleted file stay in the tables only, for audits and for the file's return.
 CREATE VIEW shards AS SELECT * EXCLUDE (removed_at) FROM delta.shards WHERE removed_at IS NULL;
 CREATE VIEW removed_shards AS SELECT * FROM delta.shards WHERE removed_at IS NOT NULL;
 -- For queries on a few shards: to know what is a duplicate, `samples` reads the whole pool.
@@ -19,7 +19,7 @@ CREATE VIEW probe_candidates AS SELECT * FROM delta.probe_candidates;
 CREATE VIEW probes AS
 SELECT probe_id, stratum, instruction, "input", response, turns, file, "row" FROM delta.probe_candidates WHERE status = 'selected';
 CREATE VIEW models AS SELECT * FROM delta.models;
--- A key that is used again (back to an earlier model) is recorded again: the newest record decides which one is current.
+-- A key that is used again (back to an earlier model) is recorded again. The newest record determines the current key.
 CREATE VIEW score_keys AS
 SELECT score_key, any_value(model_digest) AS model_digest, any_value(settings) AS settings, max(created_at) AS created_at,
     max(created_at) = max(max(created_at)) OVER () AS is_current
@@ -27,7 +27,7 @@ FROM delta.score_keys GROUP BY score_key;
 CREATE VIEW contexts AS SELECT * FROM delta.contexts;
 CREATE VIEW pair_scores AS SELECT score_key, sample_id, probe_id, nll_sum, n_tokens FROM delta.pair_scores;
 CREATE VIEW control_scores AS SELECT * FROM delta.control_scores;
--- A sample that stands in two shards is reported with both; with a budget the later one may know more of its probes.
+-- A sample in two shards is reported with both. With a budget, the later one may have more of its probes.
 CREATE VIEW sample_scores AS
 SELECT score_key, control, sample_id, arg_max(contribution, n_probes) AS contribution,
     arg_max(consistency, n_probes) AS consistency, arg_max(stability, n_probes) AS stability,
@@ -63,10 +63,10 @@ SELECT arm, subset_id, created_at, fraction IS NOT DISTINCT FROM max_by(fraction
     AND pool = max_by(pool, seq) OVER ()
     AND (way IS NULL OR way = max_by(way, seq) FILTER (way IS NOT NULL) OVER ()) AS is_comparable
 FROM newest;
--- Figures of subsets that were replaced since say nothing about the present ones.
+-- Figures of replaced subsets say nothing about the current ones.
 CREATE VIEW trust_figures AS SELECT * FROM delta.trust_figures SEMI JOIN subsets USING (arm, subset_id);
 -- Current is the newest run of an arm and seed, if it can be compared with what was made last: trained by the same settings on a
--- comparable subset. What is kept although the settings were others meanwhile is recorded again, and newest then.
+-- comparable subset. A kept product is recorded again, and is then the newest, if the settings differed in between.
 CREATE VIEW checkpoints AS
 SELECT c.*, coalesce(s.is_comparable, false) AND settings = max_by(settings, c.created_at) OVER ()
     AND row_number() OVER (PARTITION BY arm, seed ORDER BY c.created_at DESC) = 1 AS is_current
@@ -112,7 +112,7 @@ WHERE checkpoint_id IN (SELECT checkpoint_id FROM measured WHERE how = (SELECT m
     AND (checkpoint_id IN (SELECT checkpoint_id FROM checkpoints WHERE is_current)
         OR checkpoint_id = 'base-' || (SELECT max_by(model_digest, prepared_at) FROM delta.models));
 
--- Differences and verdicts say nothing about other results than those that they were made from.
+-- Differences and verdicts are valid only for the results that they were computed from.
 CREATE VIEW delta.results_now AS
 SELECT md5(string_agg(concat_ws(' ', checkpoint_id, task, metric, "value"), ';' ORDER BY checkpoint_id, task, metric)) AS digest
 FROM current_results;
@@ -160,11 +160,11 @@ COMMENT ON VIEW removed_shards IS 'Source files that were deleted from the pool.
 COMMENT ON VIEW removed_samples IS 'The samples of source files that were deleted from the pool, kept for audits.';
 COMMENT ON VIEW probes IS 'The current probe set: one row per selected probe.';
 COMMENT ON VIEW current_scores IS 'Scores under the newest score_key with rank, source line and text of each sample.';
-COMMENT ON VIEW subsets IS 'The newest subset of each arm and draw, and whether it can be compared with what was chosen last.';
-COMMENT ON VIEW leaderboard IS 'Arms compared: mean over seeds of each metric, its spread, and what the arm cost: scoring, and training one seed.';
-COMMENT ON COLUMN leaderboard.scoring_flops IS 'Of all the scoring that the arm had to wait for, under the current score_key; 0 for arms that need none.';
+COMMENT ON VIEW subsets IS 'The newest subset of each arm and draw, and whether it can be compared with the last choice.';
+COMMENT ON VIEW leaderboard IS 'Comparison of the arms: mean over seeds of each metric, its spread, and the cost of the arm: scoring, and training one seed.';
+COMMENT ON COLUMN leaderboard.scoring_flops IS 'All scoring that the arm needs, under the current score_key; 0 for arms that need none.';
 COMMENT ON COLUMN leaderboard.training_flops IS 'Mean over seeds.';
 COMMENT ON COLUMN leaderboard.total_flops IS 'Scoring and training of one seed.';
-COMMENT ON VIEW current_results IS 'The metrics that count on the leaderboard: of current checkpoints, and of the base model as it is now, measured in the same way.';
-COMMENT ON VIEW arm_scoring_costs IS 'What scoring has cost the arms that need it, under the current score_key.';
+COMMENT ON VIEW current_results IS 'The metrics that count on the leaderboard: those of current checkpoints and of the current base model, measured in the same way.';
+COMMENT ON VIEW arm_scoring_costs IS 'The cost of scoring for the arms that need it, under the current score_key.';
 COMMENT ON VIEW training_lineage IS 'Every source line each checkpoint was trained on, with its rank and score.';

@@ -1,8 +1,8 @@
-"""Runs a module as `python -m` does, and ends with whoever started it: `python -m icon_assets.ui.attached MODULE
+"""Runs a module like `python -m`, and ends when its parent ends: `python -m icon_assets.ui.attached MODULE
 ARGUMENT...`.
 
-Standard input is a pipe that only the starter holds open. When it closes, however the starter ended, the whole process
-group ends: the module may have processes of its own that nobody else knows."""
+Standard input is a pipe that only the parent holds open. It closes when the parent ends in any way. Then the whole
+process group ends, because the module may have child processes that are unknown elsewhere."""
 
 import os
 import runpy

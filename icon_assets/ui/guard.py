@@ -1,6 +1,7 @@
-"""What stands before Dagster's web application, which by itself obeys every site that a browser has open.
+"""The guard in front of Dagster's web application, which by itself accepts requests from every site that a browser has
+open.
 
-Pure ASGI, so that WebSockets pass through it, too. Nothing here knows Dagster but for the address of its GraphQL.
+Pure ASGI, so that WebSockets also pass through it. The only knowledge of Dagster here is the address of its GraphQL.
 """
 
 import hmac
@@ -31,10 +32,10 @@ _GRAPHQL_TYPES = {"application/json", "application/graphql"}
 
 @dataclass(frozen=True)
 class Policy:
-    """Who may ask for what.
+    """The rules for requests.
 
     `hosts` are names without port, `origins` host and port of sites that count as this one (a proxy's), `token` is None
-    where none is asked for, `page_scripts` names for a path the scripts that its page has inline, as sources of a
+    if none is required, `page_scripts` names for a path the scripts that its page has inline, as sources of a
     content-security policy."""
 
     hosts: frozenset[str]
@@ -45,7 +46,7 @@ class Policy:
 
     @property
     def cookie(self) -> str:
-        """One name per port: browsers give cookies to every port of a host."""
+        """One name per port, because browsers send cookies to every port of a host."""
         return f"icon_assets_ui_{self.port}"
 
 
@@ -65,7 +66,7 @@ def is_loopback(host: str) -> bool:
 
 
 def access_token(settings: UiSettings) -> str | None:
-    """The token that is asked for, made here where the settings do not hold one; None: nobody is asked."""
+    """The required token, generated here if the settings do not contain one. None: no token is required."""
     chosen = settings.token.get_secret_value()
     if chosen == "never" or (chosen == "auto" and is_loopback(settings.host)):
         return None
@@ -93,7 +94,7 @@ def _bracketed(name: str) -> str:
 
 
 class Guard:
-    """Answers what the policy refuses, hands on the rest, and puts security headers on every answer."""
+    """Answers refused requests, passes the others on, and adds security headers to every response."""
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self.app = app
@@ -131,7 +132,7 @@ class Guard:
 
 
 def refused(policy: Policy, scope: Scope) -> Refusal | None:
-    """Why this request is not handed on; None if it is (or carries the token in its address)."""
+    """Why this request is refused; None if it is passed on (or has the token in its address)."""
     headers = Headers(scope=scope)
     return (
         _host_fault(policy, headers)
@@ -143,30 +144,33 @@ def refused(policy: Policy, scope: Scope) -> Refusal | None:
 
 
 def _host_fault(policy: Policy, headers: Headers) -> Refusal | None:
-    """A foreign name that leads here is how a page gets around the browser's rules (DNS rebinding)."""
+    """A foreign host name for this server would circumvent the browser's rules (DNS rebinding)."""
     hosts = headers.getlist("host")
     match = _HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
     if match and match["name"] in policy.hosts:
         return None
     return Refusal(
-        421, f"Host {', '.join(hosts)!r} is none of this server's names; if it is a proxy's, add it to ui.allowed_hosts"
+        421,
+        f"Host {', '.join(hosts)!r} is not a name of this server; if it is that of a proxy, add it to ui.allowed_hosts",
     )
 
 
 def _origin_fault(policy: Policy, headers: Headers) -> Refusal | None:
-    """Browsers name the site whose page asks, with everything but plain navigation and embedding."""
+    """Browsers send the origin of the requesting page, except for plain navigation and embedding."""
     own = {headers["host"].lower(), *policy.origins}
     for origin in headers.getlist("origin"):
         scheme, _, host = origin.lower().partition("://")
         if scheme not in {"http", "https"} or host not in own:
             return Refusal(
-                403, f"this request comes from another site, {origin!r}; if it is a proxy's, add it to ui.allowed_hosts"
+                403,
+                f"this request comes from a different site, {origin!r}; if it is a proxy, add it to ui.allowed_hosts",
             )
     return None
 
 
 def _site_fault(scope: Scope, headers: Headers) -> Refusal | None:
-    """Of another site nothing is accepted but links to a page. Another port of this host is another site, too."""
+    """From a different site, only links to a page are accepted. A different port of this host is also a different
+    site."""
     sites = set(headers.getlist("sec-fetch-site"))
     changes = scope["type"] == "websocket" or scope["method"] not in {"GET", "HEAD"}
     if sites <= ({"same-origin"} if changes else {"same-origin", "none"}):
@@ -174,7 +178,7 @@ def _site_fault(scope: Scope, headers: Headers) -> Refusal | None:
     kind = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
     if not changes and kind == ("navigate", "document") and not _is_graphql(scope):
         return None
-    return Refusal(403, "this request comes from another site; open the page itself")
+    return Refusal(403, "this request comes from a different site; open the page directly")
 
 
 def _is_graphql(scope: Scope) -> bool:
@@ -182,7 +186,7 @@ def _is_graphql(scope: Scope) -> bool:
 
 
 def _graphql_fault(scope: Scope, headers: Headers) -> Refusal | None:
-    """Dagster runs mutations of any request, so also of an image's address. Its own pages use POST; GET shows
+    """Dagster runs mutations from any request, even from the address of an image. Its own pages use POST; GET shows
     GraphiQL."""
     if scope["type"] == "websocket" or not _is_graphql(scope):
         return None
@@ -204,17 +208,17 @@ def _token_fault(policy: Policy, scope: Scope, headers: Headers) -> Refusal | No
         return None
     return Refusal(
         401,
-        "A token is asked for: open the address that `icon-assets ui` printed, or send `Authorization: Bearer TOKEN`",
+        "A token is required: open the address that `icon-assets ui` printed, or send `Authorization: Bearer TOKEN`",
     )
 
 
 def _is_token(policy: Policy, given: str) -> bool:
-    """In a time that tells nothing about the token."""
+    """Compare in a time that does not depend on the token."""
     return policy.token is not None and hmac.compare_digest(given.encode(), policy.token.encode())
 
 
 def _address_token(policy: Policy, scope: Scope) -> str | None:
-    """The right token in the address of a page that is asked for: `?token=`."""
+    """Whether the address of a requested page has the right token: `?token=`."""
     if policy.token is None or scope["type"] == "websocket" or scope["method"] != "GET":
         return None
     given = [value for name, value in parse_qsl(scope["query_string"].decode("latin-1")) if name == "token"]
@@ -222,9 +226,10 @@ def _address_token(policy: Policy, scope: Scope) -> str | None:
 
 
 def _entrance(policy: Policy, scope: Scope) -> Response | None:
-    """The page that swaps the token in the address for a cookie and goes on without it.
+    """The page that replaces the token in the address by a cookie and reloads without it.
 
-    A page, not a redirect: after a link on another site, browsers keep the new cookie back until a page of ours asks.
+    A page, not a redirect: after a link on a different site, browsers send the new cookie only to requests from this
+    site's pages.
     """
     token = _address_token(policy, scope)
     if token is None:
@@ -240,7 +245,7 @@ def _entrance(policy: Policy, scope: Scope) -> Response | None:
 
 
 def content_policy(policy: Policy, scope: Scope, headers: Headers | MutableHeaders) -> str:
-    """What a page may load and run: its own files, and of scripts only those that Dagster itself marked."""
+    """What a page may load and run: its own files, and only scripts that Dagster itself marked."""
     nonce = _NONCE.search(headers.get("content-security-policy", ""))
     scripts = (
         f"'nonce-{nonce[1]}' 'strict-dynamic'" if nonce else f"'self' {policy.page_scripts.get(scope['path'], '')}"

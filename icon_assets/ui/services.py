@@ -39,7 +39,7 @@ _LOOK_SECONDS = 0.3
 
 
 def main() -> None:
-    """Exit code 0 when it was told to end, 1 when something failed."""
+    """Exit code 0 after a request to end, 1 when something failed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--read-only", action="store_true")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _told_to_end() -> threading.Event:
-    """Set when standard input closes, because the process a person sees ends or is gone, and by SIGTERM."""
+    """Set by SIGTERM, and when standard input closes because the foreground process has ended."""
     ending = threading.Event()
 
     def read() -> None:
@@ -79,18 +79,18 @@ def _told_to_end() -> threading.Event:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """Bound before anything is started, so that a port in use is found out first."""
+    """Bind the port before anything is started, so that a port in use is reported first."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise IconError(
-            f"{host}:{port}: can't be listened on ({error}); choose another --port, or another ui.host"
+            f"{host}:{port}: can't be listened on ({error}); choose a different --port or ui.host"
         ) from error
 
 
 def say(line: str) -> None:
-    """Whoever reads may be gone, as when a terminal is closed; what is to be done is done all the same."""
+    """Print a line. The reader may be gone, as when a terminal is closed, and work continues nevertheless."""
     with suppress(OSError):
         print(line, flush=True)
 
@@ -112,7 +112,7 @@ class Services:
         self.token = access_token(self.workspace.settings.ui)
 
     def run(self) -> int:
-        """Until told to end, or a service ends by itself; returns the exit code."""
+        """Run until a request to end, or until a service ends by itself. Returns the exit code."""
         release_dead_runs(self.instance)
         try:
             self._start_code_server()
@@ -130,7 +130,7 @@ class Services:
         )
 
     def _start_code_server(self) -> None:
-        """And wait until it has loaded the definitions, or failed to: then its page says why."""
+        """Start it, and wait until it has loaded the definitions or failed. Its page then says why."""
         reference = serialize_value(self.instance.get_ref())
         self._start(
             "code server",
@@ -153,7 +153,7 @@ class Services:
         client = DagsterGrpcClient(socket=str(self.code_socket))
         while not self._code_server_answers(client) and not self.ending.wait(_LOOK_SECONDS):
             if self.processes["code server"].poll() is not None:
-                raise IconError("the code server ended while it started; what it printed says why")
+                raise IconError("the code server ended while it started; see its output above")
 
     @staticmethod
     def _code_server_answers(client: DagsterGrpcClient) -> bool:
@@ -194,7 +194,8 @@ class Services:
                     continue
                 if name != "code server":
                     say(
-                        f"icon-assets: the {name} has ended by itself (exit code {process.returncode}); what it printed says why"
+                        f"icon-assets: the {name} has ended by itself (exit code {process.returncode}); see its output "
+                        "above"
                     )
                     return 1
                 say("icon-assets: the code server has ended by itself; it is started again")
@@ -219,29 +220,28 @@ class Services:
         name = socket.gethostname() if anywhere else f"[{host}]" if ":" in host else host
         say(f"Serving Dagster on http://{name}:{port}{f'/?token={self.token}' if self.token else ''}")
         if not self.token and not is_loopback(host):
-            say("icon-assets: ui.token is never: whoever reaches this address runs code as you")
+            say("icon-assets: ui.token is never: anyone who can reach this address can run code as you")
         say(
             "Read-only: nothing is started from here."
             if self.read_only
-            else "Ctrl-C ends it, and the runs started from it."
+            else "Ctrl-C ends it and the runs started from it."
         )
 
     def _end_runs_of_lost_code_server(self) -> None:
-        """Their processes were its children; those it left behind would go on unseen."""
+        """End its runs, because their processes were its children and would continue unnoticed."""
         runs = runs_at(self.instance, self.code_socket)
         _kill_session(but=[process.pid for name, process in self.processes.items() if name != "code server"])
         record_end(self.instance, runs)
 
     def _end(self) -> None:
-        """First what starts runs, then the runs, then what executes them; nothing of the session is left."""
+        """End first the processes that start runs, then the runs, then the code server. Nothing of the session is
+        left."""
         starters = [self.processes[name] for name in ("daemon", "webserver") if name in self.processes]
         for each in starters:
             each.terminate()
         if runs := runs_at(self.instance, self.code_socket):
             names = ", ".join(map(title, runs[:5])) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
-            say(
-                f"icon-assets: still under way, and ended now: {names}; finished work is kept, materialize again to go on"
-            )
+            say(f"icon-assets: ended unfinished runs: {names}; finished work is kept, materialize again to continue")
             cancel(self.instance, runs, self.code_socket, _CANCEL_SECONDS)
         _wait_or_kill(starters)
         runs += [run for run in runs_at(self.instance, self.code_socket) if run not in runs]  # started meanwhile
@@ -261,8 +261,7 @@ def _wait_or_kill(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _kill_session(but: Collection[int] = ()) -> None:
-    """Every other process of this session: code servers hold nothing, and what their parents left behind is
-    nobody's."""
+    """Every other process of this session: code servers, and orphans that their parents left behind."""
     ours = os.getsid(0)
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):

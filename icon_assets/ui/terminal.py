@@ -1,5 +1,4 @@
-"""The process a person sees: it starts the services in a session of their own, and hears for them that they are to
-end."""
+"""The foreground process. It starts the services in a separate session, and receives the signals to end them."""
 
 import signal
 import subprocess
@@ -13,8 +12,8 @@ _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def run_ui(port: int, read_only: bool, as_json: bool) -> int:
     """Run webserver, daemon and code server until one of the signals comes; returns the exit code.
 
-    The services end when the pipe to them closes, and so also when this process is killed. A second signal ends them at
-    once."""
+    The services end when the pipe to them closes, so they also end when this process is killed. A second signal ends
+    them at once."""
     options = [name for name, given in (("--read-only", read_only), ("--json", as_json)) if given]
     services = subprocess.Popen(
         [sys.executable, "-m", "icon_assets.ui.services", "--port", str(port), *options],
@@ -35,7 +34,7 @@ def run_ui(port: int, read_only: bool, as_json: bool) -> int:
     code = services.wait()
     if code < 0:
         print(
-            "icon-assets: ended by force; runs that were under way count as failed from the next start on",
+            "icon-assets: ended by force; unfinished runs count as failed after the next start",
             file=sys.stderr,
         )
     return code if code >= 0 else 1

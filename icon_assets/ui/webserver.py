@@ -1,4 +1,4 @@
-"""The process that serves Dagster's web application behind the guard, on a socket it is given."""
+"""The process that serves Dagster's web application behind the guard, on a given socket."""
 
 import argparse
 import base64
@@ -20,7 +20,7 @@ from icon_assets.ui.guard import GRAPHQL, Guard, Policy, access_token, host_name
 from icon_assets.workspace import Workspace
 
 _POLL_MILLISECONDS = 2000
-# As `dagster-webserver` has them: milliseconds, seconds, connections.
+# The values of `dagster-webserver`: milliseconds, seconds, connections.
 _DATABASE = {"statement_timeout": 15_000, "pool_recycle": 3600, "max_overflow": 20}
 
 
@@ -51,7 +51,7 @@ def policy(workspace: Workspace, port: int) -> Policy:
 
 
 def graphiql_scripts() -> str:
-    """Hashes of the scripts that stand in Dagster's GraphiQL page, the only ones there without a nonce."""
+    """Hashes of the inline scripts of Dagster's GraphiQL page, the only ones without a nonce."""
     scripts = re.findall(r"<script>(.*?)</script>", TEMPLATE, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts]
     return " ".join(f"'sha256-{digest}'" for digest in digests)

@@ -67,7 +67,7 @@ def test_a_run_of_a_partition_leaves_the_verdicts_on_that_partition(
     assert warned.error is None, "a warning fails nothing"
     assert warned.warning is not None
     assert warned.warning.startswith(
-        "check holds_no_evaluation_item: 1 of 4 samples meet an evaluation item (a.jsonl:1 meets"
+        "check holds_no_evaluation_item: 1 of 4 samples overlap with an evaluation item (a.jsonl:1 overlaps with"
     )
     key = dg.AssetCheckKey(dg.AssetKey("raw_pool"), "holds_no_evaluation_item")
     history = instance.event_log_storage.get_asset_check_execution_history(key, 10)
@@ -122,7 +122,7 @@ def test_probes_that_came_into_the_pool_are_seen_before_they_are_scored(
     probe = store.query("SELECT instruction, input, response FROM probes LIMIT 1").row(0)
     write_jsonl(finished.root / "pool" / "b.jsonl", [*POOL_B, alpaca(probe[0], "Who knows?", probe[1])])
     outcomes = run(finished, instance, "raw_pool", "sample_scores")
-    line = f"sample_scores [{B}]: no_sample_is_a_probe: 1 of 4 samples meet a probe (b.jsonl:4 meets"
+    line = f"sample_scores [{B}]: no_sample_is_a_probe: 1 of 4 samples overlap with a probe (b.jsonl:4 overlaps with"
     assert str(outcomes[f"sample_scores[{B}]"].error).startswith(line)
     assert store.query("SELECT count(*) FROM pair_scores").item() == 6 * 4, "nothing was spent on it"
     assert outcomes[f"sample_scores[{A}]"].error is None
@@ -176,7 +176,7 @@ def test_a_checkpoint_is_loaded_once_while_its_files_are_the_same_and_by_the_che
     adapter.write_bytes(adapter.read_bytes()[:-100])
     broken = run(finished, instance, "checkpoint")["checkpoint[icon|0]"].error
     assert "check files_are_as_recorded: " in str(broken)
-    assert "check checkpoint_loads: it does not load" in str(broken), "no stale green"
+    assert "check checkpoint_loads: the checkpoint does not load" in str(broken), "no stale green"
     assert failed_checks(finished, instance, "checkpoint", "icon|0") == {"files_are_as_recorded", "checkpoint_loads"}
     store = Store(finished.store_dir)
     store.replace("eval_results", store.query("FROM delta.eval_results WHERE arm = 'base'"))
@@ -192,7 +192,7 @@ def test_a_model_that_was_swapped_in_place_neither_scores_nor_trains(
     shutil.rmtree(finished.checkpoints_dir)
     write_jsonl(finished.root / "pool" / "b.jsonl", [*POOL_B, alpaca("New?", "Yes.")])
     outcomes = run(finished, instance, "raw_pool", "sample_scores", "checkpoint")
-    assert "holds other files than were prepared" in str(outcomes[f"sample_scores[{B}]"].error)
+    assert "its files differ from those that were prepared" in str(outcomes[f"sample_scores[{B}]"].error)
     assert "base_model: model_files_are_as_recorded" in str(outcomes["checkpoint[icon|0]"].error)
 
 
@@ -205,7 +205,7 @@ def test_the_command_prints_a_warning_and_fails_by_a_failed_check(
     assert cli.main(["-w", str(finished.root), "run", "--select", "raw_pool"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:14] for line in lines] == ["= raw_pool[a.j", "! raw_pool[a.j", "= raw_pool[b.j", "! raw_pool[b.j"]
-    assert "check holds_no_evaluation_item: 4 of 4 samples meet an evaluation item" in lines[1]
+    assert "check holds_no_evaluation_item: 4 of 4 samples overlap with an evaluation item" in lines[1]
     assert cli.main(["-w", str(finished.root), "run", "--select", "selected_subset", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["failed"] == 1

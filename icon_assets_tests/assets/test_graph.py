@@ -151,7 +151,7 @@ def test_an_arm_does_not_choose_from_scores_of_which_some_are_of_before(
     said = {o.name: str(o.error) for o in some if o.error}
     assert set(said) == {"selected_subset[random]", "selected_subset[icon]"}
     assert (
-        "sample_scores: 2 of 2 shards are not made yet, or not as text, probes, model and settings are now"
+        "sample_scores: 2 of 2 shards are not made yet, or not for the current text, probes, model and settings"
         in said["selected_subset[icon]"]
     )
     assert [o.error for o in run(workspace, instance, stages) if o.error] == []
@@ -269,7 +269,7 @@ def test_selecting_from_half_scored_shards_is_refused(
     write_jsonl(workspace.root / "pool" / "new.jsonl", [alpaca("New?", "Yes.")])
     outcomes = run(workspace, instance, ("raw_pool", "selected_subset"))
     errors = [o.error for o in outcomes if o.asset == "selected_subset"]
-    said = r"1 of 3 shards are not made yet, or not as .* now \(new\.jsonl"
+    said = r"1 of 3 shards are not made yet, or not for .* settings \(new\.jsonl"
     assert all(error and re.search(said, error) for error in errors)
 
 

@@ -173,7 +173,7 @@ def test_only_one_function_makes_what_checks_say() -> None:
 
 PAGES = [
     ("/assets/raw_pool?view=partitions&partition={shard}", "quarantined_rows"),
-    ("/assets/raw_pool?view=checks&checkDetail=holds_no_evaluation_item", "samples meet an evaluation item"),
+    ("/assets/raw_pool?view=checks&checkDetail=holds_no_evaluation_item", "samples overlap with an evaluation item"),
     ("/runs/{raw_pool}", "quarantined, missing_field"),
     ("/assets/probe_set?view=events", "probes_by_stratum"),
     ("/assets/base_model", "model_digest"),
@@ -229,7 +229,8 @@ def _open_everything(page: Page) -> None:
 def _assert_text_only(page: Page) -> None:
     attributes = page.eval_on_selector_all(
         "*",
-        "all => all.flatMap(e => [...e.attributes].filter(a => ['src', 'href', 'srcset', 'action'].includes(a.name)).map(a => a.value))",
+        "all => all.flatMap(e => [...e.attributes].filter(a => ['src', 'href', 'srcset', "
+        "'action'].includes(a.name)).map(a => a.value))",
     )
     assert [each for each in attributes if HOST in each or "/graphql" in each] == []
     inside = page.eval_on_selector_all(".dagster-markdown *", "all => all.map(e => e.tagName + ' ' + (e.src || ''))")

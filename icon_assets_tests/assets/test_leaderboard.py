@@ -168,7 +168,7 @@ def test_what_was_trained_or_measured_in_another_way_than_the_newest_does_not_st
     assert _shown(store) == everything
 
     _trained(store, "icon", 1, 40_000, settings="another recipe")
-    assert _shown(store) == {"icon", "base"}, "only one is trained anew so far"
+    assert _shown(store) == {"icon", "base"}, "only one is trained again so far"
     for arm in ("rico", "rds", "random"):
         _trained(store, arm, 1, 40_000, settings="another recipe")
     assert _shown(store) == everything

@@ -1,4 +1,4 @@
-"""Answers and their comparison as assets, with a real judge service: what is made, kept, made anew, and what it
+"""Answers and their comparison as assets, with a real judge service: what is made, kept, made again, and what it
 says."""
 
 from base64 import b64encode
@@ -68,7 +68,8 @@ def test_answers_are_generated_and_judged_once(
             3,
         )
         longer = store.query("""
-            SELECT count(*) FILTER (length(i.answer) > length(r.answer)), count(*) FILTER (length(i.answer) < length(r.answer))
+            SELECT count(*) FILTER (length(i.answer) > length(r.answer)),
+                count(*) FILTER (length(i.answer) < length(r.answer))
             FROM answers i JOIN answers r USING (prompt_id) WHERE i.arm = 'icon' AND r.arm = 'random'
         """).row(0)
         assert (result["wins"], result["losses"]) == longer

@@ -48,7 +48,8 @@ def test_a_plan_announces_what_the_run_then_computes(
 
     run(workspace, instance)
     spent = icon.store.query(
-        "SELECT sum(pairs)::BIGINT AS pairs, sum(tokens)::BIGINT AS tokens, sum(flops)::BIGINT AS flops FROM scoring_costs"
+        "SELECT sum(pairs)::BIGINT AS pairs, sum(tokens)::BIGINT AS tokens, sum(flops)::BIGINT AS flops "
+        "FROM scoring_costs"
     )
     assert spent["pairs"].item() == plan.pairs + plan.control_pairs
     assert plan.price.tokens == pytest.approx(spent["tokens"].item(), rel=0.02)

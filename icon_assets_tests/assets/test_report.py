@@ -56,7 +56,7 @@ def test_a_page_that_somebody_else_put_there_is_not_written_over(
 ) -> None:
     report(workspace, instance)
     (workspace.exports_dir / "report.html").write_text("scribbled over")
-    assert "is no report of icon-assets; choose another --out" in (report(workspace, instance).error or "")
+    assert "is not a report of icon-assets; choose a different --out" in (report(workspace, instance).error or "")
     assert (workspace.exports_dir / "report.html").read_text() == "scribbled over"
 
 

@@ -190,13 +190,13 @@ def test_the_command_says_what_a_reader_should_know(
     for name in ("ICON_WORKSPACE", "DAGSTER_HOME"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     assert cli.main(["-w", str(workspace.root), "trust"]) == 1
-    assert "trust: no figures of any arm; run" in capsys.readouterr().err
+    assert "trust: no figures for any arm; run" in capsys.readouterr().err
     outcomes = run(workspace, instance, arms=["random", "longest", "icon"], fraction=0.4)
     warned = str(outcomes["selection_trust[longest]"].warning)
-    assert warned.startswith("check length_does_not_explain_it: 2 of 2 lengths alone tell chosen from other samples")
+    assert warned.startswith("check length_does_not_explain_it: 2 of 2 comparisons separate chosen from other samples")
     assert cli.main(["-w", str(workspace.root), "trust"]) == 0
     out = capsys.readouterr().out
-    assert "! longest: chosen samples are longer (tokens): length alone tells them from the rest with AUC" in out
+    assert "! longest: chosen samples are longer (tokens): length alone separates them from the rest with AUC" in out
     assert cli.main(["-w", str(workspace.root), "trust", "--arm", "icon", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {row["arm"] for row in report["figures"]} == {"icon"}

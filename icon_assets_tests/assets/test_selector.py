@@ -137,8 +137,8 @@ def test_too_few_scores_say_what_to_do(make_workspace: MakeWorkspace, instance: 
     outcomes = list(run_stages(build_assets(workspace), workspace, instance, stages, asked=stages))
     failed = {o.asset: o.error for o in outcomes if o.error}
     assert failed == {
-        "selector": "selector: 6 samples are scored under control none, 20 are needed; raise scoring.direct_share, or materialize "
-        "sample_scores for more shards",
+        "selector": "selector: 6 samples are scored under control none, 20 are needed; raise scoring.direct_share, or "
+        "materialize sample_scores for more shards",
         "predicted_scores": "selector: not materialized yet; materialize it first",
     }
 

@@ -72,8 +72,8 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"{'instructions':16} {'way':20} {'mean':>8} {'p99':>7} {'largest':>8} {'pairs: sum':>11} {'largest':>8}"
     for row in result["rows"]:
         yield (
-            f"{row['instructions']:16} {row['way']:20} {row['mean']:8.4f} {row['hundredth']:7.3f} {row['largest']:8.3f} "
-            f"{row['pairs_sum']:11.3f} {row['pairs_largest']:8.3f}"
+            f"{row['instructions']:16} {row['way']:20} {row['mean']:8.4f} {row['hundredth']:7.3f} "
+            f"{row['largest']:8.3f} {row['pairs_sum']:11.3f} {row['pairs_largest']:8.3f}"
         )
 
 

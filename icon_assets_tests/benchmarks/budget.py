@@ -228,14 +228,20 @@ class Replay(Scorer):
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['samples']} candidates x {result['probes']} probes, control {result['control']}: the top {result['wanted']}"
+    yield (
+        f"{result['samples']} candidates x {result['probes']} probes, control {result['control']}: the top "
+        f"{result['wanted']}"
+    )
     yield f"contributions around the cut: {result['gaps']}"
-    yield "share  error   pairs  tokens  overlap (each draw)                      fewer probes  in 90 % interval  errors"
+    yield (
+        "share  error   pairs  tokens  overlap (each draw)                      fewer probes  in 90 % interval  errors"
+    )
     for row in result["rows"]:
         each = " ".join(f"{value:.3f}" for value in row["overlaps"])
         yield (
             f"{row['share']:.3f}  {row['error_rate']:<5}  {row['pairs_share']:.3f}   {row['tokens_share']:.3f}   "
-            f"{row['overlap']:.3f} ({each})   {row['overlap_of_fewer_probes']:<12.3f}  {row['coverage']:.3f}         {row['root_mean_square_z']:.2f}"
+            f"{row['overlap']:.3f} ({each})   {row['overlap_of_fewer_probes']:<12.3f}  {row['coverage']:.3f}         "
+            f"{row['root_mean_square_z']:.2f}"
         )
 
 

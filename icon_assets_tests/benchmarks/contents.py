@@ -76,7 +76,8 @@ def main(rows: int) -> None:
             assert differences(store, table) == []
             known = _best(lambda table=table: differences(store, table))
             print(
-                f"{table:<12} {rows:,} rows: written and recorded in {written:.2f} s, compared in {seconds:.2f} s ({rows / seconds:,.0f} rows/s)"
+                f"{table:<12} {rows:,} rows: written and recorded in {written:.2f} s, compared in {seconds:.2f} s "
+                f"({rows / seconds:,.0f} rows/s)"
             )
             print(f"{'':<12} looked at before and unchanged since: {known * 1000:.0f} ms")
         texts = store.query("FROM delta.samples LIMIT 100000").to_dicts()

@@ -100,7 +100,8 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
         training = row["training"]
         speeds = " ".join(f"{speed:,}" for speed in training["tokens_per_second"])
         yield (
-            f"{'kept' if row['kept'] else 'given back':<11} scoring {scoring['tokens_per_second']:,} tokens/s, {scoring['peak_memory_mib']:,} "
+            f"{'kept' if row['kept'] else 'given back':<11} scoring {scoring['tokens_per_second']:,} tokens/s, "
+            f"{scoring['peak_memory_mib']:,} "
             f"MiB; training {speeds} tokens/s by quarters, {training['peak_memory_mib']:,} MiB"
         )
 

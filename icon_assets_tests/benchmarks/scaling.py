@@ -64,8 +64,10 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"engine: {result['rows'][0]['engine']}"
     for row in result["rows"]:
         yield (
-            f"{row['grown']:<10} x{row['factor']:<3} {row['candidates']:>4} x {row['probes']:<4} {row['pairs']:>6,} pairs and {row['control_pairs']:>6,} of "
-            f"controls {row['seconds']:>7.1f} s {row['milliseconds_per_pair']:>6.1f} ms/pair {row['tokens_per_pair']:>6.1f} tokens/pair "
+            f"{row['grown']:<10} x{row['factor']:<3} {row['candidates']:>4} x {row['probes']:<4} {row['pairs']:>6,} "
+            f"pairs and {row['control_pairs']:>6,} of "
+            f"controls {row['seconds']:>7.1f} s {row['milliseconds_per_pair']:>6.1f} ms/pair "
+            f"{row['tokens_per_pair']:>6.1f} tokens/pair "
             f"{row['tokens_per_second']:>6,} tokens/s {row['peak_memory_mib']:>6,} MiB"
         )
 

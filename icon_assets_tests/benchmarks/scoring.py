@@ -1,9 +1,9 @@
 """Our engine against the paper's loop: same model, device, dtype, candidates and probes, side by side in one run.
 
 The reference is written plainly, as the paper's authors run it: for every pair one forward behind the candidate and one
-behind as many random characters, drawn anew; batch 1; logits at every position; and each probe once without context.
-Candidates come in groups; reference and engine, each in a process of its own, take turns group by group, so that both
-meet the same machine and neither the other's memory.
+after as many random characters, drawn each time; batch 1; logits at every position; and each probe once without
+context. Candidates come in groups; reference and engine, each in a process of its own, take turns group by group, so
+that both meet the same machine and neither the other's memory.
 """
 
 import logging
@@ -250,10 +250,13 @@ def _agreement(icon: WorkspaceResource, reference: Results, n_seeds: int) -> dic
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['model']} ({result['dtype']}, {result['engine']}), {result['candidates']} candidates x {result['probes']} probes"
     yield (
-        f"wall ratio            {result['wall_ratio']} (compiling counted: {result['wall_ratio_with_compiling']}; pairs alone, without the "
-        f"one-off controls: {result['wall_ratio_without_controls']})"
+        f"{result['model']} ({result['dtype']}, {result['engine']}), {result['candidates']} candidates x "
+        f"{result['probes']} probes"
+    )
+    yield (
+        f"wall ratio            {result['wall_ratio']} (compiling counted: {result['wall_ratio_with_compiling']}; "
+        f"pairs alone, without the one-off controls: {result['wall_ratio_without_controls']})"
     )
     for name in ("seconds", "tokens_per_pair", "tokens_per_second", "peak_share", "peak_memory_mib"):
         yield f"{name:<22}" + ", ".join(f"{key} {value:,}" for key, value in result[name].items())

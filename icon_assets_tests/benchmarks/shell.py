@@ -392,7 +392,10 @@ def _apply(instance: dg.DagsterInstance, result: dg.SensorResult) -> None:
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['samples']:,} samples, {result['shards']} shards, {result['probes']} probes, budget {result['budget']}"
+    yield (
+        f"{result['samples']:,} samples, {result['shards']} shards, {result['probes']} probes, budget "
+        f"{result['budget']}"
+    )
     for name in result["steps"][0]:
         if name != "files":
             yield f"{name:<28}" + "".join(f"{step[name]:>14,.2f}" for step in result["steps"])
@@ -407,8 +410,9 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
             f"page {ui['page_seconds']:.2f} s, asset query {ui['asset_query_seconds']:.2f} s"
         )
     yield (
-        f"discovery of {discovery['files']:,} files: first tick {discovery['first_tick_seconds']:.2f} s, {discovery['ticks']} ticks "
-        f"(+{discovery['reports_written_seconds']:.0f} s to write their reports), unchanged {discovery['unchanged_tick_seconds']:.2f} s"
+        f"discovery of {discovery['files']:,} files: first tick {discovery['first_tick_seconds']:.2f} s, "
+        f"{discovery['ticks']} ticks (+{discovery['reports_written_seconds']:.0f} s to write their reports), unchanged "
+        f"{discovery['unchanged_tick_seconds']:.2f} s"
     )
 
 

@@ -101,7 +101,10 @@ def test_a_selection_is_exported_and_reported_on_without_loading_a_model(tmp_pat
 
 
 ENDLESS = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-SORT = "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(90000) a, range(90000) b)"
+SORT = (
+    "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(90000) a, "
+    "range(90000) b)"
+)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_names_errors_and_values_of_a_query_do_not_steer_the_terminal(make_works
     ("arguments", "code", "message"),
     [
         (["sql", "SELECT nonsense FROM samples"], 1, "icon-assets: sql: "),
-        (["sql", "COPY (SELECT 1) TO 'x.csv'"], 1, "icon-assets: sql: COPY is not run here"),
+        (["sql", "COPY (SELECT 1) TO 'x.csv'"], 1, "icon-assets: sql: COPY is not allowed here"),
         (["sql", "SELECT 1", "--timeout", "0"], 2, "must be more than 0"),
         (["run", "--select", "nonsense"], 1, "icon-assets: nonsense: no such asset"),
         (["export", "--arm", "icon", "--format", "alpaca"], 1, "icon-assets: arm icon: has no selection yet"),

@@ -60,6 +60,6 @@ def test_a_run_that_is_told_to_stop_stops_with_one_line_and_keeps_its_work(
     run.join(60)
     assert run.exitcode == 1, said.read_text()
     lines = said.read_text().splitlines()
-    assert lines[-1] == "icon-assets: interrupted; finished work is kept, run again to go on"
+    assert lines[-1] == "icon-assets: interrupted; finished work is kept, run again to continue"
     assert not any("selected_subset" in line or "Traceback" in line for line in lines), "it did not go on"
     assert 0 < store.query("SELECT count(*) FROM pair_scores").item() < 302 * 4

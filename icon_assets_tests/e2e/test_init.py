@@ -81,7 +81,7 @@ def test_what_somebody_put_there_after_a_kill_is_not_overwritten(tmp_path: Path)
 def test_a_place_that_can_hold_no_directory_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(IconError, match="is a file, not a directory; choose another"):
+        with pytest.raises(IconError, match="is a file, not a directory; choose a different one"):
             create_workspace(target)
     if os.geteuid():
         tmp_path.chmod(0o555)

@@ -111,7 +111,8 @@ def assert_whole(workspace: Workspace) -> None:
     store = Store(workspace.store_dir)
     if store.path.exists():
         shards = store.query_published(
-            "SELECT n_samples AS n, count(sample_id) AS found FROM shards LEFT JOIN samples USING (shard) GROUP BY shard, n_samples"
+            "SELECT n_samples AS n, count(sample_id) AS found FROM shards LEFT JOIN samples USING (shard) "
+            "GROUP BY shard, n_samples"
         )
         assert shards["n"].equals(shards["found"])
     for folder, last in (

@@ -178,9 +178,12 @@ function embed(tag, attribute, url) {
     e.onload = e.onerror = resolve; document.body.append(e); setTimeout(resolve, 3000); });
 }
 function submit(name, url, enctype) {
-  return new Promise(resolve => { const frame = document.createElement("iframe"); frame.name = name; document.body.append(frame);
-    const form = document.createElement("form"); form.action = url; form.method = "POST"; form.enctype = enctype; form.target = name;
-    const input = document.createElement("input"); input.name = "a"; input.value = "b"; form.append(input); document.body.append(form);
+  return new Promise(resolve => {
+    const frame = document.createElement("iframe"); frame.name = name; document.body.append(frame);
+    const form = document.createElement("form"); form.action = url; form.method = "POST"; form.enctype = enctype;
+    form.target = name;
+    const input = document.createElement("input"); input.name = "a"; input.value = "b"; form.append(input);
+    document.body.append(form);
     frame.onload = resolve; form.submit(); setTimeout(resolve, 3000); });
 }
 const attempt = promise => promise.then(answer => answer.text()).then(text => "read " + text).catch(() => "not read");
@@ -191,7 +194,8 @@ window.attacked = (async () => {
   await embed("iframe", "src", address("by_frame"));
   await embed("object", "data", address("by_object"));
   await embed("video", "src", address("by_video"));
-  const link = document.createElement("link"); link.rel = "stylesheet"; link.href = address("by_style"); document.head.append(link);
+  const link = document.createElement("link"); link.rel = "stylesheet"; link.href = address("by_style");
+  document.head.append(link);
   await submit("f1", address("by_form"), "application/x-www-form-urlencoded");
   await submit("f2", address("by_text_form"), "text/plain");
   await submit("f3", victim + "/report_asset_materialization/by_report_form", "multipart/form-data");
@@ -201,12 +205,16 @@ window.attacked = (async () => {
   await attempt(fetch(victim + "/report_asset_observation/by_no_cors", post));
   await attempt(fetch(victim + "/report_asset_check/by_no_cors?check_name=c&passed=true", post));
   await attempt(fetch(victim + "/graphql", {...post, body: JSON.stringify({query: says.by_no_cors_body})}));
-  const json = {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({query: says.by_json})};
+  const body = JSON.stringify({query: says.by_json});
+  const json = {method: "POST", headers: {"Content-Type": "application/json"}, body};
   result.json = await attempt(fetch(victim + "/graphql", json));
   result.read = await attempt(fetch(victim + "/server_info"));
   navigator.sendBeacon(victim + "/report_asset_materialization/by_beacon");
-  result.socket = await new Promise(resolve => { const s = new WebSocket(victim.replace("http", "ws") + "/graphql", "graphql-ws");
-    s.onopen = () => resolve("open"); s.onerror = () => resolve("refused"); setTimeout(() => resolve("nothing"), 5000); });
+  result.socket = await new Promise(resolve => {
+    const s = new WebSocket(victim.replace("http", "ws") + "/graphql", "graphql-ws");
+    s.onopen = () => resolve("open"); s.onerror = () => resolve("refused");
+    setTimeout(() => resolve("nothing"), 5000);
+  });
   return result;
 })();
 </script>"""
@@ -283,7 +291,10 @@ def test_a_name_that_was_rebound_to_this_machine_is_refused(ui: Ui) -> None:
 def launch(ui: Ui, job: str) -> str:
     """Start a job as the launchpad does; its run's id."""
     selector = {"repositoryLocationName": "icon_assets.definitions", "repositoryName": "__repository__", "jobName": job}
-    query = "mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename ... on LaunchRunSuccess { run { id } } } }"
+    query = (
+        "mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename ... on LaunchRunSuccess { "
+        "run { id } } } }"
+    )
     status, said = ui.post("/graphql", {"query": query, "variables": {"p": {"selector": selector, "mode": "default"}}})
     assert status == 200, said
     return json.loads(said)["data"]["launchRun"]["run"]["id"]
@@ -300,7 +311,8 @@ def test_sigterm_ends_everything_and_says_which_run_it_ends(ui: Ui) -> None:
     assert ui.processes() == []
     lines = [line for line in ui.said().splitlines() if line.startswith("icon-assets: ")]
     assert lines == [
-        f"icon-assets: still under way, and ended now: {run_id[:8]} (score_pool); finished work is kept, materialize again to go on"
+        f"icon-assets: ended unfinished runs: {run_id[:8]} (score_pool); finished work is kept, materialize "
+        "again to continue"
     ]
     with ui.instance() as instance:
         run = instance.get_run_by_id(run_id)
@@ -337,7 +349,7 @@ def test_a_port_in_use_and_a_broken_history_are_one_line(ui: Ui) -> None:
         refused = open_ui(ui.workspace, "--port", other.rsplit(":", 1)[1])
         assert refused.process.wait(60) == 1
     assert refused.said().count("\n") == 1
-    assert "choose another --port" in refused.said()
+    assert "choose a different --port" in refused.said()
     (ui.workspace.dagster_home / "history" / "runs.db").write_bytes(b"garbage " * 9)
     broken = open_ui(ui.workspace)
     assert broken.process.wait(60) == 1

@@ -1,5 +1,5 @@
-"""Control contexts: what a probe is compared against. Random, but seeded and dependent on the length alone, so that
-one context serves every candidate of that length (method, "The contribution score").
+"""Control contexts, the baselines of a probe. They are random, but seeded, and depend only on the length, so that one
+context serves every candidate of that length (method, "The contribution score").
 """
 
 import random
@@ -17,7 +17,7 @@ _CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " "
 
 @dataclass(frozen=True)
 class ControlContext:
-    """A context that says nothing. `length` is in the control's own unit: tokens, or characters for `random_chars`."""
+    """A context without meaning. `length` is in the control's own unit: tokens, or characters for `random_chars`."""
 
     control: str
     seed: int
@@ -45,7 +45,7 @@ def random_chars(tokenizer: "PreTrainedTokenizerBase", seed: int, length: int, m
 
 
 def plain_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Ids a text could hold: all but special and added tokens."""
+    """Ids that a text can contain: all but special and added tokens."""
     vocabulary: Any = tokenizer  # the stubs type a tokenizer's methods as any attribute
     taken = set(tokenizer.all_special_ids) | set(vocabulary.get_added_vocab().values())
     return sorted(set(vocabulary.get_vocab().values()) - taken)

@@ -1,6 +1,6 @@
-"""How a sample is written as text for a model: the scoring templates of the method, and the fine-tuning templates.
+"""Samples as text for a model: the scoring templates of the method, and the fine-tuning templates.
 
-Scoring and training use different templates on purpose: the paper scores with a bare one and trains with Stanford's.
+Scoring and training deliberately use different templates: the paper scores with a bare one and trains with Stanford's.
 """
 
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ _STANFORD = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
-_MARK = "\ue000"  # private use: stands for a message while the chat template is applied
+_MARK = "\ue000"  # private use: placeholder for a message while the chat template is applied
 
 
 @dataclass(frozen=True)
 class Rendered:
     """Prompt and response as text; a context is `prompt + response`.
 
-    `pieces` is set for chat templates: the prompt again, split into what the template wrote (True: its special tokens
-    are real) and what the data wrote (False: special tokens in it are plain text).
+    `pieces` is set for chat templates: the prompt, split into text of the template (True: its special tokens are real)
+    and text of the data (False: special tokens in it are plain text).
     """
 
     prompt: str
@@ -46,7 +46,7 @@ def transcript(sample: Sample) -> str:
 
 
 def messages_before_response(sample: Sample) -> list[dict[str, str]]:
-    """What the response answers, as chat messages: the input stands below the instruction."""
+    """The prompt as chat messages, with the input below the instruction."""
     request = f"{sample.instruction}\n\n{sample.input}" if sample.input else sample.instruction
     earlier = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
     return [*earlier, {"role": "user", "content": request}]
@@ -74,7 +74,7 @@ def _applied(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]
 
 
 def after_response(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """What the chat template writes after a response: the mark of the end of a turn, and what follows it."""
+    """The text of the chat template after a response: the end-of-turn mark, and what follows it."""
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _MARK}]
     return _applied(tokenizer, messages, prompt=False).rpartition(_MARK)[2]
 

@@ -1,7 +1,7 @@
-"""From text to token ids: where one part of a sequence ends and the next begins, what is cut, and what a BOS is.
+"""From text to token ids: the boundaries between the parts of a sequence, cutting, and BOS.
 
-Every part (context, separator, prompt, response) is tokenized by itself, without special tokens, so that a probe's ids
-do not depend on what stands before it. One BOS opens the sequence exactly when the tokenizer itself would put one.
+Every part (context, separator, prompt, response) is tokenized separately, without special tokens, so that a probe's ids
+do not depend on the text before it. One BOS opens the sequence if the tokenizer itself would add one.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Encoded:
 
     @property
     def n_input(self) -> int:
-        """Tokens that go through the model: the last one of the response is a target only."""
+        """Tokens that go through the model. The last one of the response is only a target."""
         return len(self.prompt_ids) + len(self.response_ids) - 1
 
 
@@ -45,21 +45,22 @@ def encode(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, part: str) 
             for piece, trusted in rendered.pieces
             for token in tokenizer(piece, add_special_tokens=False, split_special_tokens=not trusted).input_ids
         ]
-        # A chat template may write the BOS, too: the one before the whole sequence is enough.
+        # A chat template may also write the BOS: the one before the whole sequence is enough.
         leading = leading_ids(tokenizer)
         return ids[1:] if leading and ids[:1] == [*leading] else ids
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 
 def leading_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """What the tokenizer puts before a text: `(bos,)`, or nothing (method: no BOS is assumed, none is stripped)."""
+    """The ids that the tokenizer puts before a text: `(bos,)`, or nothing (method: no BOS is assumed, none is
+    stripped)."""
     bos: Any = tokenizer.bos_token_id
     ids = tokenizer("a").input_ids
     return (bos,) if bos is not None and ids and ids[0] == bos else ()
 
 
 def closing_ids(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered) -> list[int]:
-    """What ends a response: of a chat the template's own mark, if it has one, else EOS."""
+    """The end of a response: for a chat the mark of the template, if it has one, else EOS."""
     if rendered.pieces is not None:
         marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {
             *tokenizer.all_special_ids
@@ -85,7 +86,7 @@ def encode_context(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max
 def encode_probe(
     tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_prompt_tokens: int, max_response_tokens: int
 ) -> Encoded:
-    """A probe: the prompt keeps its end (the response marker must stand before the response), the response its
+    """A probe. The prompt keeps its end, because the response marker must precede the response. The response keeps its
     start."""
     prompt = encode(tokenizer, rendered, "prompt")
     response = encode(tokenizer, rendered, "response")
@@ -96,8 +97,8 @@ def encode_probe(
 def encode_training(tokenizer: "PreTrainedTokenizerBase", rendered: Rendered, max_tokens: int) -> Encoded:
     """A sample for fine-tuning: BOS where the tokenizer puts one, response closed, `max_tokens` at most.
 
-    The response is cut at its end, to a quarter of `max_tokens` at the least; then the prompt gives way, and keeps its
-    end: what stands right before a response says that one is due."""
+    The response is cut at its end, to at least a quarter of `max_tokens`. Then the prompt is cut at its start, because
+    the text just before a response announces it."""
     leading = list(leading_ids(tokenizer))
     prompt = encode(tokenizer, rendered, "prompt")
     response = [*encode(tokenizer, rendered, "response"), *closing_ids(tokenizer, rendered)]

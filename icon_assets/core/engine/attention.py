@@ -1,11 +1,11 @@
-"""Attention of a packed forward: where contexts and probes lie in it, and who may look at what.
+"""Attention of a packed forward: the places of contexts and probes, and which tokens attend to which.
 
 Three kernels of the same mask, all registered with transformers under one name, so that the model code stays as it is:
 - `segments`: scaled-dot-product attention per segment, which works everywhere;
 - `flex`: one FlexAttention call over the whole forward (CUDA), which gets the mask as a table of blocks and never as a
   tokens x tokens matrix;
-- `fused`: one call of an own C++ kernel over the whole forward (a CPU with bfloat16 matrix units, and a compiler). Segments
-  are short: there torch's kernel spends more time on each call than on its products.
+- `fused`: one call of our own C++ kernel over the whole forward. It needs a CPU with bfloat16 matrix units, and a
+  compiler. Segments are so short that torch's kernel would spend more time on each call than on its products.
 """
 
 import ctypes
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 ATTENTION = "icon_packed"
 BLOCK = 128  # tokens per side of a FlexAttention block
-_QUERIES = 192  # of a segment at a time: what causality hides from all of them is not computed
+_QUERIES = 192  # of a segment at a time: keys that causality hides from all of them are not computed
 Kernel = Literal["segments", "flex", "fused"]
 
 
 class NotPackable(Exception):
-    """The model's attention asks for something the packed attention does not do."""
+    """The model's attention needs something that the packed attention does not support."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Segment:
 
 @dataclass
 class Layout:
-    """Where contexts and probes lie in one packed forward; handed to the attention function of every layer."""
+    """The places of contexts and probes in one packed forward. It is passed to the attention function of every
+    layer."""
 
     kernel: Kernel = "segments"
     contexts: list[tuple[int, int]] = field(default_factory=list)
@@ -66,13 +67,13 @@ class Layout:
         )
 
     def parts(self) -> Iterator[Segment]:
-        """Contexts and probes alike, as segments; a context has an empty one before it."""
+        """Contexts and probes as segments; a context has an empty context of its own."""
         yield from (Segment(start, start, start, stop) for start, stop in self.contexts)
         yield from self.segments
 
     @cached_property
     def table(self) -> "torch.Tensor":
-        """The parts as the fused kernel reads them, a row for each, for all layers: it finds contexts among the
+        """The parts in the form of the fused kernel, one row each, for all layers. It finds contexts among the
         parts."""
         import torch
 
@@ -117,12 +118,14 @@ def segment_attention(
     layout: Layout,
     **options: Any,
 ) -> "torch.Tensor":
-    """Contexts causally; each probe to its context and, causally, to itself: one call per segment.
+    """Contexts attend causally. Each probe attends to its context and, causally, to itself. One call per segment.
 
     Args:
-        query: [1, heads, tokens, head size]; key and value: [1, key heads, tokens, head size], of the value another one at will.
-        layout: where contexts and probes lie.
-        options: what the layer asks for besides.
+        query: [1, heads, tokens, head size].
+        key: [1, key heads, tokens, head size].
+        value: [1, key heads, tokens, value size]; the value size may differ from the head size.
+        layout: places of contexts and probes.
+        options: further options of the layer.
 
     Returns:
         [1, tokens, heads, head size].
@@ -137,7 +140,7 @@ def segment_attention(
     heads = key.shape[1]
     groups = query.shape[1] // key.shape[1]
     size = query.shape[-1]
-    # Query heads that share a key head stand one below the other: one larger product instead of repeated keys.
+    # Query heads that share a key head are stacked: one larger product instead of repeated keys.
     grouped = query.unflatten(1, (heads, groups))
     out = query.new_empty(*query.shape[:-1], value.shape[-1])
     grouped_out = out.unflatten(1, (heads, groups))
@@ -181,7 +184,7 @@ def flex_attention(
         block_mask=layout.block_mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
-        # The kernel for few queries, which short forwards would get, has no configuration for grouped heads.
+        # The kernel for few queries, which short forwards would get, does not support grouped heads.
         kernel_options={"BACKEND": "TRITON"} if on_gpu else None,
     )
     return out.transpose(1, 2).contiguous()
@@ -198,7 +201,7 @@ def fused_attention(
     """The same attention as `segment_attention`, in one call of `kernels/packed_attention.cpp`.
 
     Raises:
-        NotPackable: as there; or other numbers than the kernel computes with; or it can't be compiled here, or fails.
+        NotPackable: as there; or an unsupported dtype; or it can't be compiled here, or fails.
     """
     import torch
 
@@ -226,13 +229,13 @@ def fused_attention(
 
 
 class _Heads(ctypes.Structure):
-    """A tensor of the fused kernel: where it lies, and its strides from head to head and from token to token."""
+    """A tensor of the fused kernel: its address, and its strides between heads and between tokens."""
 
     _fields_ = (("data", ctypes.c_void_p), ("head", ctypes.c_int64), ("token", ctypes.c_int64))
 
 
 def can_fuse(model_dtype: "torch.dtype", device: "torch.device") -> bool:
-    """Whether the fused kernel is worth a try: bfloat16 on a CPU that multiplies it."""
+    """Whether to try the fused kernel: bfloat16 on a CPU that multiplies it natively."""
     import torch
 
     return device.type == "cpu" and model_dtype == torch.bfloat16 and multiplies_bfloat16()
@@ -265,11 +268,12 @@ def _mask(layout: Layout, queries: int, keys: int, groups: int, like: "torch.Ten
 
 
 def block_mask(layout: Layout, tokens: int, device: "torch.device") -> "BlockMask":
-    """The layout as FlexAttention wants it: which key blocks each query block needs, and the rule inside mixed ones."""
+    """The layout in the form of FlexAttention: the key blocks that each query block needs, and the rule inside mixed
+    ones."""
     import torch
     from torch.nn.attention.flex_attention import BlockMask
 
-    # Which part a token belongs to, and which part stands before it as its context; a part is named by its start.
+    # The part of each token, and the part that is its context; a part is named by its start.
     part, context = torch.zeros((2, tokens), dtype=torch.int32)
     for of in layout.parts():
         part[of.start : of.stop] = of.start
@@ -292,7 +296,7 @@ def block_mask(layout: Layout, tokens: int, device: "torch.device") -> "BlockMas
 
 
 def block_table(layout: Layout, tokens: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Key blocks per query block: those visible in part, and those visible in full (which need no rule)."""
+    """Key blocks per query block: partly visible ones, and fully visible ones, which need no rule."""
     n_blocks = -(-tokens // BLOCK)
     mixed: list[set[int]] = [set() for _ in range(n_blocks)]
     full: list[set[int]] = [set() for _ in range(n_blocks)]

@@ -1,4 +1,4 @@
-"""Which kernel and which compiler this device has, and from how many tokens on compiling pays."""
+"""The kernel and the compiler of this device, and the number of tokens from which compiling pays."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Tokens to compute from which compiling pays for itself: measured on a CPU with 135M parameters, where it costs 17 s
-# and saves 0.15 ms per token; on CUDA a guess.
+# Number of tokens from which compiling pays. Measured on a CPU with 135M parameters, where it costs 17 s and saves
+# 0.15 ms per token; a guess on CUDA.
 COMPILED_FROM = {"cpu": 150_000, "cuda": 2_000_000}
 
 
 def kernel_for(device: "torch.device") -> Kernel:
-    """FlexAttention where Triton compiles it into one kernel; it would be slower than plain attention elsewhere."""
+    """FlexAttention where Triton compiles it into one kernel. Elsewhere it would be slower than plain attention."""
     from torch.utils._triton import has_triton
 
     return "flex" if device.type == "cuda" and has_triton() else "segments"
@@ -31,7 +31,7 @@ def has_compiler(device: "torch.device") -> bool:
 
 
 def compiled_layers(model: "PreTrainedModel") -> dict[Any, Callable[..., Any]]:
-    """Compiled forwards of the model's repeated layers: they share one compilation, whatever the depth."""
+    """Compiled forwards of the model's repeated layers. They share one compilation, regardless of the depth."""
     import torch
 
     names = set(model._no_split_modules or ())

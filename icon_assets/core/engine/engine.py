@@ -1,8 +1,9 @@
-"""The scoring engine: NLL of probes behind contexts, many pairs per forward, through the unchanged Hugging Face model.
+"""The scoring engine: NLL of probes after contexts, many pairs per forward, with the unchanged Hugging Face model.
 
 A context is computed once and all its probes follow in the same forward: `[context][probe 1][probe 2]...`, the
-positions of each probe continuing after the context, each probe attending to the context and itself only (see
-`attention`). No padding; vocabulary logits only at response positions, in chunks; log-softmax in float32.
+positions of each probe continuing after the context, each probe attending only to the context and itself (see
+`attention`). There is no padding. Vocabulary logits are computed only at response positions, in chunks, and log-softmax
+in float32.
 """
 
 from collections import deque
@@ -32,19 +33,19 @@ SCORING_VERSION = 1
 Mode = Literal["packed", "batched", "one by one"]
 _HEAD_ROWS = 512  # scored positions whose vocabulary logits exist at a time
 _LOGIT_ROWS = 32  # of them in float32 at a time: few enough to stay in a CPU's cache
-CPU_TOKENS = 4096  # per forward on a CPU, where more are not faster
-CUDA_TOKENS = 65536  # at most, where memory suffices
+CPU_TOKENS = 4096  # per forward on a CPU, where more would not be faster
+CUDA_TOKENS = 65536  # at most, if memory suffices
 _LEAST_TOKENS = 1024
 _MEMORY_SHARE = 0.6
 
 
 class UndefinedNll(IconError):
-    """The model's NLL of some token is infinite or no number."""
+    """The model's NLL of some token is infinite or NaN."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One result: summed NLL in nats of the probe's `n_tokens` response tokens behind the context."""
+    """One result: summed NLL in nats of the probe's `n_tokens` response tokens after the context."""
 
     context: int
     probe: int
@@ -54,10 +55,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Computed:
-    """A forward that is under way: what it computes, and the NLL of its scored tokens as its device will give them.
+    """A running forward: the pairs that it computes, and the NLL of its scored tokens once the device has finished.
 
     Attributes:
-        parts: what was computed; their pairs one after the other are the order of `nll`.
+        parts: the computed parts; their pairs, one after the other, give the order of `nll`.
         nll: [scored tokens], nats, float64.
     """
 
@@ -66,7 +67,7 @@ class Computed:
 
     @property
     def by_pair(self) -> "list[tuple[tuple[int, int], torch.Tensor]]":
-        """(context, probe) and the NLL of the probe's response tokens; waits for the device."""
+        """(context, probe) and the NLL of the probe's response tokens. Waits for the device."""
         pairs = [pair for packed in self.parts for pair in packed.pairs]
         nll = self.nll.cpu().split([n_tokens for _, _, n_tokens in pairs])
         return [((context, probe), of) for (context, probe, _), of in zip(pairs, nll, strict=True)]
@@ -74,7 +75,7 @@ class Computed:
 
 @dataclass
 class Meter:
-    """What the engine has spent: forwards, pairs scored, and the work they were."""
+    """The costs of the engine so far: forwards, scored pairs, and their work."""
 
     forwards: int = 0
     pairs: int = 0
@@ -82,26 +83,26 @@ class Meter:
 
 
 class ScoringEngine:
-    """NLL of probes behind contexts on one model.
+    """NLL of probes after contexts on one model.
 
-    How pairs share forwards is tried out on the model itself, against its own plain forward: `packed` where its
-    attention allows that, else `batched` (padded, the context computed again for every pair), else `one by one`.
-    The figures are the same.
+    The engine tests on the model itself how pairs can share forwards, by comparison with its plain forward: `packed`
+    where its attention allows that, else `batched` (padded, the context computed again for every pair), else `one by
+    one`. The figures are the same.
 
     Attributes:
-        language_model: what it computes with.
-        mode: how it computes.
-        partly_unpacked: whether texts longer than an attention window had to be computed unpacked after all.
-        tokens_per_forward: the budget; smaller than asked for after a forward that did not fit into memory.
+        language_model: the model that it uses.
+        mode: the way it computes.
+        partly_unpacked: whether texts longer than an attention window had to be computed unpacked.
+        tokens_per_forward: the budget; smaller than requested after a forward that did not fit into memory.
         compiled: whether the model's layers are compiled.
-        meter: what was spent.
+        meter: the costs so far.
     """
 
     def __init__(
         self, language_model: LanguageModel, tokens_per_forward: int | None = None, kernel: Kernel | None = None
     ) -> None:
-        """`tokens_per_forward`: None for what fits. `kernel`: None for those that suit the device, a faster one once it
-        pays."""
+        """`tokens_per_forward`: None for as many as fit. `kernel`: None for the one that suits the device, and a faster
+        one once it pays."""
         self.language_model = language_model
         self._model = language_model.model
         self._device = language_model.device
@@ -110,7 +111,7 @@ class ScoringEngine:
         self._may_fuse = kernel is None
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._compiling_tried = False
-        # Forwards that may be under way on a device of its own while the host lays out the next one.
+        # Forwards that may run on a separate device while the host prepares the next one.
         self.ahead = 1 if self._device.type == "cuda" else 0
         self.meter = Meter()
         self._chunked_head = False
@@ -128,17 +129,16 @@ class ScoringEngine:
     def score(
         self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
     ) -> Iterator[list[Pair]]:
-        """Score `wanted[i]` (probe indices) behind `contexts[i]`, many pairs at a time.
+        """Score `wanted[i]` (probe indices) after `contexts[i]`, many pairs at a time.
 
         Args:
             contexts: token ids before the probe's prompt, the separator included; empty for no context.
-            probes: prompt and response ids; every response token is scored, the first one too.
+            probes: prompt and response ids; every response token is scored, including the first.
             wanted: per context, the indices of the probes to score.
 
-        Yields:
-            The pairs of one forward each, all that were planned for it unless memory or the model's attention made it
-            several: what a later run finds missing is then planned, and comes out, as it would have here. NLL in nats,
-            summed over the response tokens, accumulated in float32 or wider.
+        Yields: The pairs of one forward at a time: all planned pairs, unless memory or the model's attention required
+            several forwards. A later run therefore plans and computes missing pairs as this one would have. NLL in
+            nats, summed over the response tokens, accumulated in float32 or wider.
 
         Raises:
             IconError: a single pair does not fit into the device's memory.
@@ -148,7 +148,7 @@ class ScoringEngine:
     def forwards(
         self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
     ) -> Iterator[Computed]:
-        """The forwards of `score`, with the NLL of every scored token; those ahead may still be under way."""
+        """The forwards of `score`, with the NLL of every scored token. Later ones may still be running."""
         batch = Batch([[*self._leading, *context] for context in contexts], probes)
         prefixes = [len(prefix) for prefix in batch.prefixes]
         lengths = [probe.n_input for probe in probes]
@@ -162,7 +162,7 @@ class ScoringEngine:
                 yield from self._fitting(batch, part, packed=self.mode == "packed")
 
     def _fitting(self, batch: Batch, rows: list[Row], *, packed: bool) -> Iterator[Computed]:
-        """The rows in one forward, or in halves of it when memory does not suffice: no pair is lost."""
+        """The rows in one forward, or in halves of it when memory does not suffice. No pair is lost."""
         import torch
 
         tokens = batch.tokens(rows) if packed else len(rows) * max(batch.tokens([row]) for row in rows)
@@ -170,15 +170,15 @@ class ScoringEngine:
         if not parts or tokens <= self.tokens_per_forward:
             try:
                 yield self._forward(batch, rows, packed=packed)
-            except NotPackable:  # a text longer than a window, or than what rotary frequencies are for
+            except NotPackable:  # a text longer than a window, or than the range of the rotary frequencies
                 self.partly_unpacked = True
                 packed = False
                 parts = self._apart(batch, rows)
             except torch.OutOfMemoryError:
                 if not parts:
                     raise IconError(
-                        f"out of memory on one pair of {tokens} tokens; lower scoring.max_context_tokens, use a smaller "
-                        "model, or a device with more memory"
+                        f"out of memory on one pair of {tokens} tokens; lower scoring.max_context_tokens, use a "
+                        "smaller model, or a device with more memory"
                     ) from None
                 self.tokens_per_forward = max(tokens // 2, 1)  # for what comes after, too
             else:
@@ -194,13 +194,13 @@ class ScoringEngine:
         return self._forward_batched(batch, rows) if len(rows) > 1 else self._forward_one(batch, rows)
 
     def _apart(self, batch: Batch, rows: list[Row]) -> list[list[Row]]:
-        """The pairs of packed rows as rows of their own: batches of similar length, or one by one."""
+        """The pairs of packed rows as separate rows: batches of similar length, or one by one."""
         pairs = [Row(row.context, (probe,)) for row in rows for probe in row.probes]
         lengths = [(pair.context, pair.probes[0], batch.tokens([pair])) for pair in pairs]
         return [[Row(context, (probe,)) for context, probe in group] for group in self.grouped(lengths)]
 
     def grouped(self, lengths: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int]]]:
-        """Which texts, (two keys, tokens) each, may share a padded forward: of similar length, within the budget."""
+        """Group texts, each (two keys, tokens), of similar length into padded forwards within the budget."""
         if self._unpacked_mode == "one by one":
             return similar_lengths(lengths, 1)
         alone = [each for each in lengths if each[2] > self._shared_up_to]
@@ -208,7 +208,8 @@ class ScoringEngine:
         return similar_lengths(shared, self.tokens_per_forward) + similar_lengths(alone, 1)
 
     def _forward_packed(self, batch: Batch, rows: list[Row]) -> Computed:
-        """Several rows in one forward. What can't be compiled, now or for a shape that comes up later, gives way."""
+        """Several rows in one forward. If compiling fails, now or for a later shape, the engine continues without
+        it."""
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
 
@@ -251,7 +252,7 @@ class ScoringEngine:
         return Computed([packed for one in each for packed in one.parts], torch.cat([one.nll for one in each]))
 
     def _forward_one(self, batch: Batch, rows: list[Row], *, chunked: bool | None = None) -> Computed:
-        """One pair, exactly as the model came: the reference for everything else."""
+        """One pair with the unchanged model: the reference for every other way."""
         packed = batch.pack(rows, "segments")
         return Computed([packed], self._token_nll([packed.ids], None, None, packed, chunked=chunked))
 
@@ -265,7 +266,7 @@ class ScoringEngine:
         chunked: bool | None = None,
         **more: Any,
     ) -> "torch.Tensor":
-        """NLL in nats at the scored positions (of the flattened batch), float64; nothing here waits for the device."""
+        """NLL in nats at the scored positions (of the flattened batch), float64. It does not wait for the device."""
         import torch
 
         device = self._device
@@ -280,7 +281,7 @@ class ScoringEngine:
         scored = on_device(packed.scored, device)
         targets = on_device(packed.targets, device)
         with torch.inference_mode():
-            if not chunked:  # a model that does more after its layers than a product with the head
+            if not chunked:  # a model that does more than a product with the head after its layers
                 row = scored // len(ids[0])
                 column = scored % len(ids[0])
                 columns = column.unique()  # sorted
@@ -297,10 +298,11 @@ class ScoringEngine:
         """Read whole texts in one forward, padded on the right, by the model's own attention.
 
         Args:
-            texts: token ids, BOS included; scored: per text, the places of the tokens to score, from 1.
+            texts: token ids, including BOS. scored: per text, the places of the tokens to score, from 1.
 
         Returns:
-            Per text the last hidden states [tokens, hidden], and the NLL in nats at the scored places, float64 on the CPU.
+            Per text the last hidden states [tokens, hidden], and the NLL in nats at the scored places, float64 on the
+            CPU.
         """
         import torch
 
@@ -343,11 +345,11 @@ class ScoringEngine:
         return self._model.get_output_embeddings()
 
     def _pairs(self, computed: Computed) -> list[Pair]:
-        """The pairs of a forward, waiting for it where it is still under way; what it was counts from here on."""
+        """The pairs of a forward, after waiting for it. Its work is counted from here on."""
         found = [Pair(context, probe, nll.sum().item(), len(nll)) for (context, probe), nll in computed.by_pair]
         if not all(isfinite(pair.nll_sum) for pair in found):
             raise UndefinedNll(
-                "the model gives an infinite or undefined NLL; set model.dtype to float32, or use another model"
+                "the model gives an infinite or undefined NLL; set model.dtype to float32, or use a different model"
             )
         self.meter.forwards += 1
         self.meter.pairs += len(found)
@@ -357,7 +359,7 @@ class ScoringEngine:
 
     @cached_property
     def _inner(self) -> Any:
-        """The model without its head, or None where the model does not tell them apart."""
+        """The model without its head, or None if the model does not separate them."""
         inner = self._model.base_model
         head = self._model.get_output_embeddings()
         return inner if inner is not self._model and head is not None else None
@@ -370,7 +372,7 @@ class ScoringEngine:
         return self._model._can_set_attn_implementation() and self._agrees(self._forward_packed, PACKED)
 
     def _fuse(self) -> None:
-        """Take the fused kernel for the plain one, where it can be had and gives the same."""
+        """Replace the plain kernel by the fused one, if it is available and gives the same figures."""
         if (
             self._may_fuse
             and self._kernel == "segments"
@@ -381,11 +383,12 @@ class ScoringEngine:
                 self._kernel = "segments"
 
     def _agrees(self, forward: Callable[[Batch, list[Row]], Computed], rows: list[Row]) -> bool:
-        """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
+        """Whether a way to compute pairs gives the figures of plain forwards, tested on this model with a few small
+        pairs."""
         config: Any = self._model.config.get_text_config()
         experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
         trial = Trial(self._leading, next(self._model.parameters()).dtype.itemsize >= 4, experts)
-        # the trial is not the user's work
+        # the trial does not count as the user's work
         spent = self.meter
         self.meter = Meter()
         try:
@@ -393,7 +396,7 @@ class ScoringEngine:
                 lambda batch, rows: [pair.nll_sum for pair in self._pairs(forward(batch, rows))],
                 rows,
                 lambda batch, row: self._pairs(self._forward_one(batch, [row], chunked=False))[0].nll_sum,
-                # Other kernels work in blocks of tokens: their trial must be longer than a few of them.
+                # Other kernels work in blocks of tokens: their trial must span several blocks.
                 times=1 if self._kernel == "segments" else 16,
             )
         except UndefinedNll:
@@ -402,7 +405,7 @@ class ScoringEngine:
             self.meter = spent
 
     def _fitting_tokens(self) -> int:
-        """Tokens per forward that fill a good part of the free memory, measured with one small forward."""
+        """Tokens per forward that use a large part of the free memory, measured with one small forward."""
         import torch
 
         if self._device.type != "cuda":
@@ -421,8 +424,8 @@ class ScoringEngine:
     def compile_for(self, tokens: int) -> bool:
         """Compile the model's layers if `tokens` are enough to pay for it and this machine can; returns `compiled`.
 
-        Compiling fuses everything elementwise; on a CPU the fused attention is built, too, where it can compute. Where
-        the compiler fails, or what it made does not give the same, the engine goes on without."""
+        Compiling fuses elementwise operations. On a CPU, the fused attention is built too, where it is supported. If
+        the compiler fails, or its result gives different figures, the engine continues without it."""
         tokens += self.meter.work.tokens  # small passes add up
         if self._compiling_tried or self.mode != "packed" or tokens < COMPILED_FROM[self._device.type]:
             return self.compiled
@@ -440,13 +443,13 @@ class ScoringEngine:
 
     @property
     def description(self) -> str:
-        """How it computes, for people: `packed, fused, compiled`."""
+        """The way it computes, for people: `packed, fused, compiled`."""
         notes = [self._kernel] * (self._kernel != "segments") + ["compiled"] * self.compiled
         return ", ".join([self.mode, *notes, *[f"partly {self._unpacked_mode}"] * self.partly_unpacked])
 
     @contextmanager
     def _attention(self, name: str) -> Iterator[None]:
-        """Run the model with the packed attention and compiled layers; afterwards it is again as it came."""
+        """Run the model with the packed attention and compiled layers. Afterwards it is unchanged again."""
         config: Any = self._model.config
         own = config._attn_implementation
         self._model.set_attn_implementation(name)
@@ -461,8 +464,8 @@ class ScoringEngine:
 
 
 def _ahead(forwards: Iterator[Computed], n: int) -> Iterator[Computed]:
-    """Hand each forward on when `n` more are under way: a device of its own never waits for the host. None is lost when
-    a later one fails.
+    """Yield each forward when `n` more are running, so that a separate device never waits for the host. No forward is
+    lost when a later one fails.
     """
     waiting = deque[Computed]()
     try:

@@ -1,4 +1,4 @@
-"""The input of a forward: contexts and the probes behind them, laid out one after the other without padding."""
+"""The input of a forward: contexts and the probes after them, one after the other without padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Packed:
         return Work(len(self.ids), self.layout.attended, len(self.scored))
 
     def add_context(self, prefix: Sequence[int]) -> tuple[int, int]:
-        """Append a context; returns its token range."""
+        """Append a context and return its token range."""
         start = len(self.ids)
         self.ids.extend(prefix)
         self.positions.extend(range(len(prefix)))
@@ -34,13 +34,13 @@ class Packed:
         return start, len(self.ids)
 
     def add_probe(self, pair: tuple[int, int], probe: Encoded, context: tuple[int, int]) -> None:
-        """Append a probe behind the context at this token range; its positions continue after it."""
+        """Append a probe after the context at this token range. Its positions continue after the context."""
         start = len(self.ids)
         before = context[1] - context[0]
         self.ids.extend([*probe.prompt_ids, *probe.response_ids[:-1]])
         self.positions.extend(range(before, before + probe.n_input))
         self.layout.segments.append(Segment(*context, start, len(self.ids)))
-        # The token before each response token predicts it; the first one is predicted by the end of the prompt.
+        # Each response token is predicted by the token before it, the first one by the end of the prompt.
         first = start + len(probe.prompt_ids) - 1
         self.scored.extend(range(first, first + len(probe.response_ids)))
         self.targets.extend(probe.response_ids)
@@ -49,7 +49,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Batch:
-    """The contexts (ids before a probe's prompt, BOS included) and probes that rows point into."""
+    """The contexts (ids before a probe's prompt, including BOS) and probes that rows refer to."""
 
     prefixes: list[list[int]]
     probes: Sequence[Encoded]

@@ -1,7 +1,7 @@
-"""Which pairs share a forward: pure arithmetic on lengths, no tensors.
+"""Grouping pairs into forwards: arithmetic on lengths, without tensors.
 
-A row is one context with some of the probes behind it; a forward is several rows laid end to end. Splitting a row
-repeats its context, so a row is split only where it does not fit.
+A row is one context with some of the probes after it. A forward is a sequence of rows. Splitting a row repeats its
+context, so a row is split only if it does not fit.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One context (index into the contexts) with the probes (indices) that are scored behind it in one forward."""
+    """One context (index into the contexts) with the probes (indices) that are scored after it in one forward."""
 
     context: int
     probes: tuple[int, ...]
@@ -24,8 +24,8 @@ def plan_forwards(
     Args:
         context_lengths: tokens before the probes, per context.
         probe_lengths: tokens per probe.
-        wanted: per context, the probes to score behind it.
-        budget: tokens per forward; a single pair longer than it still gets a forward of its own.
+        wanted: per context, the probes to score after it.
+        budget: tokens per forward; a single longer pair still gets its own forward.
 
     Returns:
         Forwards, each a list of rows, in the order of the contexts. Every wanted pair occurs exactly once.
@@ -62,7 +62,7 @@ def _rows(
 
 
 def halve(rows: Sequence[Row]) -> list[list[Row]]:
-    """The pairs of one forward in two halves, or nothing when it is a single pair."""
+    """The pairs of one forward in two halves; nothing for a single pair."""
     if len(rows) > 1:
         middle = len(rows) // 2
         return [list(rows[:middle]), list(rows[middle:])]

@@ -1,4 +1,4 @@
-"""What a model answers to prompts: greedy, batch by batch, so that the same model always says the same."""
+"""Answers of a model to prompts: greedy, in batches, and reproducible for the same model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """`n_tokens` without the end mark; `finished`: the model set that mark itself."""
+    """`n_tokens`: without the end mark. `finished`: the model generated that mark itself."""
 
     text: str
     n_tokens: int
@@ -50,7 +50,7 @@ def greedy_answers(
 
 
 def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: Rendered, room: int) -> list[int]:
-    """As in fine-tuning; cut, it keeps its end, after which the answer begins."""
+    """Token ids as in fine-tuning. A cut prompt keeps its end, after which the answer begins."""
     leading = [*leading_ids(tokenizer)]
     ids = encode(tokenizer, prompt, "prompt")
     return [*leading, *ids[-max(1, room - len(leading)) :]]
@@ -68,7 +68,7 @@ def _generate(
 
     any_model: Any = model
     width = max(len(ids) for ids in prompts)
-    # Padded left, so that every answer begins in the same column. What the padding is does not matter: it is masked.
+    # Padded left, so that every answer begins in the same column. The padding is masked, so any id will do.
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])
     real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
     config = GenerationConfig(
@@ -79,7 +79,7 @@ def _generate(
         pad_token_id=min(ends, default=0),
         eos_token_id=sorted(ends) or None,
     )
-    # Whatever the model's makers recommend, such as sampling or a penalty on repetition, is no part of the comparison.
+    # The generation settings of the model, such as sampling or a repetition penalty, are not part of the comparison.
     any_model.generation_config = config
     with torch.no_grad():
         whole = any_model.generate(ids.to(model.device), attention_mask=real.to(model.device), generation_config=config)
@@ -87,7 +87,7 @@ def _generate(
 
 
 def _end_ids(model: Any, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """What ends an answer: the mark that fine-tuning set, and those the model came with."""
+    """The marks that end an answer: that of fine-tuning, and those of the model."""
     own = model.generation_config.eos_token_id
     ends: Any = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     return {end for end in ends if end is not None}

@@ -1,15 +1,15 @@
 """Is one arm better than another? Paired bootstrap of the difference over evaluation items and over training seeds.
 
-Both arms are looked at on the same resampled items and on the same seeds, so that what is hard for both cancels out.
-How far the difference would move with other items, and with other seeds, adds up to one standard error; the interval is
-Student's, with the degrees of freedom that so few seeds leave (Satterthwaite). With one seed there is nothing to tell
-its share from: the interval is of the items alone, and whoever reports it says so.
+Both arms are compared on the same resampled items and on the same seeds, so that common difficulty cancels out. The
+standard error combines the variance over items and the variance over seeds. The interval is Student's, with few degrees
+of freedom because there are few seeds (Satterthwaite). With one seed, the variance over seeds is unknown. The interval
+then covers the items only, and reports say so.
 
-Many comparisons find a winner by chance. A verdict therefore holds after Holm's correction; intervals are those of each
-comparison alone. What verdicts on arms are about, accuracy in the mean over tasks and perplexity on the whole of the
-held-out data, is corrected together, over arms and both metrics; single tasks and strata, where one finds more to look
-at than to believe, over arms and tasks of each metric. Different arms to compare with are not corrected for each other:
-a gain must be one over each of them."""
+With many comparisons, some look better by chance. A verdict therefore holds after Holm's correction, while intervals
+are those of each comparison alone. The headline metrics, mean accuracy over tasks and perplexity on all held-out data,
+are corrected together, over arms and both metrics. Single tasks and strata are exploratory, and are corrected over the
+arms and tasks of each metric. There is no correction over the baselines, because a gain must hold against each of
+them."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ BETTER = "better"
 WORSE = "worse"
 OPEN = "not distinguishable"
 AGAINST = ("random", "length_matched", "longest", "full", BASE)
-# A gain is claimed over all of these together: what a selection costs nothing to beat.
+# A gain is claimed only over all of these together: selections that cost nothing.
 RIVALS = AGAINST[:3]
 LESS_IS_BETTER = frozenset({NLL, PERPLEXITY})
 _CELLS = 4_000_000  # counts of resampled items at a time: bounds memory
@@ -62,7 +62,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A difference per seed, and how far its mean over them moves with each draw of other items."""
+    """A difference per seed, and the deviation of their mean for each draw of items."""
 
     by_seed: "Array"
     moved: "Array"
@@ -75,7 +75,7 @@ _Pair = tuple[str, str]
 
 
 def current_items(store: Store) -> pl.DataFrame:
-    """Items of everything that counts on the leaderboard, with arm and seed."""
+    """Items of all results that count on the leaderboard, with arm and seed."""
     return store.query(
         """
         SELECT r.arm, r.seed, i.task, i.metric, i.item, i.value, i.weight FROM eval_items i
@@ -88,7 +88,7 @@ def current_items(store: Store) -> pl.DataFrame:
 def compare(items: pl.DataFrame, *, draws: int, confidence: float, seed: int = 0) -> list[Difference]:
     """Every arm against each of `AGAINST`, in every metric of every task and, over tasks, in their mean.
 
-    Two runs are compared only where they were measured on the same items. `base`, which has no seeds, stands against
+    Two runs are compared only where they were measured on the same items. `base`, which has no seeds, is compared with
     each.
 
     Args:
@@ -115,7 +115,7 @@ def compare(items: pl.DataFrame, *, draws: int, confidence: float, seed: int = 0
 
 
 def _drawn_pairs(rows: pl.DataFrame, metric: str, draws: int, seed: int) -> dict[_Pair, _Drawn]:
-    """Of one metric of one task, for every two arms that are to be compared."""
+    """Differences in one metric of one task, for every two arms to compare."""
     pairs: dict[_Pair, _Drawn] = {}
     stream = [seed, int(digest(rows["task"][0])[:15], 16)]
     for runs, values, weights in _same_items(rows):
@@ -125,7 +125,7 @@ def _drawn_pairs(rows: pl.DataFrame, metric: str, draws: int, seed: int) -> dict
         column = {run: index for index, run in enumerate(runs)}
         for pair, own, other in _paired_columns(column):
             by_seed = figures[own] - figures[other]
-            # The mean of squares of n resampled items is (n - 1) / n of what it should be.
+            # The mean square of n resampled items is (n - 1) / n of its correct value.
             stretch = np.sqrt(len(weights) / (len(weights) - 1))
             away = (moved[:, own] - moved[:, other]).mean(1) - by_seed.mean()
             pairs.setdefault(pair, _Drawn(by_seed, away * stretch, len(weights)))
@@ -162,7 +162,7 @@ def _resampled(
 
 
 def _paired_columns(column: Mapping[_Run, int]) -> Iterator[tuple[_Pair, list[int], list[int]]]:
-    """For every two arms that are to be compared: the columns of their runs, seed by seed."""
+    """For every two arms to compare: the columns of their runs, seed by seed."""
     seeds: defaultdict[str, list[int]] = defaultdict(list)
     for arm, seed in sorted(column):
         seeds[arm].append(seed)
@@ -175,8 +175,8 @@ def _paired_columns(column: Mapping[_Run, int]) -> Iterator[tuple[_Pair, list[in
 
 
 def _means(tasks: Iterable[Mapping[_Pair, _Drawn]]) -> dict[_Pair, _Drawn]:
-    """The mean over tasks, for pairs that all of them have with as many seeds. Items are drawn anew per task, seeds are
-    not."""
+    """The mean over tasks, for pairs that all tasks have with the same number of seeds. Items are drawn separately per
+    task, seeds are not."""
     every = list(tasks)
     means = {}
     for pair in every[0]:
@@ -189,7 +189,7 @@ def _means(tasks: Iterable[Mapping[_Pair, _Drawn]]) -> dict[_Pair, _Drawn]:
 
 
 def _judged(pair: _Pair, task: str, metric: str, drawn: _Drawn, draws: int, confidence: float, seed: int) -> Difference:
-    """Difference, interval and p-value of one comparison alone; the verdict is not corrected yet."""
+    """Difference, interval and p-value of one comparison alone. The verdict is not corrected yet."""
     from scipy import stats
 
     difference = float(drawn.by_seed.mean())
@@ -199,7 +199,7 @@ def _judged(pair: _Pair, task: str, metric: str, drawn: _Drawn, draws: int, conf
     error, freedom = _error_and_freedom(variances, [drawn.n_items - drawn.n_tasks, max(n_seeds - 1, 1)])
     reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
     p_value = float(2 * stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
-    # Where every single item agrees there is no spread to see; even so, n items can't say more than n coins.
+    # If all items agree, there is no spread. Even then, n items can't say more than n coin tosses.
     p_value = min(1.0, max(p_value, 2.0 ** (1 - drawn.n_items)))
     good = difference < 0 if metric in LESS_IS_BETTER else difference > 0
     return Difference(
@@ -218,7 +218,7 @@ def _judged(pair: _Pair, task: str, metric: str, drawn: _Drawn, draws: int, conf
 
 
 def _other_seeds(by_seed: "Array", draws: int, seed: int) -> "Array":
-    """How far the mean over seeds moves with each draw of them; n - 1 of n, which makes its variance that of a mean of
+    """The deviation of the mean over seeds for each draw of n - 1 of n seeds, which gives it the variance of a mean of
     n."""
     n = len(by_seed)
     if n < 2:
@@ -236,7 +236,7 @@ def _error_and_freedom(variances: Sequence[float], freedoms: Sequence[int]) -> t
 
 
 def _corrected(found: Sequence[Difference], level: float) -> list[Difference]:
-    """Verdicts after Holm's step-down over each family; what it does not reach is not distinguishable."""
+    """Verdicts after Holm's step-down over each family. Comparisons that do not pass are not distinguishable."""
     is_main = _headline({each.task for each in found if each.metric == ACCURACY})
     families: defaultdict[tuple[str, str], list[Difference]] = defaultdict(list)
     for each in found:
@@ -252,16 +252,15 @@ def _corrected(found: Sequence[Difference], level: float) -> list[Difference]:
 
 
 def _headline(tasks: Collection[str]) -> Callable[[str, str], bool]:
-    """Whether a metric of a task is what verdicts are about: accuracy in the mean over these tasks (or in the only one,
-    or the first), and held-out perplexity."""
+    """Whether a metric of a task is a headline metric: mean accuracy over these tasks (or that of the only or first
+    one), and held-out perplexity."""
     main = MEAN if MEAN in tasks else min(tasks, default="")
     return lambda metric, task: (metric, task) in {(ACCURACY, main), (PERPLEXITY, HELD_OUT)}
 
 
 def main_rows(board: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the leaderboard that the headline is made of: accuracy of each task as a whole, and held-out
-    perplexity; where none of them was measured, every metric of tasks as a whole. Parts of a task have names such as
-    `held_out/facts`."""
+    """The headline rows of the leaderboard: accuracy of each whole task, and held-out perplexity. If none of them was
+    measured, every metric of whole tasks. Parts of a task have names such as `held_out/facts`."""
     task = pl.col("task")
     metric = pl.col("metric")
     whole = board.filter(~task.str.contains("/", literal=True))
@@ -277,11 +276,11 @@ def as_frame(differences: Sequence[Difference]) -> pl.DataFrame:
 
 
 def differences_of(store: Store) -> pl.DataFrame:
-    """The table `leaderboard_differences` as it was last made."""
+    """The stored table `leaderboard_differences`."""
     return store.query("FROM leaderboard_differences ORDER BY metric, against, task, arm")
 
 
 def headline(differences: pl.DataFrame) -> pl.DataFrame:
-    """The rows a verdict is about: accuracy in the mean over tasks (or of the only one), and held-out perplexity."""
+    """The rows of the headline metrics: mean accuracy over tasks (or that of the only one), and held-out perplexity."""
     is_main = _headline(set(differences.filter(pl.col("metric") == ACCURACY)["task"]))
     return differences.filter([is_main(*each) for each in differences.select("metric", "task").iter_rows()])

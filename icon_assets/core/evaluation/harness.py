@@ -1,7 +1,7 @@
 """Multiple-choice tasks of local files and the harness's own tasks, run through lm-evaluation-harness.
 
-The harness keeps what makes its figures comparable: tasks, few-shot rules, tokenization, metrics. Its forwards are
-ours.
+The harness keeps everything that makes its figures comparable: tasks, few-shot rules, tokenization, metrics. The
+forwards are computed here.
 """
 
 import copy
@@ -47,13 +47,12 @@ def choice_metrics(
     Args:
         tasks: local items by task name; each gives `acc` (the likeliest choice is right) and `acc_norm` (the
             same per character). Standard errors are those of a mean over items.
-        names: the harness's own tasks or groups, which it downloads; finding them takes seconds. Each gives
-            all its numeric metrics, called `metric` or `metric,filter`.
+        names: the harness's own tasks or groups, which it downloads. Finding them takes seconds. Each gives all its
+            numeric metrics, named `metric` or `metric,filter`.
         limit: items per task, from the start; None for all.
         batch_size: sequences per forward.
 
-    Returns:
-        Sorted by task and metric; with items where the metric is their mean and more of it is better.
+    Returns: Sorted by task and metric, with items where the metric is their mean and higher is better.
 
     Raises:
         IconError: a name unknown to the harness, without network or package, or taken by a local task.
@@ -64,10 +63,10 @@ def choice_metrics(
         from lm_eval.evaluator import evaluate
         from lm_eval.tasks import TaskManager
 
-        # Listing the harness's own tasks reads thousands of files: only where they are wanted.
+        # Listing the harness's own tasks reads thousands of files, so only if they are needed.
         loaded = _load_tasks(TaskManager(include_defaults=bool(names)), tasks, names)
         harness_model = _harness_model(placed(model, device), tokenizer, batch_size)
-        # Not `simple_evaluate`: after each evaluation that one describes the environment (`pip list`, git).
+        # Not `simple_evaluate`, which describes the environment after each evaluation (`pip list`, git).
         results: Any = evaluate(harness_model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP_DRAWS)
     return sorted(_read_results(results), key=lambda metric: (metric.task, metric.metric))
 
@@ -89,7 +88,7 @@ def _load_tasks(manager: Any, local: Mapping[str, Sequence[ChoiceItem]], names: 
 
 
 def _task_config(name: str, items: Sequence[ChoiceItem]) -> dict[str, Any]:
-    """A task of the harness over items in memory: its own reader of files caches them and misses changes."""
+    """A task of the harness over items in memory, because the harness's file reader caches files and misses changes."""
 
     def dataset(**_: Any) -> "dict[str, Dataset]":
         from datasets import Dataset
@@ -114,7 +113,7 @@ def _task_config(name: str, items: Sequence[ChoiceItem]) -> dict[str, Any]:
 
 
 def _load_harness_task(manager: Any, name: str) -> Any:
-    # Looked up here, because the harness would also take a path to a file, with Python in it.
+    # Looked up here, because the harness would also accept a path to a file with Python code.
     if name not in manager.task_index:
         raise IconError(f"evaluation.tasks: {name!r} is no task of lm-eval; `lm-eval ls tasks` lists them")
     try:
@@ -139,7 +138,8 @@ def _harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
         """HFLM takes logits at every position and normalizes in the model's dtype: slow, coarse in bf16."""
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            """HFLM's own drops the BOS before a text that begins like one, although special tokens in data are text."""
+            """HFLM's own method drops the BOS before a text that begins like one, although special tokens in data are
+            text."""
             return own(string, add_special_tokens=add_special_tokens is not False).input_ids
 
         def _loglikelihood_tokens(
@@ -148,8 +148,8 @@ def _harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
             pairs = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
             return _log_likelihoods(model, pairs, override_bs or batch_size, self.max_length)
 
-    # Not the caller's tokenizer: the harness adds a padding token where there is none, and data must not speak in
-    # special tokens in what it generates from either.
+    # Not the caller's tokenizer: the harness adds a padding token if there is none, and special tokens in data must be
+    # text in its generation prompts, too.
     own: Any = copy.deepcopy(tokenizer)
     own.split_special_tokens = True
     return ScoredPositions(pretrained=model, tokenizer=own, batch_size=batch_size)
@@ -163,8 +163,8 @@ def _log_likelihoods(
 ) -> list[tuple[float, bool]]:
     """Per (context, continuation): the continuation's log-likelihood in nats, and whether it is greedy.
 
-    Continuations that differ in their last token only share one row, as in the harness, so that letters as
-    choices cost one. What is longer than `max_length` loses its start.
+    Continuations that differ in their last token only share one row, as in the harness, so that letters as choices cost
+    one. A text longer than `max_length` loses its start.
 
     Raises:
         IconError: a continuation alone is longer.
@@ -210,7 +210,7 @@ def _read_results(results: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 def _items(samples: Sequence[Mapping[str, Any]], metric: str, rule: str, mean: float) -> tuple[Item, ...]:
-    """The items of a metric that is their mean; nothing of one that is made in another way, such as BLEU."""
+    """The items of a metric that is their mean; nothing for other metrics, such as BLEU."""
     own = [sample for sample in samples if sample["filter"] == rule]
     values = [sample.get(metric) for sample in own]
     if not own or not all(isinstance(value, Real) for value in values):
@@ -223,7 +223,7 @@ def _items(samples: Sequence[Mapping[str, Any]], metric: str, rule: str, mean: f
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the log lines and progress bars of the harness and of what it downloads with."""
+    """Silence the log lines and progress bars of the harness and of its download libraries."""
     from tqdm import tqdm
 
     original = tqdm.__init__
@@ -246,7 +246,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _bootstrap_in_process() -> Iterator[None]:
-    """Let the harness bootstrap neither in forks of this process, nor with a line on stdout per metric."""
+    """Keep the harness from bootstrapping in forks of this process, and from printing a line per metric."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
@@ -260,7 +260,7 @@ def _bootstrap_in_process() -> Iterator[None]:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Fixed seeds for what tasks draw; afterwards the caller's generators stand where they stood."""
+    """Fixed seeds for the draws of tasks. Afterwards the states of the caller's generators are restored."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""The loss on held-out samples, over all and by stratum, in nats per response token and as a perplexity."""
+"""The loss on held-out samples, overall and by stratum, in nats per response token and as a perplexity."""
 
 import math
 from collections import defaultdict
@@ -31,17 +31,17 @@ def held_out_metrics(
     device: str,
     tokens_per_batch: int = 4096,
 ) -> list[Metric]:
-    """Loss on held-out samples, over all and by stratum. The model is moved to `device`, in eval mode.
+    """Loss on held-out samples, overall and by stratum. The model is moved to `device`, in eval mode.
 
-    Over all (`held_out`) and per stratum (`held_out/<name>`) `nll_per_token`, in nats: R = sum(y) / sum(x) over samples
+    Overall (`held_out`) and per stratum (`held_out/<name>`) `nll_per_token`, in nats: R = sum(y) / sum(x) over samples
     with summed NLL y and x response tokens, which are its items; and `perplexity` exp(R). Standard error of this ratio
     over the n samples: sqrt(n / (n - 1) * sum((y - R x)^2)) / sum(x); of the perplexity, by the delta method: exp(R)
     times that.
 
     Args:
-        samples: all response tokens count; where the prompt is empty, all but the first, which nothing predicts.
-            Strata without a token to predict are left out.
-        tokens_per_batch: padded tokens per forward; a longer sample goes alone.
+        samples: all response tokens count. If the prompt is empty, all but the first, which nothing predicts. Strata
+            without a predicted token are left out.
+        tokens_per_batch: padded tokens per forward. A longer sample gets its own forward.
 
     Returns:
         Sorted by task and metric.
@@ -74,7 +74,7 @@ def _ratio(items: Sequence[Item]) -> tuple[float, float | None]:
 
 
 def _summed_nll(model: "PreTrainedModel", samples: Sequence[Encoded], tokens_per_batch: int) -> list[tuple[float, int]]:
-    """Per sample: NLL in nats summed over its response tokens, and how many they are."""
+    """Per sample: NLL in nats summed over its response tokens, and their number."""
     inputs = [(sample.prompt_ids + sample.response_ids)[:-1] for sample in samples]
     targets = [sample.response_ids if sample.prompt_ids else sample.response_ids[1:] for sample in samples]
     answers = [(0.0, len(wanted)) for wanted in targets]

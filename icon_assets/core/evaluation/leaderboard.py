@@ -7,8 +7,8 @@ from icon_assets.core.evaluation.verdicts import interval
 
 
 def wide_board(board: pl.DataFrame) -> pl.DataFrame:
-    """One row per arm: `mean ± spread` of the metrics that the headline is made of, then samples, training and scoring
-    cost (in 10^12 operations)."""
+    """One row per arm: `mean ± spread` of the headline metrics, then samples, training and scoring cost (in 10^12
+    operations)."""
     mean, spread = (pl.col(name).round_sig_figs(4).cast(pl.String) for name in ("mean", "sd_over_seeds"))
     cell = pl.when(pl.col("sd_over_seeds").is_null()).then(mean).otherwise(pl.format("{} ± {}", mean, spread))
     table = (

@@ -1,4 +1,4 @@
-"""What every measurement of a model gives: figures, with the items that they are made of."""
+"""The result of every measurement of a model: figures, with the items that they are computed from."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure. `stderr` is None where there is none, such as for a single item.
+    """One figure. `stderr` is None if there is none, as for a single item.
 
-    `items`: where the figure is sum(value) / sum(weight) of them; empty where it is no such mean.
+    `items`: given if the figure is sum(value) / sum(weight) over them, otherwise empty.
     """
 
     task: str

@@ -1,8 +1,7 @@
-"""Answers of two checkpoints side by side: which prompts they get, what is still to be judged, and what all verdicts
-say.
+"""Answers of two checkpoints side by side: their prompts, the pairs still to be judged, and the sum of all verdicts.
 
-Judges favour what they see first. Every pair is therefore shown in both orders, and counts as won only where both
-agree."""
+Judges favour the answer that they see first. Every pair is therefore shown in both orders, and counts as won only if
+both agree."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -30,7 +29,7 @@ _KEYS = ("checkpoint_id", "other_id", "prompt_set", "prompt_id", "swapped", "que
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one prompt: the checkpoint's, and the other's."""
+    """Two answers to one prompt: that of the checkpoint, and that of the other checkpoint."""
 
     prompt_set: str
     prompt_id: str
@@ -45,8 +44,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Result:
-    """How a checkpoint fares against another on one prompt set; `first`: pairs in which both orders favoured the first
-    shown."""
+    """The result of a checkpoint against a second one on one prompt set. `first`: pairs in which both orders favoured
+    the answer shown first."""
 
     prompt_set: str
     wins: int
@@ -66,7 +65,7 @@ class Result:
 
 
 def check_pairwise(settings: Settings) -> None:
-    """Refuse a comparison with an arm that is not there, or with nothing to compare.
+    """Refuse a comparison with an arm that is not in the settings, or without a second arm.
 
     Raises:
         IconError: names the setting.
@@ -77,17 +76,18 @@ def check_pairwise(settings: Settings) -> None:
         return
     if pairwise.against not in arms:
         raise IconError(
-            f"evaluation.pairwise.against: {pairwise.against!r} is not among selection.arms; add it there, or name one of {', '.join(arms)}"
+            f"evaluation.pairwise.against: {pairwise.against!r} is not among selection.arms; add it there, or name one "
+            f"of {', '.join(arms)}"
         )
     if len(arms) < 2:
         raise IconError("evaluation.pairwise: there is no other arm to compare; add one to selection.arms")
 
 
 def read_prompts(workspace: Workspace) -> dict[str, list[Sample]]:
-    """The prompts of each set, doubled ones once, without responses.
+    """The prompts of each set, without duplicates and responses.
 
     Raises:
-        IconError: a file is missing or a row can't be used; it names file and row.
+        IconError: a file is missing or a row can't be used. The message names file and row.
     """
     pairwise = workspace.settings.evaluation.pairwise
     assert pairwise is not None
@@ -96,14 +96,14 @@ def read_prompts(workspace: Workspace) -> dict[str, list[Sample]]:
         source = SourceFile(each.name, each.path, workspace.input_path(each.path))
         ingested = ingest(source, workspace.settings.pool.max_chars, unanswered=True)
         for bad in ingested.quarantine[:1]:
-            raise IconError(f"{source.path}, row {bad.row}: {bad.detail}; mend it, or evaluation.pairwise.prompts")
+            raise IconError(f"{source.path}, row {bad.row}: {bad.detail}; fix it, or evaluation.pairwise.prompts")
         prompts = [replace(located.sample, response="") for located in ingested.samples]
         sets[each.name] = list({prompt.sample_id: prompt for prompt in prompts}.values())[: pairwise.limit]
     return sets
 
 
 def prompt_text(prompt: Sample) -> str:
-    """A prompt as the judge reads it."""
+    """A prompt as text for the judge."""
     return f"{transcript(prompt)}\n\n{prompt.input}".strip()
 
 
@@ -137,9 +137,10 @@ def judge_missing(
     at_once: int,
     on_judged: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Have every pair judged in both orders, each judgement stored as it comes; returns how often the judge was asked.
+    """Have every pair judged in both orders, and store each judgement at once. Returns the number of questions to the
+    judge.
 
-    What was asked before, of whichever checkpoints, is not asked again; of equal answers nobody is asked.
+    A question that was asked before, for any checkpoints, is not asked again. Equal answers need no question.
     """
     known = _known(store, judge)
     rows = []
@@ -181,7 +182,8 @@ def _ask(
     at_once: int,
     on_judged: Callable[[int, int], None],
 ) -> None:
-    """Each thread stores what it has heard before it asks on. After the first failure nothing more is asked."""
+    """Each thread stores its judgement before the next question. After the first failure no more questions are
+    asked."""
     stopped = Event()
 
     def settle(row: Mapping[str, Any], shown: tuple[str, str, str]) -> None:
@@ -208,9 +210,10 @@ def _row(row: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
 
 
 def results(store: Store, judge: Judge, pairs: Sequence[Pair], checkpoint_id: str, other_id: str) -> list[Result]:
-    """What the judge said of these pairs, by prompt set."""
+    """The judge's verdicts on these pairs, by prompt set."""
     rows = store.query(
-        "SELECT question, verdict FROM judgements WHERE checkpoint_id = $checkpoint AND other_id = $other AND judge = $judge",
+        "SELECT question, verdict FROM judgements WHERE checkpoint_id = $checkpoint AND other_id = $other "
+        "AND judge = $judge",
         {"checkpoint": checkpoint_id, "other": other_id, "judge": judge.name},
     )
     said = dict(rows.iter_rows())
@@ -231,8 +234,8 @@ def _result(prompt_set: str, verdicts: Sequence[tuple[str, str]]) -> Result:
 
 
 def wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson's interval of a share of n. With ties as halves the true one is narrower: this one errs on the safe
-    side."""
+    """Wilson's interval of a share of n. With ties as halves the true interval is narrower, so this one is
+    conservative."""
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     middle = share + z2 / (2 * n)
     reach = (z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) ** 0.5

@@ -11,11 +11,11 @@ from icon_assets.core.evaluation.comparison import ACCURACY, AGAINST, BASE, BETT
 
 
 def verdicts_of(differences: pl.DataFrame, reference: str = "") -> dict[str, str]:
-    """One sentence per arm: does it beat what costs nothing (`RIVALS`), what was seen, and how it stands to `full` and
-    `base`.
+    """One sentence per arm: whether it beats the selections that cost nothing (`RIVALS`), the evidence, and how it
+    compares with `full` and `base`.
 
     Args:
-        reference: the arm whose lengths `length_matched` has; told where it is not the arm spoken of.
+        reference: the arm whose lengths `length_matched` has. It is named if it is not the arm of the sentence.
     """
     by_arm: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in sorted(headline(differences).to_dicts(), key=lambda row: AGAINST.index(row["against"])):
@@ -30,7 +30,7 @@ def _sentence(arm: str, seen: Sequence[Mapping[str, Any]], reference: str) -> st
     others = [row for row in seen if row["against"] not in RIVALS]
     beside = f"; {_compared(others, {'full': 'the full pool', BASE: 'the base model'})}" if others else ""
     seeds = min(row["n_seeds"] for row in seen)
-    alone = "; one seed: another one could change this" if seeds == 1 else f"; {seeds} seeds"
+    alone = "; one seed: a second one could change this" if seeds == 1 else f"; {seeds} seeds"
     return f"{''.join(told)}{beside}{alone}"
 
 
@@ -55,8 +55,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _claim(arm: str, seen: Sequence[Mapping[str, Any]]) -> str:
-    """A gain must be one over every rival in one metric at least, with more than one seed; and a loss one against any
-    in any."""
+    """A gain must hold against every rival in at least one metric, with more than one seed. A loss against any rival in
+    any metric counts."""
     said: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for row in seen:
         said[row["metric"]][row["against"]] = row["verdict"]
@@ -72,7 +72,7 @@ def _claim(arm: str, seen: Sequence[Mapping[str, Any]]) -> str:
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """Like `+0.012, -0.003 to +0.027`: two digits of what the interval leaves open, no more."""
+    """Like `+0.012, -0.003 to +0.027`: with two significant digits of the interval's width."""
     reach = (row["high"] - row["low"]) / 2
     places = max(0, 1 - math.floor(math.log10(reach))) if reach > 0 else 3
     difference, low, high = (f"{row[name]:+z.{places}f}" for name in ("difference", "low", "high"))

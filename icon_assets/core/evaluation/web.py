@@ -1,8 +1,8 @@
-"""One HTTP request that ends: in a whole reply of bounded size, or in one line, by a deadline that no server can move.
+"""One HTTP request that always ends by a deadline, with a whole reply of bounded size or an error in one line.
 
-Certificates are verified, redirects are not followed: one would carry the key to another address. Of the environment a
-proxy (`HTTPS_PROXY`, `NO_PROXY`) and certificates (`SSL_CERT_FILE`) are taken for https only, where a proxy sees no
-header; plain http goes straight to its address.
+Certificates are verified. Redirects are not followed, because they would carry the key to a different address. A proxy
+(`HTTPS_PROXY`, `NO_PROXY`) and certificates (`SSL_CERT_FILE`) from the environment are used for https only, where a
+proxy sees no headers. Plain http goes directly to its address.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ MOST_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Reply:
-    """`retry_after`: that header, '' where there is none. Nothing else of the headers is kept."""
+    """`retry_after`: that header, '' if there is none. Other headers are not kept."""
 
     status: int
     body: bytes
@@ -25,17 +25,18 @@ class Reply:
 
 
 class Unanswered(Exception):
-    """There is no whole reply; the message says why. It stands alone: what caused it may hold what the server sent."""
+    """There is no whole reply; the message says why. It has no cause attached, because that may contain text of the
+    server."""
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], seconds: float) -> Reply:
-    """The reply to a POST, whatever its status.
+    """The reply to a POST, with any status.
 
     Args:
-        seconds: for all of it, from finding the address to the reply's last byte.
+        seconds: limit for the whole request, from finding the address to the last byte of the reply.
 
     Raises:
-        Unanswered: not in time, not in HTTP, larger than `MOST_BYTES`, or nobody is there.
+        Unanswered: timed out, not HTTP, larger than `MOST_BYTES`, or no server.
     """
     import httpx2
 
@@ -67,17 +68,17 @@ async def _post(url: str, body: bytes, headers: Mapping[str, str], seconds: floa
 
 
 class _TooLarge(Exception):
-    """More than anybody needs."""
+    """Larger than any valid reply."""
 
 
 def _quiet() -> None:
-    """What these libraries log holds headers and the reason phrase, as they came."""
+    """The logs of these libraries contain headers and the reason phrase as received."""
     for name in ("httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _line(error: BaseException) -> str:
-    """The error's own words and those of what it began with: `All connection attempts failed` says little."""
+    """The messages of the error and of its first cause, because `All connection attempts failed` says little."""
     first = error
     while (earlier := first.__cause__ or first.__context__) is not None:
         first = earlier
@@ -85,7 +86,7 @@ def _line(error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """asyncio says `Connect call failed` of a refused connection, and of every other one."""
+    """asyncio reports `Connect call failed` for refused connections and for all other failures."""
     if isinstance(error, OSError) and (error.errno or 0) > 0 and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno or 0)
     return str(error) or type(error).__name__

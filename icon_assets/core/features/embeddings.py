@@ -1,5 +1,5 @@
-"""Embeddings of samples and probes as one store has them, read in chunks: the vectors of a large pool never lie in
-memory together.
+"""Embeddings of samples and probes from one store, read in chunks. The vectors of a large pool are never in memory
+together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _CHUNK_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embeddings that one store holds under a score_key, each of length 1 once read."""
+    """The embeddings of one store under a score_key, normalized to length 1 when read."""
 
     store: Store
     score_key: str
@@ -30,7 +30,8 @@ class Embeddings:
             IconError: there are none.
         """
         rows = self.store.query(
-            "SELECT embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key ORDER BY probe_id",
+            "SELECT embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key "
+            "ORDER BY probe_id",
             {"key": self.score_key},
         )
         if rows.is_empty():
@@ -41,7 +42,8 @@ class Embeddings:
         """The pool's samples with their vectors, a few thousand at a time."""
         with closing(self.store.connect()) as con:
             rows = con.sql(
-                "SELECT sample_id, embedding FROM sample_features SEMI JOIN delta.pool USING (sample_id) WHERE score_key = $key",
+                "SELECT sample_id, embedding FROM sample_features SEMI JOIN delta.pool USING (sample_id) "
+                "WHERE score_key = $key",
                 params={"key": self.score_key},
             )
             for batch in rows.to_arrow_reader(_CHUNK_ROWS):
@@ -87,7 +89,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Held(Embeddings):
-    """Embeddings of some samples that lie in memory, because they are asked for again and again."""
+    """Embeddings of some samples in memory, because they are needed repeatedly."""
 
     vectors: dict[str, np.ndarray]
 

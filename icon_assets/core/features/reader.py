@@ -1,9 +1,9 @@
-"""What one pass of the model says of a sample by itself, stored once per sample: the NLL of its response with and
-without its prompt, and its embedding. Of probes: the embedding.
+"""Features of a sample from one pass of the model over it alone, stored once per sample: the NLL of its response with
+and without its prompt, and its embedding. For probes: the embedding.
 
 The embedding is the mean of the last hidden states over prompt and response, weighted by position 1, 2, ..., n, as in
-RDS+ (arXiv 2503.01807); not normalised. Nothing is computed twice, and a run that is killed loses `commit_seconds` at
-most."""
+RDS+ (arXiv 2503.01807); not normalised. Nothing is computed twice, and a killed run loses at most `commit_seconds` of
+work."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ PROBE_KEY = ("score_key", "probe_id")
 
 @dataclass(frozen=True)
 class Reading:
-    """What a pass says of one text; NLL in nats, summed over the `n_tokens` response tokens."""
+    """The features of one text; NLL in nats, summed over the `n_tokens` response tokens."""
 
     n_tokens: int
     nll_sum: float
@@ -47,7 +47,7 @@ class Reading:
 
 
 class Reader:
-    """Reads samples and probes of one store with one engine, which is loaded when the first of them asks for it."""
+    """Reads samples and probes of one store with one engine, which is loaded when the first of them needs it."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Reader:
         return self._complete(iter([rows] if rows else []), len(rows), commit)
 
     def _rows(self, shard: str, chunk: pl.DataFrame) -> list[dict[str, Any]]:
-        """The texts of some samples. The range of rows lets the others unread."""
+        """The texts of some samples. Because of the range of rows, other texts are not read."""
         rows = self._store.query(
             """
             SELECT "row", sample_id, instruction, "input", response, turns FROM delta.pool
@@ -123,7 +123,7 @@ class Reader:
         return rows.join(chunk.select("row"), on="row", how="semi").to_dicts()
 
     def _complete(self, chunks: Iterator[list[dict[str, Any]]], total: int, commit: Callable[..., None]) -> Spent:
-        """Read chunk by chunk; commit at least every `commit_seconds`, and what is finished even on the way out."""
+        """Read chunk by chunk. Commit at least every `commit_seconds`, and also finished texts when interrupted."""
         spent = Spent()
         done = 0
         start = time.monotonic()
@@ -154,8 +154,7 @@ class Reader:
 def read(engine: ScoringEngine, encoded: Sequence[Encoded]) -> Iterator[dict[int, Reading]]:
     """Read texts, shortest first, as many per forward as the engine's budget of tokens allows.
 
-    Yields:
-        What was read together, by index. A later run that lacks the rest groups the rest as it would have been here.
+    Yields: The texts that were read together, by index. A later run groups the remaining texts as this one would have.
 
     Raises:
         IconError: a single text does not fit into the device's memory, or the model gives no finite figures.
@@ -182,7 +181,8 @@ def _fitting(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
     except torch.OutOfMemoryError:
         if len(texts) == 1:
             raise IconError(
-                f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower scoring.max_prompt_tokens and "
+                f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower "
+                "scoring.max_prompt_tokens and "
                 "scoring.max_response_tokens, use a smaller model, or a device with more memory"
             ) from None
     if engine.language_model.device.type == "cuda":
@@ -203,19 +203,20 @@ def _read(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
     del states  # before the next forward needs the memory
     readings = []
     for n, given, alone, embedding in zip(responses, behind_prompt, _alone(engine, texts), embeddings, strict=True):
-        # Without a BOS nothing predicts the first token: the same figure on both sides.
+        # Without a BOS nothing predicts the first token: both NLLs get the same figure for it.
         unpredicted = given[: n - len(alone)].sum().item()
         readings.append(Reading(n, given.sum().item(), alone.sum().item() + unpredicted, embedding.tolist()))
     figures = torch.tensor([[r.nll_sum, r.nll_alone, *r.embedding] for r in readings])
     if not torch.isfinite(figures).all():
         raise IconError(
-            "the model gives infinite or undefined figures for a sample; set model.dtype to float32, or use another model"
+            "the model gives infinite or undefined figures for a sample; set model.dtype to float32, or use a "
+            "different model"
         )
     return readings
 
 
 def _alone(engine: ScoringEngine, texts: Sequence[Encoded]) -> list["torch.Tensor"]:
-    """NLL of the response tokens that something stands before, without the prompt."""
+    """NLL, without the prompt, of the response tokens that have a token before them."""
     ids = [[*engine.language_model.leading, *text.response_ids] for text in texts]
     first = max(1, len(engine.language_model.leading))
     _, nll = engine.read(ids, [range(first, len(each)) for each in ids])

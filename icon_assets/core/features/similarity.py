@@ -1,6 +1,6 @@
-"""Embeddings compared in chunks: rounds of probes that name samples, and a sieve of near-duplicates.
+"""Embeddings compared in chunks: probes that name samples in turn, and a filter for near-duplicates.
 
-Cosines are rounded, so that a product that was cut into other chunks does not rank equal samples another way.
+Cosines are rounded, so that different chunk sizes do not change the rank of equal samples.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ _DECIMALS = 6
 
 
 def round_robin(embeddings: Embeddings) -> pl.DataFrame:
-    """Samples in the order in which the probes name them: in turn each probe names the next most similar one, and
-    passes if that one has been named already (RDS+, arXiv 2503.01807).
+    """Samples in the order in which the probes name them. In turn, each probe names its next most similar sample, and
+    skips its turn if that one is already named (RDS+, arXiv 2503.01807).
 
     Returns:
         sample_id, and as score the cosine to the probe that named it.
@@ -45,7 +45,7 @@ def _places(cosines: np.ndarray) -> np.ndarray:
 
 
 class Rounds:
-    """The same for a few samples and for any of the probes: what each probe thinks of them is looked up once."""
+    """The same for a few samples and for any of the probes. The similarities are computed once."""
 
     def __init__(self, embeddings: Embeddings, sample_ids: Sequence[str]) -> None:
         cosines = np.round(embeddings.probes() @ embeddings.of(sample_ids).T, _DECIMALS)
@@ -67,14 +67,14 @@ def _cosines(embeddings: Embeddings, sample_ids: np.ndarray, probes: np.ndarray)
 
 
 class Sieve:
-    """Lets a vector through unless one that it let through before is nearer than the limit."""
+    """Accepts a vector unless an accepted one is more similar than the limit."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self._kept = list[np.ndarray]()
 
     def passes(self, vectors: np.ndarray) -> np.ndarray:
-        """Which of these pass, the first ones first."""
+        """Which of these are accepted; earlier ones take precedence."""
         parts = range(0, len(vectors), _SIEVED_AT_ONCE)
         return np.concatenate([np.zeros(0, bool), *(self._pass(vectors[at : at + _SIEVED_AT_ONCE]) for at in parts)])
 

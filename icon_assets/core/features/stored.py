@@ -1,4 +1,4 @@
-"""Features of samples as they are stored."""
+"""Stored features of samples."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,17 +9,17 @@ from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.store.schema import sql_text
 from icon_assets.core.store.tables import Store
 
-CHUNK_ROWS = 16_384  # of a source file whose texts are in memory at a time
+CHUNK_ROWS = 16_384  # of a source file, whose texts are in memory at a time
 
 
 def features_of(store: Store, key: ScoreKey, sample_ids: Sequence[str]) -> pl.DataFrame:
-    """Rows of sample_id, n_tokens, nll_sum, nll_alone, embedding, n_chars, for those that are stored; by id."""
+    """Rows of sample_id, n_tokens, nll_sum, nll_alone, embedding, n_chars, of the stored ones, by id."""
     asked = _asked(store, key, None, sample_ids)
     return store.query(sql_text("features.sql"), asked).sort("sample_id")
 
 
 def shard_features(store: Store, key: ScoreKey, shard: str) -> Iterator[pl.DataFrame]:
-    """The same of a shard's samples, some at a time: their embeddings may be more than fit into memory."""
+    """The same for a shard's samples, in chunks, because their embeddings may not fit into memory."""
     return store.batches(sql_text("features.sql"), _asked(store, key, shard, []), CHUNK_ROWS)
 
 

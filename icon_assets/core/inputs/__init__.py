@@ -1,5 +1,5 @@
-"""From the files that people put in to samples and items: finding, reading, refusing and identifying them.
+"""From input files to samples and items: finding, reading, refusing and identifying them.
 
-Belongs here: source files, row formats, samples and their ids, quarantine, evaluation files, what changed on disk.
-Does not: token ids, prompts, models, scores. Data comes from the disk and goes to the tables of the store.
+Belongs here: source files, row formats, samples and their ids, quarantine, evaluation files, changes on disk. Does not
+belong here: token ids, prompts, models, scores. Data comes from the disk and goes to the tables of the store.
 """

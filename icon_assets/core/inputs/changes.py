@@ -1,6 +1,6 @@
-"""What changed in the pool folder: files are compared by size and time, and read only where those differ.
+"""Changes in the pool folder. Files are compared by size and time, and read only where those differ.
 
-Nothing here looks into a file's rows, and nothing is stored: whoever asks says what is on record.
+Nothing here reads a file's rows or stores anything. The caller gives the record to compare with.
 """
 
 import time
@@ -18,7 +18,7 @@ Kind = Literal["new", "changed", "touched", "unchanged", "settling"]
 
 @dataclass(frozen=True)
 class Known:
-    """A file as it is on record."""
+    """A file as recorded."""
 
     n_bytes: int
     mtime_ns: int
@@ -27,11 +27,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Found:
-    """A file as it is on disk now, compared with the record.
+    """A file on disk now, compared with the record.
 
     Attributes:
-        kind: `touched`: another time, the same content; `settling`: written to a moment ago, so perhaps not whole yet.
-        digest: of its content; '' for `settling`.
+        kind: `touched`: a new time, but the same content; `settling`: written to a moment ago, so perhaps incomplete.
+        digest: digest of its content; '' for `settling`.
     """
 
     source: SourceFile
@@ -42,14 +42,14 @@ class Found:
 
     @property
     def known(self) -> Known:
-        """What to put on record."""
+        """The record of this file."""
         return Known(self.n_bytes, self.mtime_ns, self.digest)
 
 
 def compare(sources: Sequence[SourceFile], known: Mapping[str, Known], settle_seconds: float) -> Iterator[Found]:
-    """Each source file against what is known of its shard; the digest of an unchanged one is taken from there.
+    """Compare each source file with the record of its shard. The digest of an unchanged file is taken from the record.
 
-    A file that vanishes meanwhile is left out: it is gone.
+    A file that disappears in the meantime is left out.
     """
     for source in sources:
         try:
@@ -75,7 +75,7 @@ def _compared(source: SourceFile, known: Known | None, settle_seconds: float) ->
 
 
 def _refused(source: SourceFile, known: Known | None) -> Found:
-    """What is not opened has no size and no time, only the reason."""
+    """A file that is not opened has no size and no time, only the reason."""
     digest = source_digest(source)
     if known is None:
         return Found(source, "new", 0, 0, digest)
@@ -96,17 +96,17 @@ def wait_until_settled(path: Path, settle_seconds: float, patience_seconds: floa
 
 
 def _settles_in(path: Path, settle_seconds: float) -> float:
-    """Seconds until the file counts as whole; a time in the future (another clock) is not waited for."""
+    """Seconds until the file counts as complete. A time in the future (of a different clock) is not waited for."""
     age = time.time() - path.stat().st_mtime
     return settle_seconds - age if age >= 0 else 0.0
 
 
 def on_record(store: Store) -> dict[str, Known]:
-    """What the store knows of the shards in the pool."""
+    """The records of the shards in the pool."""
     rows = store.query("SELECT shard, n_bytes, mtime_ns, digest FROM shards")
     return {shard: Known(*rest) for shard, *rest in rows.iter_rows()}
 
 
 def keys_on_record(store: Store) -> dict[str, str]:
-    """The file of every shard that was ever ingested: one that comes back finds its rows under the key it had."""
+    """The file of every shard that was ever ingested. A file that comes back gets its old key and rows."""
     return dict(store.query("SELECT shard, file FROM delta.shards").iter_rows())

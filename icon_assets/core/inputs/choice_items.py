@@ -33,15 +33,15 @@ class ChoiceItem:
 
 
 def read_choice_items(path: Path) -> list[ChoiceItem]:
-    """Read a JSON Lines file with `query`, `choices`, `gold`; empty lines and other fields are passed over.
+    """Read a JSON Lines file with `query`, `choices`, `gold`; empty lines and other fields are ignored.
 
     Raises:
-        IconError: no such file, not UTF-8, no items, or a row that is not an item; it names file and row.
+        IconError: no such file, not UTF-8, no items, or a row that is not an item. The message names file and row.
     """
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except FileNotFoundError as error:
-        raise IconError(f"{path}: no such file; mend evaluation.multiple_choice") from error
+        raise IconError(f"{path}: no such file; fix evaluation.multiple_choice") from error
     except UnicodeDecodeError as error:
         raise IconError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     items = [_choice_item(line, f"{path}, row {row}") for row, line in enumerate(lines, 1) if line.strip()]
@@ -81,7 +81,7 @@ def _choice_text(value: Any, key: str, where: str) -> str:
     try:
         text = clean(value)
     except Rejected as error:
-        raise IconError(f"{where}: `{key}`: {error}; mend the text") from error
+        raise IconError(f"{where}: `{key}`: {error}; fix the text") from error
     if not text:
         raise IconError(f"{where}: `{key}` holds an empty text; fill it in or remove the row")
     return text

@@ -12,7 +12,7 @@ PROMPT_FILE = "prompt_file"
 
 
 def probe_inputs(workspace: Workspace) -> list[tuple[str, SourceFile]]:
-    """The files that decide the probe set besides the pool, each with its kind."""
+    """The files besides the pool that determine the probe set, each with its kind."""
     sources = discover(workspace.input_path(workspace.settings.probes.path), "probes.path")
     evaluation = [(kind, SourceFile(name, name, path)) for kind, name, path in evaluation_files(workspace)]
     return [*(("probe_file", source) for source in sources), *evaluation]

@@ -1,7 +1,9 @@
-"""From the bytes of one source file to decoded rows: a reader per format, each row or the reason why it can't be read.
+"""From the bytes of one source file to decoded rows. There is one reader per format, which yields each row, or the
+reason why it can't be read.
 
-No reader holds more of a text file than about one row: a row longer than the limit is passed over in pieces. JSON is
-read as I-JSON (RFC 7493), where one text has one meaning: no name twice in an object, no number beyond a double.
+No reader holds much more of a text file than one row, and a row longer than the limit is skipped in pieces. JSON is
+read as I-JSON (RFC 7493), where a text has one meaning: no name occurs twice in an object, and no number is beyond a
+double.
 """
 
 import csv
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BLOCK = 1 << 20
-_HEAD_BYTES = 4096  # of a file, to tell what it is
+_HEAD_BYTES = 4096  # of a file, to recognize its type
 _PARQUET_ROWS = 256  # at a time
 _BOM = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -31,18 +33,18 @@ _SIGNATURES = {
     b"\xfd7zXZ\0": "xz",
     b"PAR1\x15": "Parquet",
 }
-_MAX_DIGITS = 308  # of a whole number: what a double holds
+_MAX_DIGITS = 308  # of an integer: the range of a double
 _MAX_DEPTH = 200  # of nested JSON
 _JSON_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
 _JSON_MARK = re.compile(rb'\\.|["\[\]{},]', re.DOTALL)
 _REST_UNREAD = "the rest of the file is not read"
 _SHOWN = 200  # characters of a library's message
-# What converting a value of Parquet raises.
+# Errors of converting a value of Parquet.
 _NO_PYTHON_FORM = (ValueError, OverflowError, KeyError, NotImplementedError, RecursionError)
 
 
 class Row(NamedTuple):
-    """What stands at a place of a file, counted from 1: a decoded value or the Rejected that came instead.
+    """The entry at a place of a file, counted from 1: a decoded value, or a Rejected.
 
     `raw` is the row's text or its beginning, where there is one.
     """
@@ -53,7 +55,7 @@ class Row(NamedTuple):
 
 
 def row_limit(max_chars: int) -> int:
-    """Length from which a row is not even decoded: room for every character as an escape, and 1 MiB of other fields."""
+    """Length from which a row is not decoded: room for every character as an escape, and 1 MiB of other fields."""
     return 16 * max_chars + (1 << 20)
 
 
@@ -61,10 +63,10 @@ def read_rows(handle: BinaryIO, suffix: str, limit: int) -> Iterator[Row]:
     """The rows of an open file in the format of its suffix (one of `FORMATS`).
 
     Args:
-        limit: bytes from which a row is passed over.
+        limit: bytes from which a row is skipped.
 
     Raises:
-        Rejected: the file as a whole is not what its name says.
+        Rejected: the file is not in the format of its name.
     """
     if suffix not in _READERS:
         raise Rejected("wrong_format", f"{suffix or 'no suffix'}: not one of {', '.join(FORMATS)}")
@@ -76,7 +78,8 @@ def read_rows(handle: BinaryIO, suffix: str, limit: int) -> Iterator[Row]:
 
 
 def _refuse_foreign(head: bytes, suffix: str) -> None:
-    """Stop at a file whose first bytes say that it is no UTF-8 text at all. Anything less sure is judged row by row."""
+    """Reject a file whose first bytes show that it is not UTF-8 text at all. Less certain cases are judged row by
+    row."""
     for signature, name in _SIGNATURES.items():
         if head.startswith(signature):
             raise Rejected("wrong_format", f"{name} data under the name of a {suffix} file; unpack or rename it")
@@ -85,7 +88,7 @@ def _refuse_foreign(head: bytes, suffix: str) -> None:
 
 
 def _is_utf16(head: bytes) -> bool:
-    """Whether every other byte of the ASCII in it is NUL: all on even places, or all on odd ones."""
+    """Whether every second byte of the ASCII in it is NUL, all at even or all at odd places."""
     few, many = sorted((head[::2].count(0), head[1::2].count(0)))
     return 0 in head[:4] and few * 8 <= many and (many * 4 >= len(head) or head.startswith(_UTF16_MARKS))
 
@@ -94,7 +97,8 @@ def decode_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        Rejected: `bad_json`; `wrong_type` for NaN and Infinity; `duplicate_key`; `over_limit` for a number no double holds.
+        Rejected: `bad_json`; `wrong_type` for NaN and Infinity; `duplicate_key`; `over_limit` for a number beyond the
+            range of a double.
     """
     if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
         raise Rejected("bad_json", f"nested deeper than {_MAX_DEPTH} levels")
@@ -105,7 +109,7 @@ def decode_json(text: str) -> Any:
 
 
 def _depth(text: str) -> int:
-    """How deep brackets are nested. Counted, because where Python's own limit lies depends on who calls."""
+    """Nesting depth of brackets. It is counted here, because Python's own limit depends on the caller."""
     depth = deepest = 0
     for match in _JSON_BRACKET.finditer(text):
         depth += (match[0] in "[{") - (match[0] in "]}")
@@ -123,9 +127,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_twice(names: Sequence[str], kind: str) -> None:
     for name, times in Counter(names).most_common(1):
         if times > 1:
-            raise Rejected(
-                "duplicate_key", f"the {kind} `{name[:40]}` stands there {times} times; only one can be meant"
-            )
+            raise Rejected("duplicate_key", f"the {kind} `{name[:40]}` occurs {times} times; only one is allowed")
 
 
 def _whole_number(digits: str) -> int:
@@ -150,7 +152,7 @@ _DECODER = json.JSONDecoder(
 
 
 def _json_row(number: int, raw: bytes, limit: int) -> Row:
-    """A JSON text as a row; one that is longer than `limit` was cut off and is not decoded."""
+    """A JSON text as a row. A text longer than `limit` was cut off and is not decoded."""
     if len(raw) > limit:
         return Row(number, _too_long(limit), raw[:_HEAD_BYTES])
     try:
@@ -176,7 +178,7 @@ def _read_jsonl(handle: BinaryIO, limit: int) -> Iterator[Row]:
 
 
 def _lines(handle: BinaryIO, limit: int) -> Iterator[bytes]:
-    """The lines of a file; of one longer than `limit` only the beginning, one byte longer than that."""
+    """The lines of a file. Of a line longer than `limit`, only the beginning, one byte longer than that."""
     while line := handle.readline(limit + 1):
         yield line
         while len(line) > limit and line[-1:] != b"\n":
@@ -198,7 +200,7 @@ def _read_json(handle: BinaryIO, limit: int) -> Iterator[Row]:
 
 
 def _enters_list(handle: BinaryIO) -> bool:
-    """Read up to the bracket that opens the list; False when the file holds nothing."""
+    """Read up to the bracket that opens the list. False when the file is empty."""
     while (byte := handle.read(1)).isspace():
         pass
     if byte == b"{":
@@ -211,7 +213,8 @@ def _enters_list(handle: BinaryIO) -> bool:
 
 
 def _list_items(handle: BinaryIO, limit: int) -> Iterator[bytes]:
-    """The texts between the commas of a list, each cut off one byte behind `limit`, so that one bad row stays one."""
+    """The texts between the commas of a list, each cut off one byte after `limit`, so that a bad row does not affect
+    others."""
     item = bytearray()
     depth = 0
     known = False
@@ -234,7 +237,7 @@ def _list_items(handle: BinaryIO, limit: int) -> Iterator[bytes]:
 
 
 def _pieces(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """A JSON text cut at each bracket and comma outside of strings: what stands before the mark, and the mark.
+    """A JSON text cut at each bracket and comma outside of strings: the text before the mark, and the mark.
 
     The mark is empty at the end of each block that is read.
     """
@@ -257,7 +260,7 @@ def _pieces(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 class _CsvLines:
-    """Lines as `csv.reader` asks for them, so many characters of one record at most."""
+    """Lines for `csv.reader`, at most so many characters of one record."""
 
     def __init__(self, text: TextIO, limit: int) -> None:
         self._text = text
@@ -287,7 +290,7 @@ class _CsvLines:
         return Rejected("bad_csv", f"{reason} in the record that begins in line {self._first}; {_REST_UNREAD}")
 
     def _refuse(self, line: str) -> NoReturn:
-        """A long line that is a record by itself is passed over. Else nobody knows where the record ends."""
+        """A long line that is a record by itself is skipped. Otherwise the end of the record is unknown."""
         quotes = line.count('"')
         while line and line[-1] not in "\r\n":
             line = self._text.readline(_BLOCK)
@@ -298,7 +301,7 @@ class _CsvLines:
 
 
 def _read_csv(handle: BinaryIO, limit: int) -> Iterator[Row]:
-    """Bytes that are not UTF-8 become half surrogates here, so that they cost their own row only."""
+    """Bytes that are not UTF-8 become half surrogates here, so that only their own row is rejected."""
     csv.field_size_limit(limit)
     lines = _CsvLines(TextIOWrapper(handle, "utf-8", "surrogateescape", newline=""), limit)
     records = _csv_records(lines)
@@ -311,8 +314,7 @@ def _read_csv(handle: BinaryIO, limit: int) -> Iterator[Row]:
 
 
 def _csv_records(lines: _CsvLines) -> Iterator[list[str] | Rejected]:
-    """The records that are not blank. After a broken quote nobody knows where a cell ends: there it stops, not
-    guessing."""
+    """The records that are not blank. After a broken quote the ends of cells are unknown, so reading stops there."""
     reader = csv.reader(lines, strict=True)
     while True:
         lines.begin_record()
@@ -345,7 +347,7 @@ def _column_names(header: list[str]) -> list[str]:
 
 
 def _csv_value(names: list[str], cells: list[str]) -> dict[str, str] | Rejected:
-    """A record by column; the last ones may be missing."""
+    """A record by column. The last columns may be missing."""
     if len(cells) > len(names):
         return Rejected("wrong_type", f"{len(cells)} cells; the header has {len(names)} columns")
     return dict(zip(names, cells, strict=False))
@@ -355,7 +357,7 @@ def _csv_value(names: list[str], cells: list[str]) -> dict[str, str] | Rejected:
 
 
 def _read_parquet(handle: BinaryIO, limit: int) -> Iterator[Row]:
-    """Row group by row group: what is damaged in one costs no other."""
+    """Row group by row group, so that damage in one does not affect the others."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -378,8 +380,8 @@ def _read_parquet(handle: BinaryIO, limit: int) -> Iterator[Row]:
 
 
 def _values(batch: "pa.RecordBatch") -> list[Any]:
-    """The rows of a batch. Some values of Parquet, such as the year 20000, have no form in Python: they cost their
-    row."""
+    """The rows of a batch. Some Parquet values, such as the year 20000, have no Python form, and their row is
+    rejected."""
     try:
         return batch.to_pylist()
     except _NO_PYTHON_FORM as error:

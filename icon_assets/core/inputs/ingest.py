@@ -1,7 +1,6 @@
 """From a source file to samples, row by row.
 
-Nothing is lost silently: a row that can't be used is quarantined with its reason, and so is a file that can't be
-read.
+Nothing is lost silently. An unusable row is quarantined with its reason, and so is an unreadable file.
 """
 
 import json
@@ -20,8 +19,8 @@ from icon_assets.core.inputs.sample import Rejected, Sample, parse_row
 from icon_assets.core.inputs.source_files import SourceFile, opened
 from icon_assets.core.text import printable
 
-# Where a row names its kind of task, the first that it has. Probes are drawn evenly over these: a new name goes to the
-# end, or probes that are drawn already would be drawn otherwise.
+# Fields for the kind of task; the first one present counts. Probes are drawn evenly over these: a new name must go to
+# the end, or the draw of existing probe sets would change.
 STRATUM_FIELDS = ("stratum", "dataset", "task", "category", "source")
 _EXCERPT_CHARS = 200
 _DETAIL_CHARS = 400
@@ -29,7 +28,7 @@ _DETAIL_CHARS = 400
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A usable sample and where it stands; `row` counts from 1. `metadata`: the row's other fields as JSON text."""
+    """A usable sample and its place; `row` counts from 1. `metadata`: the row's other fields as JSON text."""
 
     row: int
     sample: Sample
@@ -40,7 +39,7 @@ class Located:
         return json.loads(self.metadata) if self.metadata else {}
 
     def stratum(self, otherwise: str) -> str:
-        """The row's kind of task, where it names one."""
+        """The row's kind of task, if it names one."""
         fields = self.fields
         return next((str(fields[name]) for name in STRATUM_FIELDS if fields.get(name)), otherwise)
 
@@ -57,7 +56,7 @@ class Quarantined:
 
 @dataclass
 class Ingested:
-    """What one file gave."""
+    """The result of reading one file."""
 
     digest: str
     n_bytes: int = 0
@@ -67,7 +66,7 @@ class Ingested:
 
     @property
     def content_digest(self) -> str:
-        """Digest of the usable rows and of what was quarantined: equal when nothing that matters changed."""
+        """Digest of the usable rows and of the quarantined ones. It is equal when nothing relevant changed."""
         rows = (f"{s.row} {s.sample.sample_id} {s.metadata or ''}" for s in self.samples)
         return digest([lines_digest(rows), [[q.row, q.reason] for q in self.quarantine]])
 
@@ -111,7 +110,7 @@ def _take(result: Ingested, row: Row, max_chars: int, limit: int, unanswered: bo
 
 
 def _metadata(fields: dict[str, Any], limit: int) -> str:
-    """The other fields of a row as JSON text that every reader takes, DuckDB above all: one bad text would fail queries
+    """The other fields of a row as JSON text that every parser accepts. For DuckDB, one bad text would fail queries
     over all rows.
     """
     text = as_json(fields)
@@ -125,7 +124,7 @@ def _metadata(fields: dict[str, Any], limit: int) -> str:
 
 
 def as_json(value: Any) -> str:
-    """JSON text of a decoded row. What JSON has no form for becomes text: dates, decimals, NaN, bytes (in hex)."""
+    """JSON text of a decoded row. Values without a JSON form become text: dates, decimals, NaN, bytes (in hex)."""
     try:
         return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_as_text, allow_nan=False)
     except ValueError:  # NaN or Infinity, from Parquet

@@ -1,7 +1,7 @@
-"""A sample in canonical form, and how the accepted row formats become one. Nothing here touches files.
+"""A sample in canonical form, and the conversion of the accepted row formats. Nothing here accesses files.
 
 Accepted rows: Alpaca (`instruction`, `input`, `output`), prompt/completion, and chat `messages` (the last assistant
-turn is the response, the rest the prompt). Equal content gets an equal id, whatever the format it came in.
+turn is the response, the rest the prompt). Equal content gets an equal id, regardless of its format.
 """
 
 import json
@@ -23,8 +23,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class Rejected(ValueError):
-    """A row that can't be used. `reason` is one of the fixed words of the quarantine table; the message is the
-    detail."""
+    """An unusable row. `reason` is one of the fixed words of the quarantine table; the message is the detail."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -39,7 +38,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One instruction-tuning sample. `turns` holds what was said before the instruction (chat data), oldest first."""
+    """One instruction-tuning sample. `turns` holds the chat before the instruction, oldest first."""
 
     instruction: str
     input: str
@@ -65,8 +64,7 @@ class Sample:
 
     @property
     def question(self) -> str:
-        """What is asked, whoever the system prompt says is asked: two samples with the same question are one test
-        item."""
+        """The question without the system prompt: two samples with the same question are one test item."""
         turns = [turn.content for turn in self.turns if turn.role != "system"]
         return "\n".join([*turns, self.instruction, self.input]).strip()
 
@@ -79,10 +77,11 @@ def parse_row(row: Any, max_chars: int, *, unanswered: bool = False) -> tuple[Sa
     """Turn one decoded row into a sample and the fields that were not part of it.
 
     Args:
-        unanswered: only the prompt is wanted; where the row has no response, a dash stands for it.
+        unanswered: only the prompt is needed; a missing response is replaced by a dash.
 
     Raises:
-        Rejected: reasons `wrong_type`, `missing_field`, `empty_prompt`, `empty_response`, `over_limit`, and those of `clean`.
+        Rejected: reasons `wrong_type`, `missing_field`, `empty_prompt`, `empty_response`, `over_limit`, and those of
+            `clean`.
     """
     if not isinstance(row, Mapping):
         raise Rejected("wrong_type", f"a row must be an object with fields, not {type(row).__name__}")
@@ -169,12 +168,13 @@ def _text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
 def clean(text: str) -> str:
     """Canonical text: NFC, line ends as `\\n`, no outer white space.
 
-    Control characters stay: a form feed or a terminal's escape codes can be what a sample is about. NUL can't: it is
-    what damage leaves, such as a block of zeros or another encoding.
+    Control characters are kept, because a sample may be about form feeds or terminal escape codes. NUL is rejected,
+    because it comes from damage, such as a block of zeros, or from a different encoding.
 
     Raises:
         Rejected: `not_utf8`, when JSON escapes left half of a surrogate pair, which no UTF-8 file can hold;
-            `control_chars` for NUL; `over_limit` for a heap of combining marks, which takes for ever to normalize.
+            `control_chars` for NUL; `over_limit` for too many combining marks in a row, which take very long to
+            normalize.
     """
     if not text.isascii():
         if _marks().search(text):
@@ -192,12 +192,12 @@ def clean(text: str) -> str:
 
 @cache
 def _marks() -> re.Pattern[str]:
-    """More combining marks in a row than any writing has. Sorting them costs the square of their number."""
+    """More combining marks in a row than any writing system uses. Sorting them takes quadratic time."""
     marks = (chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code)))
     return re.compile(f"[{''.join(marks)}]{{{MAX_MARKS + 1}}}")
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
-    """A table row with `instruction`, `input`, `response` and `turns` as a sample again."""
+    """A sample from a table row with `instruction`, `input`, `response` and `turns`."""
     turns = tuple(Turn(role, content) for role, content in json.loads(row["turns"])) if row["turns"] else ()
     return Sample(row["instruction"], row["input"], row["response"], turns)

@@ -1,4 +1,4 @@
-"""Which files a folder of inputs consists of: found, identified, and refused where they must not be opened."""
+"""The files of an input folder: finding them, identifying them, and refusing those that must not be opened."""
 
 import os
 import re
@@ -22,9 +22,9 @@ _FORMER_DIGITS = 8
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the pool: its partition key, its path below the folder as one line of text, and where it really lies.
+    """A file of the pool: its partition key, its path below the folder as one line of text, and its real path.
 
-    `refused` says why it must not be opened; then it is a shard with this one reason in quarantine.
+    `refused` says why it must not be opened. Then it is a shard with only this reason in quarantine.
     """
 
     shard: str
@@ -36,8 +36,8 @@ class SourceFile:
 def shard_key(file: str, on_record: Mapping[str, str] = NO_KEYS) -> str:
     """Partition key of a relative path: a readable slug plus its digest, safe in URLs and directory names.
 
-    `on_record`: the file of each key that is in use. Keys used to end in 8 digits, which is too few to tell files apart
-    that were named to collide; a file that was ingested under such a key keeps it.
+    `on_record`: the file of each key in use. Keys used to end in 8 digits, which are too few if file names are chosen
+    to collide. A file that was ingested under such a key keeps it.
     """
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", file).strip("-._")[:60] or "file"
     key = f"{slug}-{digest(file)}"
@@ -48,11 +48,11 @@ def shard_key(file: str, on_record: Mapping[str, str] = NO_KEYS) -> str:
 def discover(folder: Path, setting: str = "pool.path", on_record: Mapping[str, str] = NO_KEYS) -> list[SourceFile]:
     """The source files below `folder` (or the one file it is), sorted by path; hidden files are left out.
 
-    What is called like a source file and is none, or leads out of the folder, is found too: `refused` says why. No two
-    have one key; `on_record` as in `shard_key`.
+    Paths that are named like a source file but are not one, or lead out of the folder, are included, and `refused` says
+    why. Keys are unique. `on_record`: see `shard_key`.
 
     Raises:
-        IconError: the folder is missing or holds nothing of the kind.
+        IconError: the folder is missing or contains no such file.
     """
     if folder.is_file():
         return [SourceFile(shard_key(folder.name, on_record), printable(folder.name), folder.resolve())]
@@ -61,12 +61,12 @@ def discover(folder: Path, setting: str = "pool.path", on_record: Mapping[str, s
     root = folder.resolve()
     found = [_source(root, path, on_record) for path in sorted(_candidates(root))]
     if not found:
-        raise IconError(f"{folder}: holds no {', '.join(FORMATS)} file; put data there or change {setting}")
+        raise IconError(f"{folder}: contains no {', '.join(FORMATS)} file; put data there or change {setting}")
     return list(_told_apart(found))
 
 
 def _told_apart(sources: Iterable[SourceFile]) -> Iterator[SourceFile]:
-    """Of files with one key the first is taken. The others are refused, each under a key of its own that says so."""
+    """Of files with the same key, the first is taken. The others are refused, each under a separate key."""
     taken: dict[str, list[str]] = {}
     for source in sources:
         files = taken.setdefault(source.shard, [])
@@ -78,7 +78,7 @@ def _told_apart(sources: Iterable[SourceFile]) -> Iterator[SourceFile]:
 
 
 def _candidates(root: Path) -> Iterator[Path]:
-    """Paths called like a source file; and folders nobody looks into: links, and those that can't be listed."""
+    """Paths named like a source file, and folders that are not searched: links, and folders that can't be listed."""
     closed: list[OSError] = []
     for place, folders, files in os.walk(root, onerror=closed.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -109,19 +109,19 @@ def _refusal(root: Path, path: Path, real: Path) -> Rejected | None:
         return _closed_folder(path)
     if not stat.S_ISREG(mode):
         return _not_regular()
-    return None if os.access(real, os.R_OK) else Rejected("unreadable", "it may not be read; mend its permissions")
+    return None if os.access(real, os.R_OK) else Rejected("unreadable", "it may not be read; fix its permissions")
 
 
 def _fault(error: OSError) -> Rejected:
     if isinstance(error, FileNotFoundError):
         return Rejected("missing", "the file is gone, or a link leads nowhere")
-    return Rejected("unreadable", f"{error.strerror or type(error).__name__}; mend its permissions or take it out")
+    return Rejected("unreadable", f"{error.strerror or type(error).__name__}; fix its permissions or remove it")
 
 
 def _closed_folder(path: Path) -> Rejected:
     if path.is_symlink():
         return Rejected("not_a_file", "a link to a folder, which is not followed; put the files themselves there")
-    return Rejected("unreadable", "the folder can't be listed; mend its permissions or take it out")
+    return Rejected("unreadable", "the folder can't be listed; fix its permissions or remove it")
 
 
 def _not_regular() -> Rejected:
@@ -130,7 +130,7 @@ def _not_regular() -> Rejected:
 
 @contextmanager
 def opened(source: SourceFile) -> Iterator[BinaryIO]:
-    """The file, open. What became a pipe or a device since it was found neither blocks nor is read.
+    """The open file. If it became a pipe or a device in the meantime, opening does not block and nothing is read.
 
     Raises:
         Rejected: `outside_folder`, `not_a_file`, `missing`, `unreadable`.
@@ -153,7 +153,7 @@ def _open_regular(path: Path) -> BinaryIO:
 
 
 def source_digest(source: SourceFile) -> str:
-    """Digest of a source file's bytes; of one that can't be read, the digest of the reason."""
+    """Digest of a source file's bytes. For an unreadable file, the digest of the reason."""
     try:
         with opened(source) as handle:
             return stream_digest(handle)

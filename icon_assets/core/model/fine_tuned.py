@@ -1,4 +1,4 @@
-"""What a training left, loaded again: a full model, or an adapter merged into its base model."""
+"""Loading a fine-tuned model: a full model, or an adapter merged into its base model."""
 
 import warnings
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 def load(
     model_dir: Path, dtype: str, device: Any, tokenizer_dir: Path | None = None, attention: str | None = None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model and tokenizer of a directory, and of no other place; `attention`: another than the model's own."""
+    """Model and tokenizer from a directory only. `attention`: replaces the model's own."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,7 +32,7 @@ def load(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, and no warnings about names that are changing between trl and transformers."""
+    """No progress bars, and no warnings about deprecated names between trl and transformers."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
@@ -49,11 +49,11 @@ def quiet() -> Iterator[None]:
 def load_fine_tuned(
     base_dir: Path, checkpoint_dir: Path, dtype: str, device: str
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model (in evaluation mode) and tokenizer of what `fine_tune` wrote to `checkpoint_dir`.
+    """Model (in evaluation mode) and tokenizer that `fine_tune` wrote to `checkpoint_dir`.
 
-    An adapter is merged into the weights of `base_dir` in float32 and cast afterwards, since a merge in
-    bfloat16 rounds much of what was learned away; that takes four bytes of memory per weight. For a full
-    model, `base_dir` is not read.
+    An adapter is merged into the weights of `base_dir` in float32 and cast afterwards, because a merge in bfloat16
+    would round away much of the training. That takes four bytes of memory per weight. For a full model, `base_dir` is
+    not read.
 
     Raises:
         IconError: `checkpoint_dir` holds neither an adapter nor a model, or `cuda` without CUDA.

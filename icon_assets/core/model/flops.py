@@ -1,7 +1,7 @@
-"""What computing costs: floating-point operations of a forward, and what this device can do at best.
+"""Computing costs: floating-point operations of a forward, and the peak performance of this device.
 
-Counted is what the method needs (useful FLOPs): matrix products of the layers per token, attention per query-key pair,
-the output head per scored position. Padding, masks and everything elementwise count nothing.
+Only useful FLOPs are counted: matrix products of the layers per token, attention per query-key pair, the output head
+per scored position. Padding, masks and elementwise operations are not counted.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """Countable work of forwards: tokens through the layers, query-key pairs per head and layer, scored positions."""
+    """The counted work of forwards: tokens through the layers, query-key pairs per head and layer, scored positions."""
 
     tokens: int = 0
     attended: int = 0
@@ -31,8 +31,8 @@ class Work:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that FLOPs depend on. `layer_parameters`: weights of the layers' matrices that a token meets, without
-    embeddings and head; of a mixture of experts its share.
+    """The sizes that FLOPs depend on. `layer_parameters`: weights of the layers' matrices that a token uses, without
+    embeddings and head; for a mixture of experts, its share.
     """
 
     layer_parameters: int
@@ -49,10 +49,10 @@ class ModelShape:
         return layers + attention + head
 
     def training_flops(self, work: Work, adapter_parameters: int | None = None) -> int:
-        """Forward and backward. `adapter_parameters`: of a LoRA adapter; None when all weights are trained.
+        """Forward and backward. `adapter_parameters`: those of a LoRA adapter; None when all weights are trained.
 
-        Backward, a matrix product costs once more for the gradient of its input, and once for that of its weight where
-        that is trained; attention has no weights, but two inputs per product.
+        In the backward pass, a matrix product costs once more for the gradient of its input, and once for that of its
+        weight if it is trained. Attention has no weights, but two inputs per product.
         """
         attention = 3 * self.flops(Work(attended=work.attended))
         products = self.flops(Work(tokens=work.tokens, scored=work.scored))
@@ -63,7 +63,7 @@ class ModelShape:
 
 @cache
 def model_shape(directory: Path) -> ModelShape:
-    """The shape of a prepared model, from its configuration and its safetensors headers alone."""
+    """The shape of a prepared model, from its configuration and its safetensors headers only."""
     from math import prod
 
     from safetensors import safe_open
@@ -88,13 +88,13 @@ def model_shape(directory: Path) -> ModelShape:
 
 
 def pair_work(context_tokens: float, probe_tokens: float, response_tokens: float) -> Work:
-    """One pair in a forward of its own: the context is computed again. For estimates, lengths may be means."""
+    """One pair in its own forward, which computes the context again. For estimates, lengths may be means."""
     n = context_tokens + probe_tokens
     return Work(round(n), round(n * (n + 1) / 2), round(response_tokens))
 
 
 def shared_work(context_tokens: float, probe_tokens: float, response_tokens: float) -> Work:
-    """One pair behind a context that is already computed."""
+    """One pair after a context that is already computed."""
     attended = probe_tokens * context_tokens + probe_tokens * (probe_tokens + 1) / 2
     return Work(round(probe_tokens), round(attended), round(response_tokens))
 
@@ -126,7 +126,7 @@ def matmul_peak(device: str, dtype: str) -> float:
 
 @cache
 def device_name(device: str) -> str:
-    """What the device is called in cost figures, such as `cpu (2 threads)` or `NVIDIA H100`."""
+    """The name of the device in cost figures, such as `cpu (2 threads)` or `NVIDIA H100`."""
     import torch
 
     return torch.cuda.get_device_name() if device == "cuda" else f"cpu ({torch.get_num_threads()} threads)"

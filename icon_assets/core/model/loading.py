@@ -1,6 +1,4 @@
-"""How a prepared model gets into memory: device, dtype, weights and tokenizer, from its directory in the workspace
-only.
-"""
+"""Loading a prepared model: device, dtype, weights and tokenizer, only from its directory in the workspace."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +29,7 @@ def choose_device(wanted: str) -> str:
     """`cuda` or `cpu`.
 
     Raises:
-        IconError: `cuda` is asked for and absent.
+        IconError: `cuda` is set but absent.
     """
     import torch
 
@@ -43,7 +41,7 @@ def choose_device(wanted: str) -> str:
 
 
 def choose_dtype(wanted: str, device: str) -> str:
-    """`bfloat16` where the hardware multiplies it natively (then it is the faster one), else `float32`."""
+    """`bfloat16` where the hardware multiplies it natively, and it is therefore faster, else `float32`."""
     import torch
 
     if wanted != "auto":
@@ -54,7 +52,7 @@ def choose_dtype(wanted: str, device: str) -> str:
 
 
 def load(directory: Path, dtype: str, device: str) -> LanguageModel:
-    """Load a safetensors directory for inference (eval mode, no gradients). dtype and device already chosen."""
+    """Load a safetensors directory for inference (eval mode, no gradients). dtype and device must already be chosen."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -67,7 +65,7 @@ def load(directory: Path, dtype: str, device: str) -> LanguageModel:
             trust_remote_code=False,
             use_safetensors=True,
         )
-    placed: Any = model  # the stubs do not know `to(device)`
+    placed: Any = model  # the type stubs lack `to(device)`
     placed.to(device).eval().requires_grad_(False)
     return LanguageModel(model, tokenizer, torch.device(device), leading_ids(tokenizer))
 
@@ -81,7 +79,7 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Progress bars and notices of transformers stay out of logs and of our own live progress."""
+    """Keep progress bars and notices of transformers out of logs and of the live progress."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

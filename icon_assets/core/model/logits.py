@@ -1,4 +1,4 @@
-"""Forwards whose vocabulary logits are computed at the wanted positions only, and the NLL of targets from them."""
+"""Forwards with vocabulary logits only at the wanted positions, and the NLL of targets from them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ def last_logits(model: "PreTrainedModel", rows: Sequence[tuple[tuple[int, ...], 
     """One forward over token ids, padded right.
 
     Args:
-        rows: per row its ids, and at how many of its last positions logits are wanted.
+        rows: per row its ids, and the number of last positions at which logits are wanted.
 
     Returns:
         Per row [wanted positions, vocabulary], in the model's dtype.

@@ -1,4 +1,4 @@
-"""Memory on the way to a device, and what becomes of the memory that tensors on a CPU give back."""
+"""Moving data to a device, and reusing the memory that tensors on a CPU free."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def on_device(values: "Sequence[Any] | torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """The numbers as a tensor there, without waiting for what the device still computes: a GPU takes them from pinned
+    """The numbers as a tensor on the device, without waiting for its running work: a GPU reads them from pinned
     memory."""
     import torch
 
@@ -21,13 +21,12 @@ def on_device(values: "Sequence[Any] | torch.Tensor", device: "torch.device") ->
 
 @contextmanager
 def freed_memory_kept(device: str) -> Iterator[None]:
-    """Keep the large blocks that tensors free for the next ones, as long as forwards or training steps follow each
-    other.
+    """Reuse the large blocks that tensors free, while forwards or training steps follow each other.
 
-    The C library either gives each to the kernel, and every operation pays page faults for fresh memory; or it keeps
-    them in its heap, where small long-lived ones come to stand between them: after some hundred steps of changing
-    lengths a training spent half of its time looking for room. At most half as much again is held as was used at once,
-    and nothing afterwards. Without a C++ compiler all stays as it is."""
+    The C library has two ways to handle such blocks. Returned to the kernel, each operation pays page faults for fresh
+    memory. Kept in its heap, small long-lived blocks fragment it: after some hundred steps of changing lengths, a
+    training spent half of its time searching for free blocks. This allocator holds at most half more than the peak use,
+    and nothing afterwards. Without a C++ compiler nothing changes."""
     shelf = library("kept_memory") if device == "cpu" else None
     if shelf is None:
         yield

@@ -1,7 +1,7 @@
-"""The package's C++, compiled where it runs: once per user and kind of machine, at first use, into the user's own
-cache.
+"""The package's C++ code. It is compiled on the machine where it runs: once per user and kind of machine, at first use,
+into the user's cache.
 
-Nothing needs it: where there is no compiler, or it fails, `library` says None and whoever asks goes on without.
+It is optional. If there is no compiler, or it fails, `library` returns None and the caller continues without it.
 """
 
 import ctypes
@@ -24,12 +24,11 @@ _FILE = "library.so"
 
 
 class _NotOwn(Exception):
-    """The directory could be written by somebody else, who would then choose what we run."""
+    """The directory could be written by a different user, who could then choose the code that is run."""
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether torch multiplies bfloat16 by this CPU's own instructions; `ATEN_CPU_CAPABILITY` may have taken them
-    away."""
+    """Whether torch multiplies bfloat16 with this CPU's native instructions; `ATEN_CPU_CAPABILITY` may disable them."""
     import torch
 
     features = torch.cpu.get_capabilities()
@@ -38,13 +37,13 @@ def multiplies_bfloat16() -> bool:
 
 
 def compiler() -> str | None:
-    """Where the C++ compiler is."""
+    """The path of the C++ compiler."""
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
 @cache
 def library(name: str) -> ctypes.CDLL | None:
-    """`kernels/<name>.cpp` beside this module, linked with torch; None where it can't be had."""
+    """`kernels/<name>.cpp` beside this module, linked with torch; None if it can't be built."""
     import torch
 
     path = compiler()
@@ -64,7 +63,7 @@ def library(name: str) -> ctypes.CDLL | None:
         "-ltorch_cpu",
         "-lc10",
     ]
-    # -march=native is another machine's code elsewhere, and a home directory may be shared.
+    # With -march=native the code differs between machines, and a home directory may be shared.
     machine = [torch.__version__, torch.version.git_version, dict(torch.cpu.get_capabilities())]
     try:
         return _built(f"{name}-{digest([source, command, machine])}", command, source)
@@ -75,12 +74,12 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def _built(name: str, command: list[str], source: str) -> ctypes.CDLL:
-    """From the cache, or built there; where there is no cache of one's own, from a directory that goes at once."""
+    """From the cache, or built there. Without a safe cache, from a directory that is removed at once."""
     try:
         target = _own_cache() / name
         if not target.is_dir():
             with sole_writer(target):
-                if not target.is_dir():  # nobody else has built it meanwhile
+                if not target.is_dir():  # no other process has built it in the meantime
                     with new_directory(target) as partial:
                         _compile(command, source, partial / _FILE)
         return ctypes.CDLL(str(target / _FILE))

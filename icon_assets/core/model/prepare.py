@@ -1,5 +1,5 @@
-"""Where the model comes from: bundled GGUF, local directory or pinned hub revision, converted once to a safetensors
-directory in the workspace, with a record of what it is.
+"""Preparing the model: a bundled GGUF, a local directory or a pinned hub revision becomes a safetensors directory in
+the workspace, once, with a record.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ _KEPT_FILES = (
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The model as it lies in the workspace. `digest` covers weights, configuration and tokenizer files."""
+    """The model in the workspace. `digest` covers weights, configuration and tokenizer files."""
 
     name: str
     revision: str
@@ -49,7 +49,8 @@ class ModelRecord:
 
 
 def source_revision(settings: ModelSettings) -> str:
-    """What pins the source before anything is loaded: package version, commit, or the digest of the local files."""
+    """What identifies the source before anything is loaded: package version, commit, or the digest of the local
+    files."""
     if settings.name in BUNDLED:
         return f"{BUNDLED[settings.name][1]} conversion {CONVERSION_VERSION}"
     if settings.name.startswith("bundled:"):
@@ -74,25 +75,24 @@ def source_revision(settings: ModelSettings) -> str:
 
 
 def model_files(settings: ModelSettings) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time (ns) of the files of a local model; nothing for one from elsewhere, which is pinned
-    otherwise."""
+    """Name, size and time (ns) of the files of a local model; empty for other models, which are pinned differently."""
     local = Path(settings.name)
     files = [(name, (local / name).stat()) for name in (_model_files(local) if local.is_dir() else ())]
     return tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
 
 
 def prepare(settings: ModelSettings, models_dir: Path) -> ModelRecord:
-    """Put the model into the workspace, once, as a safetensors directory; a later call finds it there.
+    """Put the model into the workspace, once, as a safetensors directory. Later calls find it there.
 
     Raises:
-        IconError: the model can't be had; the message says how to get it.
+        IconError: the model can't be loaded; the message says how to get it.
     """
     revision = source_revision(settings)
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", Path(settings.name).name if Path(settings.name).is_dir() else settings.name)
     target = models_dir / f"{slug.strip('-')}-{re.sub(r'[^A-Za-z0-9.]+', '-', revision)[:24].strip('-')}"
     if not (target / _RECORD).is_file():
         with sole_writer(target):
-            if not (target / _RECORD).is_file():  # nobody else has prepared it meanwhile
+            if not (target / _RECORD).is_file():  # no other process has prepared it in the meantime
                 with new_directory(target) as partial:
                     _fetch(settings, partial)
                     _write_record(settings.name, revision, partial)
@@ -100,7 +100,7 @@ def prepare(settings: ModelSettings, models_dir: Path) -> ModelRecord:
 
 
 def read_record(directory: Path) -> ModelRecord:
-    """The record that `prepare` left in a model directory."""
+    """The record that `prepare` wrote to a model directory."""
     values = json.loads((directory / _RECORD).read_text("utf-8"))
     return ModelRecord(directory=directory, **values)
 
@@ -153,11 +153,13 @@ def _download(settings: ModelSettings, target: Path) -> None:
             )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise IconError(
-            f"{settings.name}@{settings.revision}: could not be downloaded ({type(error).__name__}); check id, revision, "
-            "network and HF_TOKEN, or download it elsewhere and set model.name to the directory"
+            f"{settings.name}@{settings.revision}: could not be downloaded ({type(error).__name__}); check id, "
+            "revision, network and HF_TOKEN, or download it elsewhere and set model.name to the directory"
         ) from error
     if not list(target.glob("*.safetensors")):
-        raise IconError(f"{settings.name}@{settings.revision}: has no safetensors weights; choose a revision that has")
+        raise IconError(
+            f"{settings.name}@{settings.revision}: has no safetensors weights; choose a revision that has them"
+        )
 
 
 def _model_files(directory: Path) -> list[str]:
@@ -183,7 +185,7 @@ def _write_record(name: str, revision: str, directory: Path) -> None:
 
 
 def _count_parameters(directory: Path) -> int:
-    """Stored parameters, from the safetensors headers alone (tied embeddings count once)."""
+    """Number of stored parameters, from the safetensors headers only (tied embeddings count once)."""
     from math import prod
 
     from safetensors import safe_open

@@ -1,4 +1,4 @@
-"""What scoring costs: counted while it runs, written down with every commit, read back as totals and as a speed."""
+"""The costs of scoring: counted while it runs, recorded with every commit, read back as totals and as a speed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ _SCORING = ("pairs", "controls")
 
 @dataclass
 class Spent:
-    """What a pass computed; all zero when nothing was missing."""
+    """The work of a pass; all zero when nothing was missing."""
 
     pairs: int = 0
     control_pairs: int = 0
@@ -51,12 +51,11 @@ class Spent:
 
 
 class Bill:
-    """What was spent since the last commit; `settle` writes it down, so that a run that is killed has its cost on
-    record."""
+    """The costs since the last commit. `settle` records them, so that the cost of a killed run is on record."""
 
     def __init__(self, store: Store, key: ScoreKey, work: str, device: str, total: Callable[[], Spent]) -> None:
-        """`work`: `pairs` of candidates, `controls`, `features` of samples, or `selector`. `total`: all that was spent
-        so far, seconds aside."""
+        """`work`: `pairs` of candidates, `controls`, `features` of samples, or `selector`. `total`: all costs so far,
+        without seconds."""
         self._store = store
         self._key = key
         self._work = work
@@ -70,7 +69,7 @@ class Bill:
         self._before = self._total()
 
     def since(self) -> Spent:
-        """What was spent since the last `settle`."""
+        """The costs since the last `settle`."""
         now = self._total()
         before = self._before
         pairs = now.pairs - before.pairs
@@ -106,7 +105,7 @@ class Bill:
 
 
 def engine_bill(store: Store, key: ScoreKey, shape: ModelShape, engine: ScoringEngine, work: str) -> Bill:
-    """The bill of what a scoring engine does."""
+    """The costs of a scoring engine."""
 
     def total() -> Spent:
         meter = engine.meter
@@ -118,7 +117,7 @@ def engine_bill(store: Store, key: ScoreKey, shape: ModelShape, engine: ScoringE
 
 
 def total_cost(store: Store, score_key: str, works: Sequence[str] = _SCORING) -> tuple[int, float]:
-    """Tokens and seconds that such work has taken so far under this key, over all runs."""
+    """Tokens and seconds of such work under this key so far, over all runs."""
     return store.query(
         """
         SELECT coalesce(sum(tokens), 0)::BIGINT, coalesce(sum(seconds), 0.0) FROM scoring_costs
@@ -130,7 +129,7 @@ def total_cost(store: Store, score_key: str, works: Sequence[str] = _SCORING) ->
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast this model scores on a device. `measured`: `earlier runs` or `a trial just now`."""
+    """The scoring speed of this model on a device. `measured`: `earlier runs` or `a trial just now`."""
 
     device: str
     tokens_per_second: float
@@ -140,8 +139,7 @@ class Speed:
 
 
 def recorded_speed(store: Store, key: ScoreKey, device: str, works: Sequence[str] = _SCORING) -> Speed | None:
-    """The speed of the newest passes of such work under this key on this device, which another one says nothing
-    about."""
+    """The speed of the newest passes of such work under this key on this device. Other devices are ignored."""
     row = store.query(
         """
         WITH recent AS (

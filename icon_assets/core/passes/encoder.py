@@ -1,5 +1,4 @@
-"""Table rows as the token ids a forward is made of, under one score_key: probes, candidates as contexts, control
-contexts."""
+"""Table rows as token ids for a forward, under one score_key: probes, candidates as contexts, control contexts."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -31,13 +30,13 @@ class Encoder:
 
     @cached_property
     def separator(self) -> tuple[int, ...]:
-        """What stands between a context and a probe."""
+        """The ids between a context and a probe."""
         ids = self._tokenizer(self._key.separator, add_special_tokens=False, split_special_tokens=True).input_ids
         return tuple(ids)
 
     @cached_property
     def leading(self) -> tuple[int, ...]:
-        """What opens every sequence: a BOS, or nothing."""
+        """The ids that open every sequence: a BOS, or nothing."""
         return leading_ids(self._tokenizer)
 
     def probe(self, row: Mapping[str, Any]) -> Encoded:
@@ -65,7 +64,7 @@ class Encoder:
 
 
 def pool_rows(store: Store, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """One row of the pool for each of these samples that is there, whatever the number of files it stands in."""
+    """One row of the pool for each of these samples that exists, regardless of how many files contain it."""
     return store.query(
         "SELECT DISTINCT ON (sample_id) * FROM delta.pool WHERE sample_id IN (SELECT unnest($ids::VARCHAR[]))",
         {"ids": list(sample_ids)},

@@ -1,11 +1,11 @@
-"""How far a pass of the model is."""
+"""Progress of a pass of the model."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a pass is; pairs (or what `unit` says) and tokens of this pass, seconds since its first forward."""
+    """Progress of a pass: pairs (or the `unit`) and tokens of this pass, seconds since its first forward."""
 
     done: int
     total: int

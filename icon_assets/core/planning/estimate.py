@@ -1,7 +1,7 @@
-"""What scoring will cost, before it starts, and what the paper's loop would cost for the same scores.
+"""The cost of scoring, before it starts, and what the paper's loop would cost for the same scores.
 
-Lengths are taken from a random draw of the samples to be scored, tokenized as the engine will see them; speed from what
-scoring cost on record, or from a short trial.
+Lengths come from a random draw of the samples to be scored, tokenized as for the engine. The speed comes from recorded
+costs of scoring, or from a short trial.
 """
 
 import time
@@ -47,10 +47,10 @@ class Price:
 
 @dataclass(frozen=True)
 class Todo:
-    """What is to be computed.
+    """The pairs and controls to compute.
 
     Attributes:
-        contexts: candidates drawn from those that lack pairs; their lengths stand for all.
+        contexts: candidates drawn from those that lack pairs; their lengths represent all of them.
         samples: how many candidates lack pairs.
         pairs: candidate pairs to compute.
         controls: for each control context the indices of the probes to score behind it.
@@ -105,7 +105,7 @@ class Pricer:
         return recorded_speed(self._store, self._key, self._device)
 
     def context(self, row: Mapping[str, Any]) -> Context:
-        """A sample's row as the context it will be."""
+        """A sample's row as a context of the engine."""
         return self._encoder.context(row)
 
     def prices(self, todo: Todo) -> tuple[Price, Price, Speed]:
@@ -115,8 +115,8 @@ class Pricer:
         return self._price(ours, speed), self._price(self._naive(todo), speed), speed
 
     def reading(self, drawn: Sequence[Mapping[str, Any]], samples: int) -> Price:
-        """The price of reading so many samples for their features, by rows drawn from them: each with its prompt and
-        without."""
+        """The price of reading so many samples for their features, each with and without its prompt, estimated from
+        drawn rows."""
         work = Work()
         leading = len(self._encoder.leading)
         for text in map(self._encoder.probe, drawn):
@@ -132,7 +132,7 @@ class Pricer:
         return Price(work.tokens, flops, round(flops / speed.flops_per_second, 1))
 
     def _packed(self, todo: Todo) -> Work:
-        """A context is computed once per forward it stands in."""
+        """A context is computed once per forward that contains it."""
         probes = self._probes
         n_contexts = len(todo.contexts)
         if not todo.pairs or not n_contexts or not probes:

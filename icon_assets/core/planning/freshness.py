@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from icon_assets.core.planning.recipes import Recipes, Unready
 from icon_assets.core.store.ledger import Event, Recipe, differences
 
-# Which part of a sample's key a difference between recipes is; what is not named here is `settings`.
+# The part of a sample's key that a difference between recipes belongs to; everything else is `settings`.
 _PARTS = {
     "raw_pool": "text",
     "probe_set": "probes",

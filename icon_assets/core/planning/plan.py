@@ -1,7 +1,7 @@
-"""What the next scoring run will find new, stale, unchanged and removed, why, and what it will cost.
+"""What the next scoring run will find new, stale, unchanged and removed, with reasons and cost.
 
-A sample is stale when pairs of it are missing though it has had scores. A stale shard may need no pair at all: its
-scores are then only derived again.
+A sample is stale when it has had scores but pairs of it are missing. A stale shard may need no new pair. Its scores are
+then only derived again.
 """
 
 from collections.abc import Collection, Sequence
@@ -26,26 +26,29 @@ from icon_assets.core.store.ledger import differences
 from icon_assets.core.store.schema import sql_text
 from icon_assets.core.store.tables import Store
 
-_DRAWN = 200  # samples whose lengths stand for all
+_DRAWN = 200  # samples whose lengths represent all of them
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to do, in shards, samples and pairs, and its price.
+    """The work of the next run in shards, samples and pairs, and its price.
 
     Attributes:
-        shards: one row per shard: shard, file, status (`new`, `stale`, `unchanged`, `removed`), because (parts of the key
-            that changed, or ''), samples, new_samples, stale_samples, unchanged_samples, not_drawn_samples (left
-            to a selector, see `scoring.direct_share`), removed_samples, unscored_samples, new_pairs.
-        settling: files that are being written to, left for the next time.
-        outdated: assets before the scores that will be made again first, with what changed; the probes and the model of
-            this plan are those of before.
-        pairs: candidate pairs to compute; with a budget, at most.
+        shards: one row per shard. Columns: shard, file, status (`new`, `stale`, `unchanged`, `removed`), because (the
+            parts of the key that changed, or ''), samples, new_samples, stale_samples, unchanged_samples,
+            not_drawn_samples (left to a selector, see `scoring.direct_share`), removed_samples, unscored_samples,
+            new_pairs.
+        settling: files that are still being written, left for the next run.
+        outdated: assets upstream of the scores that will be rebuilt first, with what changed. This plan still uses the
+            old probes and model.
+        pairs: candidate pairs to compute; with a budget, an upper limit.
         exact_pairs: candidate pairs that are not stored.
-        control_pairs: probes without context and behind random contexts, to compute.
-        budget_share: of all pairs, or None where every pair is computed.
-        price: of both; naive: the same scores by one forward per pair, the paper's protocol, at the same speed.
-        unread_samples: to read for their features, where an arm of the settings asks for them; reading: their price.
+        control_pairs: pairs to compute of probes without context and after random contexts.
+        budget_share: share of all pairs that is computed, or None where every pair is.
+        price: of both kinds of pairs. naive: the same scores by one forward per pair, the paper's protocol, at the same
+            speed.
+        unread_samples: samples to read for their features, where an arm of the settings needs them. reading: their
+            price.
     """
 
     shards: pl.DataFrame
@@ -81,8 +84,8 @@ def make_plan(
 
     Args:
         recipes: over a store with the changed files in it (see `preview`).
-        found: the files of the pool folder; gone: shards on record whose file is not there any more.
-        needed: assets that the arms of the settings rank by besides scores.
+        found: the files of the pool folder. gone: recorded shards whose file no longer exists.
+        needed: assets besides scores that the arms of the settings rank by.
     """
     store = recipes.store
     settings = recipes.settings
@@ -129,7 +132,7 @@ def make_plan(
 
 
 def _unread(store: Store, key: ScoreKey) -> tuple[list[str], int]:
-    """Samples without features: some of them, drawn by their ids, and how many they are."""
+    """Samples without features: some of them, drawn by their ids, and their number."""
     missing = """
         SELECT DISTINCT sample_id FROM delta.pool
         ANTI JOIN (FROM delta.sample_features WHERE score_key = $key) USING (sample_id)
@@ -147,7 +150,7 @@ def _with_status(shards: pl.DataFrame, recipes: Recipes, found: Sequence[Found])
     rows = []
     for shard in shards["shard"]:
         status, why = states[shard]
-        if kinds.get(shard) == "changed" and status != "new":  # its new text is not on record yet
+        if kinds.get(shard) == "changed" and status != "new":  # its new text is not recorded yet
             status = "stale"
             why = ", ".join(sorted({*filter(None, why.split(", ")), "text"}))
         rows.append((shard, status, why))
@@ -158,7 +161,7 @@ def _with_status(shards: pl.DataFrame, recipes: Recipes, found: Sequence[Found])
 
 
 def _removed(store: Store, gone: Sequence[str]) -> pl.DataFrame:
-    """Rows of shards whose file was deleted; `removed_samples` stand in no other file."""
+    """Rows of shards whose file was deleted. `removed_samples` counts samples that are in no other file."""
     return store.query(
         """
         SELECT shard, h.file, 'removed' AS status, count(DISTINCT sample_id) AS removed_samples
@@ -170,7 +173,7 @@ def _removed(store: Store, gone: Sequence[str]) -> pl.DataFrame:
 
 
 def _outdated(recipes: Recipes) -> dict[str, str]:
-    """What stands before the scores and will be made again first, with what changed."""
+    """Assets upstream of the scores that will be rebuilt first, with what changed."""
     outdated = {}
     for asset in ("probe_set", "base_model"):
         event = recipes.made(asset).get("")
@@ -180,8 +183,8 @@ def _outdated(recipes: Recipes) -> dict[str, str]:
 
 
 def _enough(size: tuple[int, int], budget: Budget | None) -> tuple[int | None, float]:
-    """Probes from which a sample counts as scored (None: all), and the share of the missing pairs that will be
-    computed."""
+    """The number of probes with which a sample counts as scored (None: all), and the share of the missing pairs that
+    will be computed."""
     samples, probes = size
     if budget is None or samples <= budget.pilot:
         return None, 1.0

@@ -1,5 +1,4 @@
-"""The pool as it will be after the next ingest: for plans, which must know what a changed file holds before it is
-stored."""
+"""The pool as it will be after the next ingest. Plans need the contents of a changed file before they are stored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +29,8 @@ class Pending:
 
 @dataclass(frozen=True)
 class Preview(Store):
-    """A store that shows pending rows, by table, as if they were stored. It is only for reading, and keeps to the files
-    of its first query."""
+    """A store that shows pending rows, by table, as if they were stored. It is read-only, and keeps to the files of its
+    first query."""
 
     pending: Mapping[str, Pending] = field(default_factory=dict)
 

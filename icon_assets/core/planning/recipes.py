@@ -1,5 +1,5 @@
-"""What each product is made from: shared by the assets, which make it, the plan, which predicts it, and automation,
-which starts it.
+"""What each product is made from. Assets (which make it), the plan (which predicts it) and automation (which starts it)
+share these recipes.
 """
 
 import inspect
@@ -30,7 +30,7 @@ from icon_assets.core.store.tables import Store
 from icon_assets.settings import ModelSettings, PairwiseSettings, PoolSettings, Settings
 from icon_assets.workspace import Workspace
 
-# Raise a number when a change of the code makes the product another one: what is stored then counts as stale.
+# Raise a number when a change of the code changes the product: what is stored then counts as stale.
 CODE_VERSIONS: Mapping[str, str] = {
     "raw_pool": "2",
     "probe_set": "2",
@@ -51,20 +51,20 @@ CODE_VERSIONS: Mapping[str, str] = {
     "leaderboard": "5",
     "report": "1",
 }
-# What of the settings changes how results are compared or how fast they come, not the results.
+# Settings that change how results are compared or how fast they come, not the results.
 _NOT_MEASURED = {"batch_size", "bootstrap_draws", "confidence", "pairwise"}
 
 
 class Unready(IconError):
-    """Something that a product is made from is not there yet, or is out of date itself."""
+    """An input of a product is missing or out of date."""
 
 
-# What a product depends on that settings alone do not say: `revision` (what pins the source of the base model),
-# `dtype`, `key` and `budget`.
+# Inputs of a product that settings alone do not give: `revision` (pins the source of the base model), `dtype`, `key`
+# and `budget`.
 Known: TypeAlias = "Recipes | Unmade"
 
 
-# What of the settings each product depends on
+# The settings that each product depends on
 
 
 def _keyed(settings: Settings, known: Known, part: str) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def pairwise_settings(settings: Settings) -> PairwiseSettings:
         IconError: the settings ask for no such comparison any more.
     """
     if settings.evaluation.pairwise is None:
-        raise IconError("evaluation.pairwise: is not in the settings any more; put it back")
+        raise IconError("evaluation.pairwise: is no longer in the settings; put it back")
     return settings.evaluation.pairwise
 
 
@@ -199,7 +199,8 @@ def _recipe(asset: str, part: str, inputs: Iterable[Input], settings: Settings, 
 
 @dataclass(frozen=True)
 class Unmade:
-    """What settings alone say, before anything is made: enough to see that a setting of a product has changed."""
+    """The inputs as far as settings alone give them, before anything is made. This is enough to see that a setting of a
+    product has changed."""
 
     settings: Settings
 
@@ -218,7 +219,7 @@ class Unmade:
 
     @property
     def budget(self) -> Budget | None:
-        """Of a pool that is large enough for one."""
+        """The budget for a pool that is large enough to have one."""
         return budget_of(self.settings, 1 << 40, 1)
 
 
@@ -233,15 +234,14 @@ def settings_digest(asset: str, parts: Iterable[str], settings: Settings) -> str
 
 
 def made_by(asset: str) -> tuple[str, ...]:
-    """What the partitions of an asset are of, such as `arm` and `seed`; nothing for an asset without partitions."""
+    """The dimensions of an asset's partitions, such as `arm` and `seed`. Empty for an asset without partitions."""
     return tuple(inspect.signature(getattr(Inputs, asset)).parameters)[1:]
 
 
 class Inputs:
-    """What each product is made from as it is now: one method per asset, which takes what the asset's partitions are
-    of.
+    """The current inputs of each product: one method per asset, with one argument per dimension of its partitions.
 
-    Every method raises `Unready` where something of it is missing or out of date.
+    Every method raises `Unready` where an input is missing or out of date.
     """
 
     def __init__(self, recipes: "Recipes") -> None:
@@ -286,7 +286,7 @@ class Inputs:
         return [self._one("probe_set"), self._one("base_model")]
 
     def selector(self) -> list[Input]:
-        """The light one learns from features too."""
+        """The light selector learns from features too."""
         seen = self._every("sample_features") if self._settings.selector.kind == "light" else []
         return [*self._every("sample_scores"), *seen, self._one("base_model")]
 
@@ -295,13 +295,13 @@ class Inputs:
         return [self._one(seen, shard), self._one("selector")]
 
     def selected_subset(self, arm: str) -> list[Input]:
-        """What the arm chooses by, of the whole pool."""
+        """Everything that the arm chooses by, for the whole pool."""
         tables = ["sample_scores", *sorted(tables_needed(arm, self._settings.selection))]
         of_shards = {table: "shard" in made_by(table) for table in tables}
         return [each for table in tables for each in (self._every(table) if of_shards[table] else [self._one(table)])]
 
     def selection_trust(self, arm: str) -> list[Input]:
-        """What all arms of the settings chose, and what this one chose by."""
+        """The subsets of all arms of the settings, and the inputs of this arm's choice."""
         self._one("selected_subset", arm)
         chosen = self._recipes.made("selected_subset")
         others = [chosen[name] for name in chosen if name in self._settings.selection.arms]
@@ -325,24 +325,24 @@ class Inputs:
         return [self._one("answers", f"{arm}|{seed}"), self._one("answers", f"{against}|{seed}")]
 
     def leaderboard(self) -> list[Input]:
-        """What was measured, and which of it counts: that also depends on results of other scores and recipes."""
+        """The results, and which of them count. That also depends on results of other scores and recipes."""
         measured = [*self._recipes.made("eval_results").values(), *self._recipes.made("base_eval").values()]
         counted = self._recipes.store.query("FROM delta.results_now").item()
         return [*(event.as_input() for event in measured), Input("results", "", str(counted))]
 
     def report(self) -> list[Input]:
-        """Everything on record that the page shows: with equal products it is the same page."""
+        """Every recorded product that the page shows. Equal products give the same page."""
         rows = self._recipes.store.query(sql_text("report/products.sql")).sort("asset", "partition")
         return [Input(row["asset"], row["partition"], row["digest"]) for row in rows.iter_rows(named=True)]
 
 
 class Recipes:
-    """The recipes of a workspace as it is now. What was read once is kept: make another one to see what changed since.
+    """The current recipes of a workspace. Everything read is cached, so make a new object to see later changes.
 
     Args:
-        store: the workspace's, or one that shows what it will hold.
+        store: the workspace's store, or a preview of it.
         digest_of: digest of a file that a product is made from.
-        dtype: of the base model, where it is chosen already.
+        dtype: of the base model, where it is already chosen.
     """
 
     def __init__(
@@ -376,22 +376,23 @@ class Recipes:
         return [self.of(asset, name) for name in drawn]
 
     def outdated(self, asset: str, part: str) -> str:
-        """Digest of the recipes by which a partition has to be made again, its draws among them; '' where it is up to
-        date, or waits for something that it is made from."""
+        """Digest of the recipes by which a partition has to be made again, including its draws. '' where it is up to
+        date or waits for an input."""
         try:
             if asset == "report":  # made once, when all is scored, not after every shard
                 self.every_shard("sample_scores")
             recipes = self.all_of(asset, part)
         except Unready:
             return ""
-        except IconError as error:  # a run of it will say so
+        except IconError as error:  # its run will report it
             return digest(str(error))
         made = self.made(asset)
         other = [each.fingerprint for each in recipes if not _is_by(made.get(each.partition), each)]
         return digest(other) if other else ""
 
     def current(self, asset: str) -> Mapping[str, Event]:
-        """The partitions of an asset that are up to date, with what made them; of one by shard, those in the pool."""
+        """The partitions of an asset that are up to date, with their events. For an asset by shard, only shards in the
+        pool."""
         if asset not in self._current:
             self._current[asset] = dict(self._find_current(asset))
         return self._current[asset]
@@ -410,7 +411,7 @@ class Recipes:
                 continue
 
     def _changed_files(self) -> set[str]:
-        """Shards whose file is not as it is on record, by its size and time."""
+        """Shards whose file differs from its record in size or time."""
         folder = self.workspace.input_path(self.settings.pool.path)
         sources = discover(folder, on_record=keys_on_record(self.store))
         as_recorded = {file.source.shard for file in compare(sources, self._on_record, 0) if file.kind == "unchanged"}
@@ -422,8 +423,8 @@ class Recipes:
         return selector is not None and {i.digest for i in selector.inputs if i.asset == "sample_scores"} == scored
 
     def every_shard(self, asset: str) -> list[Event]:
-        """The newest event of every shard of the pool: something made from part of it would favour what came first, and
-        scores by other probes or another model can't be compared in one ranking.
+        """The newest event of every shard of the pool. A product made from only a part would favour the first shards,
+        and scores by different probes or models can't be compared in one ranking.
 
         Raises:
             Unready: some shards have none, or an outdated one.
@@ -431,8 +432,8 @@ class Recipes:
         current = self.current(asset)
         if (missing := self.pool.keys() - current.keys()) or not self.pool:
             raise Unready(
-                f"{asset}: {len(missing)} of {len(self.pool)} shards are not made yet, or not as text, probes, model and "
-                f"settings are now ({', '.join(sorted(missing)[:3])}); materialize them first"
+                f"{asset}: {len(missing)} of {len(self.pool)} shards are not made yet, or not for the current text, "
+                f"probes, model and settings ({', '.join(sorted(missing)[:3])}); materialize them first"
             )
         return [current[shard] for shard in sorted(self.pool)]
 
@@ -479,7 +480,7 @@ class Recipes:
         return self._files[shard]
 
     def base_model(self) -> tuple[ModelRecord, str]:
-        """The prepared base model and its dtype, as `base_model` was last materialized.
+        """The prepared base model and its dtype, from the last materialization of `base_model`.
 
         Raises:
             Unready: it has not been materialized yet, or its directory is gone.
@@ -492,12 +493,12 @@ class Recipes:
 
     @cached_property
     def key(self) -> ScoreKey:
-        """Of scores by the base model as it was last prepared."""
+        """The key of scores by the base model as last prepared."""
         return score_key(*self.base_model(), self.settings.scoring)
 
     @cached_property
     def budget(self) -> Budget | None:
-        """Of the pool and the probes as they are."""
+        """The budget for the current pool and probes."""
         return budget_of(self.settings, *pool_size(self.store, self.settings.scoring.direct_share))
 
     @cached_property
@@ -506,8 +507,7 @@ class Recipes:
 
     @cached_property
     def dtype(self) -> str:
-        """`auto` is asked of the hardware only when the settings changed since the model was prepared: that loads
-        torch."""
+        """`auto` is resolved only when the settings changed since the model was prepared, because that loads torch."""
         wanted = self.settings.model
         event = self.made("base_model").get("")
         if self._dtype or wanted.dtype != "auto":
@@ -518,7 +518,7 @@ class Recipes:
 
 
 def asked_of_hardware(settings: ModelSettings) -> str:
-    """The settings that device and dtype are chosen by, to be kept with what was chosen."""
+    """The settings that determine device and dtype, to be stored with the choice."""
     return f"{settings.dtype} on {settings.device}"
 
 
@@ -533,5 +533,5 @@ def _is_by(event: Event | None, recipe: Recipe) -> bool:
 
 
 def raw_pool_recipe(source: SourceFile, digest: str, settings: Settings) -> Recipe:
-    """The samples of one source file with this content, which may not be on record yet."""
+    """The samples of one source file with this content, which may not be recorded yet."""
     return _recipe("raw_pool", source.shard, [Input("file", source.file, digest)], settings, Unmade(settings))

@@ -1,5 +1,5 @@
-"""Choosing the probe set: evenly over strata, seeded, without near-duplicates, and without anything the pool or the
-evaluation data already holds, so that neither a score nor a result measures memory.
+"""Choosing the probe set: evenly over strata, seeded, without near-duplicates, and without texts that the pool or the
+evaluation data already contain, so that neither a score nor a result measures memory.
 """
 
 from collections import defaultdict
@@ -12,7 +12,7 @@ from icon_assets.core.probes.overlap import Candidate, near_duplicates
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a candidate: `selected`, `spare`, `duplicate`, `near_duplicate`, `in_pool` or `in_evaluation`."""
+    """The verdict on a candidate: `selected`, `spare`, `duplicate`, `near_duplicate`, `in_pool` or `in_evaluation`."""
 
     candidate: Candidate
     status: str
@@ -27,10 +27,11 @@ def select_probes(
     in_pool: Mapping[str, str],
     in_evaluation: Mapping[str, str],
 ) -> list[Verdict]:
-    """Decide every candidate, in a seeded order that depends on the probe alone; then draw `count` evenly over strata.
+    """Decide on every candidate, in a seeded order that depends only on the probe. Then draw `count` evenly over
+    strata.
 
     Args:
-        count: probes to draw; with fewer usable ones all of them are taken.
+        count: probes to draw; if fewer are usable, all of them are taken.
         threshold: Jaccard similarity from which two probes count as the same.
         in_pool, in_evaluation: probe ids with the reason, from `overlaps`.
 
@@ -61,7 +62,7 @@ def select_probes(
 
 
 def _round_robin(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """One of each stratum in turn, so that every prefix is as even over strata as it can be."""
+    """One of each stratum in turn, so that every prefix is as even over strata as possible."""
     strata: dict[str, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         strata[candidate.stratum].append(candidate)

@@ -1,6 +1,6 @@
-"""What must not meet: the texts of the pool, of the probes and of the evaluation data, ready to be compared.
+"""The texts that must not overlap, ready to be compared: those of the pool, of the probes and of the evaluation data.
 
-The rule for when two texts meet stands with the probes; who must not meet whom, with those who ask.
+`overlap` has the rule for when two texts overlap. The callers decide which texts must not.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from icon_assets.workspace import Workspace
 
 
 def pool_references(rows: Iterable[Mapping[str, Any]]) -> Iterator[Reference]:
-    """Rows of the table `samples` as texts to look through; of a chat, the last question also on its own."""
+    """Rows of the table `samples` as texts to search. The last question of a chat is also searched separately."""
     for row in rows:
         sample = sample_of(row)
         name = f"{row['file']}:{row['row']}"
@@ -28,18 +28,18 @@ def pool_references(rows: Iterable[Mapping[str, Any]]) -> Iterator[Reference]:
 
 
 def probe_index(rows: Iterable[Mapping[str, Any]]) -> Index:
-    """Rows of the view `probes`, to be found in other texts."""
+    """Rows of the view `probes`, to search for in other texts."""
     return Index(Candidate(sample_of(row), row["stratum"], row["file"], row["row"]) for row in rows)
 
 
 def evaluation_references(workspace: Workspace) -> Iterator[Reference]:
-    """The evaluation data as texts to look through; of a multiple-choice item, every choice."""
+    """The evaluation data as texts to search; for a multiple-choice item, every choice."""
     for item, text in _evaluation_items(workspace):
         yield Reference(f"{item.file}:{item.row}", item.sample.question, text)
 
 
 def evaluation_index(workspace: Workspace) -> Index:
-    """The evaluation data, to be found in other texts. Made once per process while the files are the same."""
+    """The evaluation data, to search for in other texts. It is built once per process while the files are the same."""
     return _evaluation_index(workspace, tuple(file_digest(path) for _, _, path in evaluation_files(workspace)))
 
 
@@ -49,9 +49,9 @@ def _evaluation_index(workspace: Workspace, digests: tuple[str, ...]) -> Index:
 
 
 def _evaluation_items(workspace: Workspace) -> Iterator[tuple[Candidate, str]]:
-    """Every item, of a multiple-choice one with the right choice as its response, and all of its text.
+    """Every item with all of its text. The response of a multiple-choice item is the right choice.
 
-    Right choices are a few words: what gives a multiple-choice item away is its question.
+    Right choices are only a few words, so a multiple-choice item is recognized by its question.
     """
     settings = workspace.settings.evaluation
     for task in settings.multiple_choice:

@@ -1,4 +1,4 @@
-"""Whether two texts meet: the same prompt, words in a row in common, or nearly the same words."""
+"""Overlap of two texts: the same prompt, common words in a row, or nearly the same words."""
 
 import re
 from collections import defaultdict
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from icon_assets.core.inputs.sample import Sample
 
 OVERLAP_WORDS = 13
-_MARK_WORDS = 7  # whatever 13 words are shared, 7 of them begin at a multiple of 7 of the text
+_MARK_WORDS = 7  # of any 13 shared words, 7 in a row begin at a multiple of 7 of the text
 _SHINGLE_WORDS = 3
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate probe and where it stands. `passage`: what must not be read elsewhere; the response unless told."""
+    """A candidate probe and its place. `passage`: the text that must not occur elsewhere; by default the response."""
 
     sample: Sample
     stratum: str
@@ -30,7 +30,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Reference:
-    """A text that probes must not share: a pool sample or an evaluation item, with its name for the reason."""
+    """A text that probes must not overlap with: a pool sample or an evaluation item, with a name for the reason."""
 
     name: str
     prompt: str
@@ -43,7 +43,7 @@ def words(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A text without case and punctuation; one that has no words stays as it is."""
+    """A text without case and punctuation. A text without words is returned unchanged."""
     return " ".join(words(text)) or text
 
 
@@ -65,8 +65,8 @@ class Meeting:
 
 
 class Index:
-    """The texts of candidates, prepared for one pass over any number of references; memory grows with the candidates
-    only."""
+    """The texts of candidates, prepared for one pass over any number of references. Memory grows only with the
+    candidates."""
 
     def __init__(self, candidates: Iterable[Candidate]) -> None:
         self._prompts: dict[str, list[Candidate]] = defaultdict(list)
@@ -80,7 +80,7 @@ class Index:
             self._marks |= _shingles(passage, _MARK_WORDS)
 
     def meetings(self, references: Iterable[Reference]) -> Iterator[Meeting]:
-        """Every candidate and reference that meet, once."""
+        """Every overlapping pair of candidate and reference, once."""
         for reference in references:
             met = dict.fromkeys(self._prompts.get(_plain(reference.prompt), ()), "")
             for gram in self._shared(words(reference.text)):
@@ -89,7 +89,8 @@ class Index:
             yield from (Meeting(candidate, reference.name, shared) for candidate, shared in met.items())
 
     def _shared(self, text: Sequence[str]) -> list[tuple[str, ...]]:
-        """The runs of words that the text shares with candidates; nearly always none, told by a few comparisons."""
+        """The runs of words that the text shares with candidates. Usually there are none, which takes a few
+        comparisons."""
         places = range(0, len(text), _MARK_WORDS)
         if not any(tuple(text[place : place + _MARK_WORDS]) in self._marks for place in places):
             return []

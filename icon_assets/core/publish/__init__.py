@@ -1,5 +1,5 @@
-"""What leaves the house: export and report.
+"""Exports and the report.
 
-Belongs here: the place that may be written to, data files, data card, report, plots, templates. Does not: new figures.
-Data comes from the store and leaves as files for people and other tools.
+Belongs here: permitted places, data files, data card, report, plots, templates. Does not belong here: new figures. Data
+comes from the store and leaves as files for people and other tools.
 """

@@ -1,5 +1,5 @@
-"""What is on record about the newest choice of an arm: its samples, where they come from, what it was made from and how
-it compares with its pool. Read only; export and report both tell it."""
+"""The record of an arm's newest choice: its samples, their source lines, its inputs and how it compares with its pool.
+It is read-only, for export and report."""
 
 import json
 from collections.abc import Mapping
@@ -38,20 +38,19 @@ class RecordedChoice:
         ).item()
         if gone := chosen - lines["sample_id"].n_unique():
             raise IconError(
-                f"arm {self.arm}: {gone} of its {chosen} samples are not in the pool any more; "
-                "choose again with `icon-assets run --select raw_pool sample_scores selected_subset`"
+                f"arm {self.arm}: {gone} of its {chosen} samples are no longer in the pool; choose again with "
+                "`icon-assets run --select raw_pool sample_scores selected_subset`"
             )
         return lines
 
     @cached_property
     def made_from(self) -> pl.DataFrame:
-        """The subset and everything it was made from, with the events that made it."""
+        """The subset and all its inputs, with their events."""
         key = {"asset": "selected_subset", "partition": self.arm, "digest": self.subset_id}
         return self.store.query(sql_text("made_from.sql"), key)
 
     def event(self, asset: str) -> Mapping[str, Any]:
-        """Digest, settings, seed and summary of something it was made from; empty texts where the ledger has no such
-        thing."""
+        """Digest, settings, seed and summary of an input; empty texts where the ledger has none."""
         row = next(self.made_from.filter(pl.col("asset") == asset).iter_rows(named=True), None)
         if row is None:
             return {"digest": "", "settings": {}, "seed": None, "summary": {}}
@@ -59,18 +58,18 @@ class RecordedChoice:
 
     @property
     def score_key(self) -> str:
-        """Under which the scores it was chosen by were computed."""
+        """The score key of the scores that it was chosen by."""
         settings = self.event("sample_scores")["settings"].get("score_key")
         return digest(settings) if settings else ""
 
     @cached_property
     def profile(self) -> pl.DataFrame:
-        """Lengths and contributions of the chosen beside those of the pool."""
+        """Lengths and contributions of the chosen samples and of the pool."""
         return self.store.query(sql_text("selection_profile.sql"), {**self._parameters, "score_key": self.score_key})
 
     @cached_property
     def trust(self) -> pl.DataFrame:
-        """The trust figures of this very subset."""
+        """The trust figures of this subset."""
         return self.store.query(
             """
             SELECT figure, against, "value", low, high, detail FROM trust_figures
@@ -81,7 +80,7 @@ class RecordedChoice:
 
     @cached_property
     def selector(self) -> Mapping[str, Any] | None:
-        """The selector that predicted its scores, and how well it does that; None where none did."""
+        """The selector that predicted its scores, with its metrics; None for an arm without one."""
         asked = {"id": self.event("selector")["summary"].get("selector_id")}
         found = self.store.query("FROM selectors WHERE selector_id = $id", asked).to_dicts()
         metrics = self.store.query("FROM selector_metrics WHERE selector_id = $id ORDER BY ALL DESC", asked).to_dicts()
@@ -102,7 +101,7 @@ def recorded_choice(store: Store, arm: str) -> RecordedChoice:
     if event is None:
         known = ", ".join(ledger.latest(store, "selected_subset")) or "none"
         raise IconError(
-            f"arm {arm}: has no selection yet (arms that have: {known}); put it into selection.arms and run "
+            f"arm {arm}: has no selection yet (arms with one: {known}); put it into selection.arms and run "
             "`icon-assets run --select selected_subset`"
         )
     return RecordedChoice(store, arm, event.digest)

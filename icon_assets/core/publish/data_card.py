@@ -1,4 +1,4 @@
-"""The card of an export: what it is, where its samples come from, how they were chosen, under which licences."""
+"""The data card of an export: its contents, sources, selection and licences."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from icon_assets.workspace import Workspace
 
 _SHOWN_FILES = 50
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*", "README*")
-# The names the Hugging Face hub knows, as far as data come under them.
+# The licence names of the Hugging Face hub that data may have.
 _HUB_LICENCES = {
     "apache-2.0",
     "mit",
@@ -93,18 +93,18 @@ def card_facts(workspace: Workspace, chosen: RecordedChoice) -> dict[str, Any]:
 
 
 def _reason(chosen: RecordedChoice) -> str:
-    """Why the arm chose, with the name of the arm that it follows."""
+    """The reason of the arm, with the name of the arm that it follows."""
     reference = chosen.event("selected_subset")["settings"].get("reference", "another arm")
     return chosen.lines["reason"][0].replace("another arm", reference)
 
 
 def _licences(lines: pl.DataFrame) -> list[tuple[str, int]]:
-    """What the source rows say of themselves, most frequent first."""
+    """The licences that the source rows state, most frequent first."""
     return Counter(licence or "not stated" for licence in lines["licence"]).most_common(20)
 
 
 def _hub_licence(lines: pl.DataFrame) -> str | list[str]:
-    """The hub's word for the licences: `unknown` when a line states none, `other` when the hub has no name for one."""
+    """The hub's name for the licences: `unknown` when a line states none, `other` when the hub has no name for one."""
     stated = {None if text is None else text.strip().lower().replace(" ", "-") for text in lines["licence"].unique()}
     if None in stated:
         return "unknown"

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 Format = Literal["alpaca", "messages", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-SHARD_BYTES = 256 << 20  # a data file that has grown beyond this is the last part but one
+SHARD_BYTES = 256 << 20  # a data file that has grown beyond this is followed by one more part
 BATCH_ROWS = 1000
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `flattened`: chats whose earlier turns became part of the instruction."""
+    """The written export. `flattened`: chats whose earlier turns became part of the instruction."""
 
     directory: Path
     arm: str
@@ -60,7 +60,7 @@ def _everything(row: Mapping[str, Any]) -> dict[str, Any]:
 
 ROWS = {"alpaca": _alpaca, "messages": _messages, "parquet": _everything}
 _TURNS = [{"name": "role", "dtype": "string"}, {"name": "content", "dtype": "string"}]
-# Columns in the words of the Hugging Face hub.
+# Column types in the Hugging Face hub's notation.
 FEATURES: Mapping[str, list[dict[str, Any]]] = {
     "alpaca": [{"name": name, "dtype": "string"} for name in ("instruction", "input", "output")],
     "messages": [{"name": "messages", "list": _TURNS}],

@@ -1,8 +1,6 @@
-"""A selection as a folder that other tools train on: the data, a card that says what it is, and where each sample comes
-from.
+"""A selection as a folder for training with other tools: the data, a data card, and the source line of each sample.
 
-The same selection always gives the same bytes. Anything that can be wrong with the place is said before anything is
-written."""
+The same selection always gives the same bytes. The place is checked before anything is written."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -37,7 +35,7 @@ def export(
     An earlier export of the same arm and format is replaced.
 
     Raises:
-        IconError: nothing is selected, samples have left the pool, `out` can't be used, or the disk refused.
+        IconError: nothing is selected, samples have left the pool, `out` can't be used, or the disk can't be written.
     """
     chosen = recorded_choice(Store(workspace.store_dir), arm)
     target = allowed_place(workspace, out or workspace.exports_dir / f"{arm}-{form}")
@@ -56,7 +54,7 @@ def export(
 
 
 def _write_samples(chosen: RecordedChoice, data: "DataFiles") -> tuple[str, int]:
-    """Write every sample; returns the digest of the rows, in their order, and how many chats were flattened."""
+    """Write every sample. Returns the digest of the rows, in their order, and the number of flattened chats."""
     flattened = 0
 
     def written() -> Iterator[str]:
@@ -73,7 +71,7 @@ def _write_samples(chosen: RecordedChoice, data: "DataFiles") -> tuple[str, int]
 
 
 def _samples(chosen: RecordedChoice) -> Iterator[dict[str, Any]]:
-    """The samples with their texts, batch by batch: those of a large pool need not all be in memory."""
+    """The samples with their texts, in batches, because those of a large pool may not fit into memory."""
     parameters = {"arm": chosen.arm, "subset_id": chosen.subset_id}
     with chosen.store.connect() as con:
         for batch in con.sql(sql_text("chosen_samples.sql"), params=parameters).to_arrow_reader(BATCH_ROWS):
@@ -107,7 +105,7 @@ def _llama_factory(result: Exported) -> str:
 
 
 def _record(partial: Path, chosen: RecordedChoice, result: Exported) -> str:
-    """What the export is, for programs, and which files are its own."""
+    """The description of the export for programs, with the list of its files."""
     record = {
         "arm": result.arm,
         "format": result.format,

@@ -1,5 +1,4 @@
-"""Plots as SVG for pages: text stays text, colours are those of the page (light or dark), nothing is loaded from
-anywhere."""
+"""Plots as SVG for pages. Text stays text, colours follow the page (light or dark), and nothing is loaded."""
 
 import io
 import re
@@ -11,7 +10,7 @@ from markupsafe import Markup
 
 from icon_assets.core.text import printable_lines
 
-# Stand for colours of the page while matplotlib draws.
+# Placeholders for the colours of the page while matplotlib draws.
 _INK = "#010101"
 _LINE = "#020202"
 _MUTED = "#030303"
@@ -43,7 +42,7 @@ _STYLE = {
 
 
 def distribution(edges: Sequence[float], pool: Sequence[int], chosen: Sequence[int], label: str, arm: str) -> Markup:
-    """A histogram of the pool, and in it the share that an arm chose (none given: the pool alone)."""
+    """A histogram of the pool, with the samples that an arm chose (no arm: the pool alone)."""
     with _style():
         figure, axes = _axes(4.6, 2.6, label, "samples")
         widths = [right - left for left, right in pairwise(edges)]
@@ -104,8 +103,7 @@ def _axes(width: float, height: float, x: str, y: str) -> Any:
 
 
 def _svg(figure: Any, title: str) -> Markup:
-    """The drawing alone: without the head of an XML file, and without ids of groups, which would stand on a page
-    twice."""
+    """The drawing alone, without the XML header and without group ids, which would occur twice on a page."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

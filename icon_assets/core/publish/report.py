@@ -1,7 +1,7 @@
-"""One self-contained HTML page about a workspace: what was measured, what was chosen, whether it pays, and how far to
-trust it.
+"""One self-contained HTML page about a workspace: measurements, selections, whether they pay, and how far to trust
+them.
 
-Every section is a function of the store; where its table is empty, the page says what to run. Equal stores make equal
+Every section is a function of the store. Where its table is empty, the page says what to run. Equal stores give equal
 pages."""
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ MARK = '<meta name="generator" content="icon-assets report">'
 
 @dataclass(frozen=True)
 class Report:
-    """The page as a file. `missing`: sections that had nothing to show."""
+    """The page as a file. `missing`: sections without data."""
 
     path: Path
     digest: str
@@ -49,15 +49,15 @@ class Report:
 
 
 def write_report(workspace: Workspace, out: Path | None = None) -> Report:
-    """Write the page to `out` (default `<workspace>/exports/report.html`), over an earlier report only.
+    """Write the page to `out` (default `<workspace>/exports/report.html`). It replaces only an earlier report.
 
     Raises:
-        IconError: `out` can't be used, or the disk refused.
+        IconError: `out` can't be used, or the disk can't be written.
     """
     path = allowed_place(workspace, out or workspace.exports_dir / "report.html")
     with disk_faults(path):
         if path.exists() and not _is_report(path):
-            raise IconError(f"{path}: exists and is no report of icon-assets; choose another --out")
+            raise IconError(f"{path}: exists and is not a report of icon-assets; choose a different --out")
         facts = gather(workspace)
         path.parent.mkdir(parents=True, exist_ok=True)
         new_file(path, page("report.html", **facts))
@@ -73,7 +73,7 @@ def _is_report(path: Path) -> bool:
 
 
 def gather(workspace: Workspace) -> dict[str, Any]:
-    """Everything the page shows; a section that is empty has nothing to show."""
+    """Everything that the page shows. A section without data is empty."""
     source = Source(workspace)
     return {
         "mark": MARK,

@@ -1,4 +1,4 @@
-"""The sections of the report: each is a function of the store; empty where its table is empty."""
+"""The sections of the report. Each is a function of the store, and is empty where its table is empty."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +24,7 @@ _SHOWN_MEASURES = 8
 
 
 def verdict_section(source: Source) -> list[dict[str, Any]]:
-    """Of each arm what is claimed, the differences behind it, and the AUC of length where that alone explains the
-    choice."""
+    """For each arm the claim, the differences behind it, and the AUC of length if length alone explains the choice."""
     by_length = {
         row["arm"]: row["value"]
         for row in _trust_rows(source)
@@ -67,7 +66,7 @@ def _in_order(source: Source, arms: Iterable[str]) -> list[str]:
 
 
 def differences_section(source: Source) -> dict[str, Any] | None:
-    """Plots of what verdicts are about; the rest as a table."""
+    """Plots of the headline differences; the rest as a table."""
     shown = comparison.headline(source.differences).sort("against", "task", "metric", "arm").to_dicts()
     figures = [
         {
@@ -95,7 +94,7 @@ def scores_section(source: Source) -> list[dict[str, Any]]:
 
 
 def _control(source: Source, control: Any, scores: pl.DataFrame) -> dict[str, Any]:
-    """A control's contributions. Beyond the outermost thousandth they count to the last bar."""
+    """A control's contributions. The outermost thousandth on each side counts in the last bar."""
     values = scores["contribution"]
     arm = next((arm for arm in source.chosen if ranks_by(arm) == control), None)
     chosen = scores.join(source.chosen[arm], on="sample_id", how="semi")["contribution"] if arm else values.clear()
@@ -118,7 +117,7 @@ def _control(source: Source, control: Any, scores: pl.DataFrame) -> dict[str, An
 
 
 def examples_section(source: Source) -> list[dict[str, Any]]:
-    """Of each arm some of the chosen, by rank, beside some of the rest, by contribution."""
+    """For each arm some of the chosen samples, by rank, and some of the others, by contribution."""
     scored = {arm: rows["place"].drop_nulls().to_numpy() for arm, rows in source.chosen.items()}
     picked = {arm: (_some(places), _some(_rest(source, places))) for arm, places in scored.items()}
     places = sorted({place for both in picked.values() for each in both for part in each for place in part})
@@ -144,7 +143,7 @@ def _rest(source: Source, chosen: "np.ndarray[Any, Any]") -> "np.ndarray[Any, An
 
 
 def _some(places: "np.ndarray[Any, Any]") -> tuple[list[int], list[int], list[int]]:
-    """The first, the middle ones and the last, none of them twice."""
+    """The first, middle and last ones, each only once."""
     first = places[:_EXAMPLES]
     places = places[_EXAMPLES:]
     last = places[max(0, len(places) - _EXAMPLES) :]
@@ -169,10 +168,10 @@ def _sample_cards(source: Source, places: Sequence[int]) -> dict[int, dict[str, 
 
 
 def _shown(texts: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The texts of a sample, cut; scores may outlive its line in the pool."""
+    """The texts of a sample, cut. A sample that left the pool may still have scores."""
     if texts is None:
         return {
-            "file": "not in the pool any more",
+            "file": "no longer in the pool",
             "row": "",
             "turns": 0,
             "instruction": ("", 0),
@@ -188,7 +187,7 @@ def _shown(texts: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _cut(text: str) -> tuple[str, int]:
-    """The beginning of a text, and how many characters are left out."""
+    """The beginning of a text, and the number of characters left out."""
     begin = text[:_TEXT_CHARS]
     left_out = max(0, len(text) - _TEXT_CHARS)
     return f"{begin}…" if left_out else begin, left_out
@@ -208,7 +207,7 @@ def coverage_section(source: Source) -> dict[str, Any] | None:
 
 
 def _trust_rows(source: Source) -> list[dict[str, Any]]:
-    """The figures of the subsets as they are now."""
+    """The figures of the current subsets."""
     return source.rows(
         "FROM trust_figures WHERE list_contains($subsets, subset_id) ORDER BY figure, against",
         subsets=list(source.subsets.values()),
@@ -216,7 +215,7 @@ def _trust_rows(source: Source) -> list[dict[str, Any]]:
 
 
 def trust_section(source: Source) -> dict[str, Any]:
-    """Figures by arm; how long the chosen are, which needs no figure; and which arms chose the same."""
+    """Figures by arm, lengths of the chosen samples, and overlaps between arms."""
     by_arm: dict[str, dict[str, list[dict[str, Any]]]] = {arm: {} for arm in source.arms if arm != "full"}
     for row in _trust_rows(source):
         by_arm.setdefault(row["arm"], {}).setdefault(row["figure"], []).append(row)
@@ -250,7 +249,7 @@ def losses_section(source: Source) -> dict[str, Any] | None:
 
 
 def lineage_section(source: Source) -> dict[str, Any] | None:
-    """The newest of every product, at most so many of each asset."""
+    """The newest event of every product, with a limit for each asset."""
     products = source.products
     shown = products.group_by("asset", maintain_order=True).head(_SHOWN_ROWS)
     return {"rows": shown.to_dicts(), "not_shown": products.height - shown.height} if products.height else None

@@ -1,4 +1,4 @@
-"""What several sections of the report read, once."""
+"""Data that several sections of the report need, read once."""
 
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from icon_assets.workspace import Workspace
 
 
 class Source:
-    """What several sections read, once."""
+    """Data that several sections need, read once."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -76,14 +76,14 @@ class Source:
 
     @cached_property
     def lengths(self) -> pl.DataFrame:
-        """Tokens as a context of every sample of the pool, also of those that were not scored."""
+        """Tokens as a context of every sample of the pool, including samples that were not scored."""
         pool = self.store.query(sql_text("pool_scores.sql"), {"score_key": self.score_key})
         return pool.select("sample_id", "n_tokens")
 
     @cached_property
     def chosen(self) -> dict[str, pl.DataFrame]:
-        """What each arm chose, best first, with the place in the ranking where it is scored; `full` is everything and
-        left out."""
+        """The samples that each arm chose, best first, with their place in the ranking if they are scored. `full` is
+        everything and is left out."""
         rows = (
             self.store.query(
                 'SELECT arm, sample_id, "rank" FROM delta.selections WHERE list_contains($subsets, subset_id)',

@@ -1,5 +1,4 @@
-"""Pages that people read, from the templates of the package: whatever an expression in them gives is text and nothing
-else."""
+"""Pages for people, from the templates of the package. The value of every expression in them is shown as plain text."""
 
 from importlib import resources
 from typing import Any
@@ -11,8 +10,8 @@ from icon_assets.core.text import Markdown, code, markdown, printable, printable
 
 
 def page(template: str, **facts: Any) -> str:
-    """A template of `templates/` with these facts. What would work in HTML, or in Markdown (by the template's name),
-    becomes text, unless it is `Markup` or `Markdown`."""
+    """Render a template of `templates/` with these facts. HTML, or Markdown (by the template's name), in a value is
+    escaped, unless the value is `Markup` or `Markdown`."""
     is_markdown = template.endswith(".md")
     environment = Environment(
         loader=FunctionLoader(_source),
@@ -37,7 +36,7 @@ def _in_markdown(value: Any) -> Any:
 
 
 def cell(value: Any, limit: int = 200) -> Markdown:
-    """Text for a cell of a Markdown table, cut where it is longer than so many characters."""
+    """Text for a cell of a Markdown table, cut to so many characters."""
     text = printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
     return markdown(text if len(text) <= limit else text[: limit - 1] + "…")
 

@@ -1,8 +1,7 @@
-"""What must hold of everything that is stored: one rule each, why it exists, and what to do when it is broken.
+"""Rules for everything that is stored: what must hold, why, and what to do when it does not.
 
-A rule looks at one partition of its asset, in one snapshot of the store, and changes nothing. Its docstring is what
-people read in the UI. Assets look through the same rules (`refuse`) before they spend money on what an earlier run has
-made."""
+A rule checks one partition of its asset, in one snapshot of the store, and changes nothing. The UI shows its docstring.
+Assets check the same rules (`refuse`) before they spend money on the product of an earlier run."""
 
 from contextlib import closing
 
@@ -11,7 +10,7 @@ from icon_assets.core.quality import contents, features, pool, probes, results, 
 from icon_assets.core.quality.rule import Look, Rule, Subject, rules_in
 from icon_assets.workspace import Workspace
 
-# In the order in which they are looked at.
+# In the order in which they are checked.
 RULES = [
     rule
     for room in (tables, contents, pool, probes, scores, features, selection, training, results)
@@ -24,10 +23,10 @@ def rules_of(asset: str) -> list[Rule]:
 
 
 def refuse(workspace: Workspace, asset: str, partition: str = "", *looks: Look) -> None:
-    """Go no further with something that breaks a rule: one of these, or (none named) any blocking rule of its asset.
+    """Stop when a product breaks a rule: one of `looks`, or any blocking rule of its asset where none is given.
 
     Raises:
-        IconError: names the thing, what is wrong with it and the mend.
+        IconError: names the product, what is wrong with it and the fix.
     """
     with closing(Subject(workspace, asset, partition)) as subject:
         for each in rules_of(asset):

@@ -1,4 +1,4 @@
-"""The rule that ties rows to the ledger: every product holds what was written when it was made."""
+"""The rule that compares rows with the ledger: every product holds the rows that were written when it was made."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from icon_assets.core.inputs.sample import sample_of
 from icon_assets.core.quality.rule import EXAMPLES, REMAKE, Finding, Subject, judge, rule
 from icon_assets.core.store.inventory import Difference, Where, differences
 
-_DEARER = 10  # times as long as comparing a row takes the id of its text
+_DEARER = 10  # computing the id of a text takes so many times as long as comparing a row
 Part = tuple[str, Where]  # a table, and which of its rows
 
 
@@ -20,7 +20,7 @@ def _whole(*tables: str) -> Callable[[Subject], list[Part]]:
 
 
 def _named(column: str, *tables: str) -> Callable[[Subject], list[Part]]:
-    """Rows whose column has the value that the ledger has under that name."""
+    """Rows whose column has the value that the ledger gives for this name."""
     return lambda subject: [(table, {column: [str(subject.made.summary[column])]}) for table in tables]
 
 
@@ -29,7 +29,7 @@ def _baseline(subject: Subject) -> list[Part]:
 
 
 def _scores(subject: Subject) -> list[Part]:
-    """The scores, and the pairs that they are made of, under whatever shard these lie."""
+    """The scores, and the pairs that they are made of, even those that are stored under a different shard."""
     key = [str(subject.made.summary["score_key"])]
     of_pairs: Where = {"score_key": key, "origin": _origins(subject, "contexts", key[0])}
     scores: Where = {"shard": [subject.partition], "score_key": key}
@@ -83,12 +83,12 @@ _TRAINED = _named("checkpoint_id", "checkpoints", "checkpoint_samples", "loss_cu
 
 
 def parts_of(subject: Subject) -> list[Part]:
-    """The rows that are the product, or that it is made of and nobody else looks after."""
+    """The rows that make up the product, including inputs that no other product checks."""
     return (_TRAINED if subject.asset == "checkpoint" else _PARTS[subject.asset])(subject)
 
 
 def unlike_record(subject: Subject) -> Iterator[Difference]:
-    """Where the product does not hold what was written."""
+    """Where the product differs from what was written."""
     most = subject.workspace.settings.checks.content_rows
     for table, where in parts_of(subject):
         yield from differences(subject.store, table, where, most_rows=most)
@@ -97,14 +97,12 @@ def unlike_record(subject: Subject) -> Iterator[Difference]:
 @rule("checkpoint", blocking=True, mend="delete its directory and materialize it again: it is trained again")
 @rule(*_PARTS, blocking=True, mend=REMAKE)
 def contents_are_as_recorded(subject: Subject) -> Finding:
-    """The rows of the product are those that were written when it was made: their digest is computed from the rows and
-    compared with the ledger's. A score, a text or a metric that somebody changed in a file would be believed, selected
-    by and trained on. Of more than `checks.content_rows` rows only files that changed since they were compared last are
-    read; `icon-assets verify` reads all."""
+    """The product holds the rows that were written when it was made. Their digest is computed again and compared with
+    the ledger. Otherwise a score, a text or a metric that somebody changed in a file would be used for selection,
+    training and reports. With more than `checks.content_rows` rows, only files that changed since the last comparison
+    are read. `icon-assets verify` reads all of them."""
     unlike = [str(each) for each in unlike_record(subject)]
-    return judge(
-        len(parts_of(subject)), len(unlike), "parts of tables hold other rows than were written", unlike[:EXAMPLES]
-    )
+    return judge(len(parts_of(subject)), len(unlike), "parts of tables differ from what was written", unlike[:EXAMPLES])
 
 
 def is_of_its_text(row: Mapping[str, Any], named: str) -> bool:
@@ -116,8 +114,8 @@ def is_of_its_text(row: Mapping[str, Any], named: str) -> bool:
 
 @rule("raw_pool", "probe_set", blocking=True, mend=REMAKE)
 def ids_are_of_their_text(subject: Subject) -> Finding:
-    """The id of every sample and probe is the digest of its text. Scores, choices and manifests go by the id: another
-    text under it would be trained on in the name of the one that was scored."""
+    """The id of every sample and probe is the digest of its text. Scores, selections and manifests refer to this id.
+    With a wrong id, a different text would be trained on than the one that was scored."""
     table, where = ("samples", "WHERE shard = $shard") if subject.asset == "raw_pool" else ("probe_candidates", "")
     named = "sample_id" if table == "samples" else "probe_id"
     asked = {"shard": subject.partition} if where else {}
@@ -126,8 +124,9 @@ def ids_are_of_their_text(subject: Subject) -> Finding:
         return Finding(
             0,
             0,
-            f"not computed for {n:,} rows (checks.content_rows): their contents are compared, `icon-assets verify` does it",
+            f"not computed for {n:,} rows (checks.content_rows): contents_are_as_recorded compares them, and "
+            "`icon-assets verify` computes their ids",
         )
     rows = subject.rows(f"SELECT * FROM delta.{table} {where}", **asked)  # noqa: S608  (our own text)
     wrong = [row[named] for row in rows if row[named] is not None and not is_of_its_text(row, named)]
-    return judge(len(rows), len(wrong), "ids are not of the text beside them", wrong[:EXAMPLES])
+    return judge(len(rows), len(wrong), "ids are not the digest of their text", wrong[:EXAMPLES])

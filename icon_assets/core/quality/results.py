@@ -11,22 +11,25 @@ def _measured(subject: Subject) -> dict[str, str]:
 
 @rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
 def metrics_stand_once(subject: Subject) -> Finding:
-    """A checkpoint has one value per task and metric. The leaderboard takes the mean over rows: a doubled one shifts
-    it."""
+    """A checkpoint has one value per task and metric. The leaderboard takes the mean over rows, and a duplicate would
+    shift it."""
     return subject.doubled("eval_results", "task, metric", "checkpoint_id = $checkpoint", **_measured(subject))
 
 
-@rule("base_eval", "eval_results", blocking=True, mend="look at the checkpoint: its loss or logits are not finite")
+@rule("base_eval", "eval_results", blocking=True, mend="check the checkpoint: its loss or logits are not finite")
 def metrics_are_finite(subject: Subject) -> Finding:
-    """Every metric is a finite number. One NaN makes an arm's mean NaN, and the comparison is void."""
-    sql = "SELECT task || ' ' || metric AS id, NOT isfinite(value) AS wrong FROM delta.eval_results WHERE checkpoint_id = $checkpoint"
+    """Every metric is a finite number. A single NaN makes the mean of its arm NaN, and the comparison is lost."""
+    sql = (
+        "SELECT task || ' ' || metric AS id, NOT isfinite(value) AS wrong FROM delta.eval_results "
+        "WHERE checkpoint_id = $checkpoint"
+    )
     return subject.find(sql, "metrics are not finite", **_measured(subject))
 
 
 @rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
 def every_task_is_measured(subject: Subject) -> Finding:
-    """Every local task of the settings, and the held-out data, has a result. An arm that was not measured on all of
-    them would be compared on the others only."""
+    """Every local task of the settings, and the held-out data, has a result. Otherwise an arm would be compared only on
+    the tasks that it was measured on."""
     settings = subject.workspace.settings.evaluation
     tasks = [task.name for task in settings.multiple_choice] + ([HELD_OUT] if settings.held_out else [])
     return subject.find(
@@ -42,9 +45,9 @@ def every_task_is_measured(subject: Subject) -> Finding:
 
 @rule("base_eval", "eval_results", blocking=True, mend=REMAKE)
 def metrics_are_made_of_their_items(subject: Subject) -> Finding:
-    """Accuracies of local tasks and the held-out loss are the mean of stored items, each there once; so is every other
-    metric that has items. Differences between arms are judged by these items: with others, verdict and leaderboard
-    would not agree."""
+    """Accuracies of local tasks, the held-out loss and every other metric with items are the mean of the stored items,
+    each stored once. Differences between arms are computed from these items. Otherwise verdicts and leaderboard would
+    contradict each other."""
     tasks = [task.name for task in subject.workspace.settings.evaluation.multiple_choice]
     return subject.find(
         """
@@ -68,20 +71,21 @@ def metrics_are_made_of_their_items(subject: Subject) -> Finding:
 
 @rule("answers", blocking=True, mend=REMAKE)
 def answers_stand_once(subject: Subject) -> Finding:
-    """A checkpoint has one answer per prompt. A doubled one would be judged twice and weigh twice in the win rate."""
+    """A checkpoint has one answer per prompt. A duplicate would be judged twice and count twice in the win rate."""
     return subject.doubled("answers", "prompt_set, prompt_id", "checkpoint_id = $checkpoint", **_measured(subject))
 
 
 @rule("answers", blocking=True, mend=REMAKE)
 def every_prompt_is_answered(subject: Subject) -> Finding:
-    """There are as many answers as the record says, all under the settings of the record. A half-answered set would be
-    compared on the prompts that came first."""
+    """There are as many answers as recorded, all made with the recorded settings. An incomplete set would be compared
+    on its first prompts only."""
     return subject.find(
         """
-        SELECT $checkpoint AS id, count(*) <> $due OR count(*) FILTER (answer IS NULL OR answer_key IS DISTINCT FROM $key) > 0 AS wrong
+        SELECT $checkpoint AS id, count(*) <> $due
+            OR count(*) FILTER (answer IS NULL OR answer_key IS DISTINCT FROM $key) > 0 AS wrong
         FROM delta.answers WHERE checkpoint_id = $checkpoint
         """,
-        "checkpoints lack answers, or have some under other settings",
+        "checkpoints lack answers, or have answers made with different settings",
         due=subject.made.summary["answers"],
         key=subject.made.summary["answer_key"],
         **_measured(subject),
@@ -92,7 +96,7 @@ def every_prompt_is_answered(subject: Subject) -> Finding:
     "pairwise_results", blocking=True, mend="rows are added one by one, so something else wrote them: restore the store"
 )
 def judgements_stand_once(subject: Subject) -> Finding:
-    """The judge was asked once about two answers in one order. A doubled judgement would decide whether both orders
+    """The judge was asked once about each pair of answers in each order. A duplicate could change whether both orders
     agree."""
     keys = "other_id, prompt_set, prompt_id, swapped, question"
     return subject.doubled("judgements", keys, "checkpoint_id = $checkpoint", **_measured(subject))
@@ -100,16 +104,17 @@ def judgements_stand_once(subject: Subject) -> Finding:
 
 @rule("pairwise_results", blocking=True, mend=REMAKE)
 def win_rates_add_up(subject: Subject) -> Finding:
-    """Every prompt set has one row, in which each pair of answers is a win, a tie, a loss or unreadable, and the win
-    rate is a finite number inside its interval."""
+    """Every prompt set has one row. In it, each pair of answers is a win, a tie, a loss or unreadable, and the win rate
+    is a finite number inside its interval."""
     return subject.find(
         """
         SELECT prompt_set AS id, count(*) OVER (PARTITION BY prompt_set) > 1 OR n <> wins + ties + losses
-            OR n + unreadable <> pairs OR n > 0 AND NOT (low BETWEEN 0 AND win_rate AND high BETWEEN win_rate AND 1) AS wrong
+            OR n + unreadable <> pairs
+            OR n > 0 AND NOT (low BETWEEN 0 AND win_rate AND high BETWEEN win_rate AND 1) AS wrong
         FROM (SELECT unnest($sets::STRUCT(prompt_set VARCHAR, pairs BIGINT)[], recursive := true))
         LEFT JOIN (FROM delta.pairwise_results WHERE checkpoint_id = $checkpoint) USING (prompt_set)
         """,
-        "prompt sets lack a sound result",
+        "prompt sets have no valid result",
         sets=subject.made.summary["sets"],
         **_measured(subject),
     )
@@ -117,34 +122,38 @@ def win_rates_add_up(subject: Subject) -> Finding:
 
 @rule("leaderboard", blocking=True, mend=REMAKE)
 def differences_stand_once(subject: Subject) -> Finding:
-    """Two arms have one difference per task and metric, and as many as the record says. A doubled one would be told
-    twice, and perhaps differently."""
+    """Two arms have one difference per task and metric, and there are as many differences as recorded. A duplicate
+    could give two answers to one question."""
     keys = "arm, against, task, metric"
     finding = subject.doubled("leaderboard_differences", keys, "true")
     missing = abs(subject.made.summary["comparisons"] - finding.looked_at)
     return (
-        finding if finding.wrong or not missing else judge(finding.looked_at, missing, "rows too few or too many", ())
+        finding
+        if finding.wrong or not missing
+        else judge(finding.looked_at, missing, "rows are missing or surplus", ())
     )
 
 
 @rule("leaderboard", blocking=True, mend=REMAKE)
 def differences_are_finite(subject: Subject) -> Finding:
-    """Every difference lies inside its interval, and all three are finite numbers. NaN would read as no difference."""
+    """Every difference lies inside its interval, and all three are finite numbers. A NaN would look like no
+    difference."""
     return subject.find(
         """
         SELECT concat_ws(' ', arm, against, task, metric) AS id,
             NOT (isfinite(low) AND isfinite(high) AND difference BETWEEN low AND high) AS wrong
         FROM delta.leaderboard_differences
         """,
-        "differences are not finite or outside of their interval",
+        "differences are not finite, or lie outside their interval",
     )
 
 
-@rule("leaderboard", warns=True, mend="materialize checkpoint and eval_results of these, and the leaderboard again")
+@rule(
+    "leaderboard", warns=True, mend="materialize checkpoint and eval_results of these runs again, then the leaderboard"
+)
 def every_run_counts(subject: Subject) -> Finding:
-    """Every arm of the settings stands on the leaderboard with all of its seeds. What was trained or measured in
-    another way than the newest is left out there; and the mean over fewer seeds has a smaller spread than it should,
-    and looks more certain than it is."""
+    """Every arm of the settings is on the leaderboard with all of its seeds. Runs that were trained or measured
+    differently from the newest one are left out. A mean over fewer seeds looks more certain than it is."""
     settings = subject.workspace.settings
     return subject.find(
         """
@@ -154,7 +163,7 @@ def every_run_counts(subject: Subject) -> Finding:
         )
         SELECT arm || '|' || seed AS id, NOT counts AS wrong FROM due LEFT JOIN measured USING (arm, seed)
         """,
-        "runs have no results that can be compared with the newest",
+        "runs have no results that can be compared with the newest ones",
         arms=list(settings.selection.arms),
         seeds=list(settings.training.seeds),
     )
@@ -163,18 +172,19 @@ def every_run_counts(subject: Subject) -> Finding:
 @rule(
     "leaderboard",
     warns=True,
-    mend="leave the task out, or ask it in a way that this model answers (see its rows in eval_items)",
+    mend="leave the task out, or rephrase it so that this model can answer it (see its rows in eval_items)",
 )
 def every_task_tells_runs_apart(subject: Subject) -> Finding:
-    """Runs differ in at least one item of every multiple-choice task. Where all of them answer alike, such as always
-    with the first letter, the task says nothing about the arms, and draws the mean over tasks together."""
+    """Runs differ in at least one item of every multiple-choice task. If all of them answer alike, such as always with
+    the first letter, the task says nothing about the arms and makes their means over tasks more similar."""
     return subject.find(
         """
         WITH item AS (
             SELECT i.task, i.item, count(DISTINCT i.value) AS answers, count(*) AS runs FROM eval_items i
-            SEMI JOIN (FROM current_results WHERE arm <> 'base') r USING (checkpoint_id) WHERE i.metric = 'acc' GROUP BY ALL
+            SEMI JOIN (FROM current_results WHERE arm <> 'base') r USING (checkpoint_id)
+            WHERE i.metric = 'acc' GROUP BY ALL
         )
         SELECT task AS id, max(answers) = 1 AS wrong FROM item GROUP BY task HAVING max(runs) > 1
         """,
-        "tasks have the same outcome for every run, item by item",
+        "tasks have the same outcome for every run on every item",
     )

@@ -1,4 +1,4 @@
-"""What a rule is, what it looks at and what it finds. No rule belongs here."""
+"""Rules, subjects and findings. No rule itself belongs here."""
 
 import inspect
 from collections import defaultdict
@@ -19,12 +19,12 @@ from icon_assets.core.text import printable
 from icon_assets.workspace import Workspace
 
 EXAMPLES = 10
-REMAKE = "run it again: what breaks this rule is made anew"
+REMAKE = "run it again: what breaks this rule is made again"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule saw: how many things it looked at, how many break it, and some of those by their ids."""
+    """The result of a rule: how many things it checked, how many break it, and the ids of some of those."""
 
     looked_at: int
     wrong: int
@@ -45,7 +45,7 @@ class Made:
 class Subject:
     """One partition of an asset, in one snapshot of the store. Close it after use.
 
-    `run_id` names the run that has just dealt with the partition; empty when nothing but rules are run.
+    `run_id` names the run that has just materialized the partition. It is empty when only rules are run.
     """
 
     def __init__(self, workspace: Workspace, asset: str, partition: str = "", run_id: str = "") -> None:
@@ -69,7 +69,7 @@ class Subject:
 
     @cached_property
     def made(self) -> Made:
-        """What the ledger says of it.
+        """Its newest row in the ledger.
 
         Raises:
             IconError: it has never been materialized.
@@ -88,12 +88,12 @@ class Subject:
 
     @cached_property
     def directory(self) -> Path:
-        """Where the files of the product lie."""
+        """The directory of the product's files."""
         return self.workspace.root / self.made.summary["path"]
 
     @cached_property
     def files(self) -> str:
-        """Digest of these files as they are now; empty when they are gone."""
+        """Digest of these files as they are now; empty when the directory is missing."""
         return directory_digest(self.directory) if self.directory.is_dir() else ""
 
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -101,7 +101,8 @@ class Subject:
             return self._con.sql(sql, params=parameters or None).pl().to_dicts()
 
     def find(self, sql: str, what: str, **parameters: Any) -> Finding:
-        """Judge rows of `id` and `wrong`. Where `wrong` is NULL it could not be told that the row is right."""
+        """Judge rows of `id` and `wrong`. A row whose `wrong` is NULL counts as wrong, because nothing shows that it is
+        right."""
         judged = f"""
             SELECT count(*) AS looked_at, count(*) FILTER (wrong IS NOT FALSE) AS wrong,
                 min(id, {EXAMPLES}) FILTER (wrong IS NOT FALSE) AS examples FROM ({sql})
@@ -111,13 +112,14 @@ class Subject:
 
     def doubled(self, table: str, keys: str, where: str, **parameters: Any) -> Finding:
         """Judge that no two rows of a table share the keys."""
-        sql = f"SELECT concat_ws(' ', {keys}) AS id, count(*) > 1 AS wrong FROM delta.{table} WHERE {where} GROUP BY {keys}"  # noqa: S608
-        return self.find(sql, f"keys stand in {table} more than once", **parameters)
+        counted = f"SELECT concat_ws(' ', {keys}) AS id, count(*) > 1 AS wrong FROM delta.{table}"  # noqa: S608
+        sql = f"{counted} WHERE {where} GROUP BY {keys}"
+        return self.find(sql, f"keys occur in {table} more than once", **parameters)
 
 
 def judge(looked_at: int, wrong: int, what: str, examples: Iterable[object]) -> Finding:
-    """A finding that says how many of what it looked at are `what`."""
-    says = f"{wrong:,} of {looked_at:,} {what}" if wrong else f"{looked_at:,} looked at"
+    """A finding that reports how many of the things checked are `what`."""
+    says = f"{wrong:,} of {looked_at:,} {what}" if wrong else f"{looked_at:,} checked"
     return Finding(looked_at, wrong, says, [str(example) for example in examples])
 
 
@@ -126,7 +128,7 @@ Look = Callable[[Subject], Finding]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of one asset. `warns`: breaking it is worth a look, no more. `verdict_of`: for a dear rule, everything
+    """A rule of one asset. `warns`: a broken rule is only a warning. `verdict_of`: for an expensive rule, everything
     that its verdict depends on, so that the same thing is not judged twice."""
 
     asset: str
@@ -145,7 +147,7 @@ class Rule:
         return " ".join(inspect.cleandoc(self.look.__doc__ or "").split())
 
     def line(self, finding: Finding) -> str:
-        """The finding in one line, with some of what is wrong and the mend."""
+        """The finding in one line, with some examples and the fix."""
         if not finding.wrong:
             return printable(finding.says)
         some = f" ({', '.join(finding.examples[:3])})" if finding.examples else ""

@@ -1,4 +1,4 @@
-"""Rules of measurements and of the scores that are made of them."""
+"""Rules of measurements and of the scores that are computed from them."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from icon_assets.core.probes.leakage import probe_index
 from icon_assets.core.quality.pool import meetings
 from icon_assets.core.quality.rule import REMAKE, Finding, Subject, rule
 
-_COMPARABLE = 10  # samples from which a drift is told from chance
+_COMPARABLE = 10  # fewer samples can't show a drift
 _MIN_CORRELATION = 0.9
 _MAX_SHIFT = 0.5
 
@@ -20,27 +20,27 @@ def _under_key(subject: Subject, table: str, keys: str) -> Finding:
 
 @rule("probe_baseline", blocking=True, mend=APPENDED)
 def controls_stand_once(subject: Subject) -> Finding:
-    """A probe has one NLL per control context. A doubled one would weigh twice in what samples are compared with."""
+    """A probe has one NLL per control context. A duplicate would count twice in the baseline of every sample."""
     return _under_key(subject, "control_scores", 'probe_id, control, seed, "length"')
 
 
 @rule("probe_baseline", blocking=True, mend=APPENDED)
 def pairs_stand_once(subject: Subject) -> Finding:
-    """A (sample, probe) pair has one NLL under a score_key. A doubled pair would weigh twice in its sample's
-    contribution. Looked at here, once per run and before scores are derived; a shard's own scores would show it in
+    """A (sample, probe) pair has one NLL under a score_key. A duplicate would count twice in its sample's contribution.
+    It is checked here, once per run and before scores are derived. In the scores of a shard it would show in
     `n_probes`."""
     return _under_key(subject, "pair_scores", "sample_id, probe_id")
 
 
 @rule("probe_baseline", blocking=True, mend=APPENDED)
 def contexts_stand_once(subject: Subject) -> Finding:
-    """A sample has one context length under a score_key. A doubled one would double each of its pairs in every join."""
+    """A sample has one context length under a score_key. A duplicate would double each of its pairs in every join."""
     return _under_key(subject, "contexts", "sample_id")
 
 
-@rule("probe_baseline", blocking=True, mend="look at these probes; set model.dtype to float32 if the model overflows")
+@rule("probe_baseline", blocking=True, mend="check these probes; set model.dtype to float32 if the model overflows")
 def every_probe_has_its_baseline(subject: Subject) -> Finding:
-    """Every probe has a finite NLL without context, over at least one token. Every score divides by it: a probe without
+    """Every probe has a finite NLL without context, over at least one token. Every score divides by it. A probe without
     one would silently drop out of all means."""
     return subject.find(
         """
@@ -58,14 +58,19 @@ def under_current_key(subject: Subject) -> dict[str, str]:
 
 @rule("sample_scores", blocking=True, mend=REMAKE)
 def scores_stand_once(subject: Subject) -> Finding:
-    """A sample of the shard has one score per control. A doubled one would be ranked, and could be selected, twice."""
+    """A sample of the shard has one score per control. A duplicate would be ranked twice and could be selected
+    twice."""
     where = "shard = $shard AND score_key = $key"
     return subject.doubled("sample_scores", "control, sample_id", where, **under_current_key(subject))
 
 
-@rule("sample_scores", blocking=True, mend="set model.dtype to float32, or look in pair_scores for what is not finite")
+@rule(
+    "sample_scores",
+    blocking=True,
+    mend="set model.dtype to float32, or find the values in pair_scores that are not finite",
+)
 def scores_are_finite(subject: Subject) -> Finding:
-    """Every figure of a score is a finite number. NaN sorts above every number: such a sample would be selected
+    """Every figure of a score is a finite number. NaN sorts above every number, so such a sample would be selected
     first."""
     figures = ("contribution", "consistency", "stability", "coverage", "significance", "standard_error")
     finite = " AND ".join(f"isfinite({figure})" for figure in figures)
@@ -81,9 +86,9 @@ def scores_are_finite(subject: Subject) -> Finding:
 
 @rule("sample_scores", blocking=True, mend=REMAKE)
 def every_sample_is_scored(subject: Subject) -> Finding:
-    """Every sample of the shard that is to be scored directly (`scoring.direct_share`) has a score under every control,
-    over the whole probe set; or over part of it, and then a standard error that says so. What lacks a score could never
-    be selected, and a mean over easy probes is no mean over all."""
+    """Every sample of the shard that is to be scored directly (`scoring.direct_share`) has a score under every control.
+    The score is over the whole probe set, or over a part of it and then has a standard error. A sample without a score
+    could never be selected, and a mean over easy probes is not a mean over all probes."""
     ceiling = share_ceiling(subject.workspace.settings.scoring.direct_share)
     finding = subject.find(
         """
@@ -97,7 +102,7 @@ def every_sample_is_scored(subject: Subject) -> Finding:
             NOT (n_probes BETWEEN 1 AND n AND (n_probes = n OR standard_error > 0)) AS wrong
         FROM wanted CROSS JOIN whole LEFT JOIN score USING (sample_id, control)
         """,
-        "scores are missing, or over other probes than they claim",
+        "scores are missing, or do not cover the probes that they claim",
         controls=list(subject.workspace.settings.controls.kinds),
         ceiling=ceiling,
         **under_current_key(subject),
@@ -112,12 +117,13 @@ def every_sample_is_scored(subject: Subject) -> Finding:
 
 @rule("sample_scores", blocking=True, mend=REMAKE)
 def every_score_has_its_pairs(subject: Subject) -> Finding:
-    """Of every sample of the shard at least as many pairs are stored as its scores are made of, and its length. Without
-    them nobody could say whether the score is right, and other controls could not be had without scoring again."""
+    """For every sample of the shard, its length and all pairs of its scores are stored. Without them nobody could
+    verify the score, and a further control would need scoring again."""
     return subject.find(
         """
         WITH length AS (
-            SELECT sample_id, origin FROM delta.contexts SEMI JOIN (FROM delta.samples WHERE shard = $shard) USING (sample_id)
+            SELECT sample_id, origin FROM delta.contexts
+            SEMI JOIN (FROM delta.samples WHERE shard = $shard) USING (sample_id)
             WHERE score_key = $key
         ), pair AS (
             SELECT sample_id, count(*) AS pairs FROM delta.pair_scores SEMI JOIN length USING (origin, sample_id)
@@ -126,18 +132,19 @@ def every_score_has_its_pairs(subject: Subject) -> Finding:
         SELECT sample_id AS id, max(n_probes) > coalesce(any_value(pairs), 0) AS wrong FROM delta.sample_scores
         LEFT JOIN pair USING (sample_id) WHERE shard = $shard AND score_key = $key GROUP BY sample_id
         """,
-        "scored samples have fewer pairs than their scores are made of",
+        "scored samples have fewer pairs than their scores were computed from",
         **under_current_key(subject),
     )
 
 
 @rule("sample_scores", blocking=True, mend=REMAKE)
 def no_score_is_a_stranger(subject: Subject) -> Finding:
-    """Every score of the shard is that of a sample which the shard holds now. The score of a line that was taken out
-    could win over the sample's present one."""
+    """Every score of the shard belongs to a sample that the shard holds now. The score of a removed line could replace
+    the sample's current score."""
     return subject.find(
         """
-        SELECT DISTINCT sample_id AS id, sample_id NOT IN (SELECT sample_id FROM delta.samples WHERE shard = $shard) AS wrong
+        SELECT DISTINCT sample_id AS id,
+            sample_id NOT IN (SELECT sample_id FROM delta.samples WHERE shard = $shard) AS wrong
         FROM delta.sample_scores WHERE shard = $shard AND score_key = $key
         """,
         "scored samples are not in the shard",
@@ -147,20 +154,21 @@ def no_score_is_a_stranger(subject: Subject) -> Finding:
 
 @rule("sample_scores", blocking=True, mend="materialize probe_set again: it leaves such probes out")
 def no_sample_is_a_probe(subject: Subject) -> Finding:
-    """No sample of the shard asks what a probe asks, or holds 13 words in a row of its answer. A file that came after
-    the probe set was drawn may hold its probes: such samples answer themselves. Looked at before scoring too."""
+    """No sample of the shard asks what a probe asks, or holds 13 words in a row of its answer. A file that was added
+    after the probes were drawn may contain some of them, and such samples answer themselves. This is also checked
+    before scoring."""
     rows = subject.rows("SELECT * FROM delta.samples WHERE shard = $shard", shard=subject.partition)
-    return meetings(rows, probe_index(subject.rows("FROM probes")), "samples meet a probe")
+    return meetings(rows, probe_index(subject.rows("FROM probes")), "samples overlap with a probe")
 
 
 @rule("sample_scores", warns=True, mend="compare `inputs` and `settings` of its last two rows in the ledger")
 def scores_have_not_drifted(subject: Subject) -> Finding:
-    """The scores of the shard rank its samples as the run before did (rank correlation 0.9 or more, mean within half a
-    standard deviation). Other probes or another model move scores; nobody should find that out from a changed
-    selection."""
+    """The scores of the shard rank its samples as those of the previous run did (rank correlation 0.9 or more, mean
+    within half a standard deviation). New probes or a new model change scores, and this check reports it before the
+    selection changes unnoticed."""
     samples = subject.made.summary.get("drift_samples", 0)
     if subject.run_id not in ("", subject.made.run_id) or samples < _COMPARABLE:
-        return Finding(0, 0, "nothing to compare: not scored anew, or too few samples that were scored before")
+        return Finding(0, 0, "nothing to compare: not scored again, or too few samples with a previous score")
     figures = {name: subject.made.summary[name] for name in ("drift_rank_correlation", "drift_mean_shift")}
     correlation, shift = figures.values()
     says = f"rank correlation {correlation:.2f}, mean {shift:+.2f} standard deviations, over {samples:,} samples"

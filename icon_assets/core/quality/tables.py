@@ -1,4 +1,4 @@
-"""The rule of every table: it has the columns that it is declared with."""
+"""The rule of every table: its columns are as declared."""
 
 from icon_assets.core.quality.rule import EXAMPLES, Finding, Subject, judge, rule
 from icon_assets.core.store.schema import declared_columns
@@ -25,10 +25,14 @@ _TABLES = {
 }
 
 
-@rule(*_TABLES, blocking=True, mend="another version of icon_assets wrote this store: use that one, or a new store")
+@rule(
+    *_TABLES,
+    blocking=True,
+    mend="a different version of icon_assets wrote this store: use that version, or a new store",
+)
 def columns_are_as_declared(subject: Subject) -> Finding:
-    """The tables on disk have the columns and types of schema.sql. A store that another version wrote would otherwise
-    give wrong figures or break queries in the middle of a run."""
+    """The tables on disk have the columns and types of schema.sql. Otherwise a store of a different version would give
+    wrong figures, or break queries in the middle of a run."""
     looked_at = 0
     wrong = list[str]()
     for table in _TABLES[subject.asset]:

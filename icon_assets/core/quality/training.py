@@ -7,11 +7,11 @@ from icon_assets.core.model.fine_tuned import load_fine_tuned
 from icon_assets.core.quality.rule import Finding, Subject, judge, rule
 
 
-@rule("checkpoint", blocking=True, mend="delete its directory and materialize it again: it is trained anew")
+@rule("checkpoint", blocking=True, mend="delete its directory and materialize it again: it is trained again")
 def files_are_as_recorded(subject: Subject) -> Finding:
-    """The checkpoint's directory holds the files that training left, byte for byte. What is evaluated, exported or
-    served must be what the lineage describes."""
-    what = "checkpoint directories are gone or hold other files than training left"
+    """The checkpoint's directory holds exactly the files that training wrote. Otherwise a different model would be
+    evaluated, exported or served than the lineage describes."""
+    what = "checkpoint directories are missing or differ from the files that training wrote"
     return judge(1, int(subject.files != subject.made.digest), what, [subject.made.summary["path"]])
 
 
@@ -20,8 +20,9 @@ def _base_model(subject: Subject) -> dict[str, str]:
     asked = {"checkpoint": subject.made.summary["checkpoint_id"]}
     if not subject.rows("FROM delta.checkpoints WHERE checkpoint_id = $checkpoint", **asked):
         raise IconError(
-            f"{subject.name}: the table checkpoints has no row of {asked['checkpoint']}, which the ledger names: an entry of its log was "
-            "lost; `icon-assets repair` shows what can be taken back; else delete its directory and materialize it again"
+            f"{subject.name}: the table checkpoints has no row of {asked['checkpoint']}, which the ledger names: an "
+            "entry of its log was lost; `icon-assets repair` shows what can be restored, or delete its directory and "
+            "materialize it again"
         )
     rows = subject.rows(
         """
@@ -41,12 +42,12 @@ def _loaded_with(subject: Subject) -> str:
 
 
 @rule(
-    "checkpoint", blocking=True, mend="look at its files; delete its directory to train anew", verdict_of=_loaded_with
+    "checkpoint", blocking=True, mend="check its files; delete its directory to train it again", verdict_of=_loaded_with
 )
 def checkpoint_loads(subject: Subject) -> Finding:
-    """Base model and checkpoint load with transformers and peft on a CPU, and answer with finite numbers. Else it would
-    come out at the first use, long after the money was spent. The same files are loaded again only by the check on its
-    own."""
+    """Base model and checkpoint load with transformers and peft on a CPU, and return finite logits. Otherwise the fault
+    would show at the first use, long after the money was spent. The same files are loaded again only when this check is
+    run alone."""
     import torch
     from safetensors import SafetensorError
 
@@ -56,15 +57,17 @@ def checkpoint_loads(subject: Subject) -> Finding:
         with torch.inference_mode():
             logits = model(torch.tensor([tokenizer("Hello.").input_ids or [0]])).logits
     except (IconError, OSError, ValueError, RuntimeError, SafetensorError) as error:
-        return Finding(1, 1, f"it does not load ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+        return Finding(
+            1, 1, f"the checkpoint does not load ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        )
     finite = bool(torch.isfinite(logits).all())
     return Finding(1, int(not finite), "it loads and answers" if finite else "it loads, but its logits are not finite")
 
 
-@rule("checkpoint", blocking=True, mend="materialize it again after deleting its directory: it is trained anew")
+@rule("checkpoint", blocking=True, mend="delete its directory and materialize it again: it is trained again")
 def manifest_names_the_subset(subject: Subject) -> Finding:
-    """The checkpoint's manifest names the samples of its subset, all of them and no other, each source line once. It is
-    what answers which lines a model was trained on."""
+    """The checkpoint's manifest names all samples of its subset and no others, each source line once. It shows which
+    lines a model was trained on."""
     return subject.find(
         """
         WITH manifest AS (

@@ -1,4 +1,4 @@
-"""Everything in the workspace compared with the ledger: what `icon-assets verify` says."""
+"""Compares everything in the workspace with the ledger, for `icon-assets verify`."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,16 +18,16 @@ from icon_assets.core.store.tables import Store
 from icon_assets.settings import ChecksSettings
 from icon_assets.workspace import Workspace
 
-# Rules that compare with the ledger what is not a row of a table.
+# Rules that compare other things than table rows with the ledger.
 _LOOKS = (ids_are_of_their_text, model_files_are_as_recorded, selector_is_as_recorded, files_are_as_recorded)
 
 
 @dataclass
 class Verified:
-    """What was compared and what was found: a line for each mismatch.
+    """What was compared, and one line for each mismatch.
 
     Attributes:
-        known_from_here: tables that an earlier version wrote, which recorded nothing: they count as they were found just now.
+        known_from_here: tables that an earlier version wrote without a record. Their contents were recorded just now.
     """
 
     mismatches: list[str]
@@ -37,8 +37,7 @@ class Verified:
 
 
 def verify(workspace: Workspace) -> Verified:
-    """Read all rows and all files that the ledger names. It changes nothing but that it puts on record what nobody has
-    recorded."""
+    """Read all rows and all files that the ledger names. The only change is that tables without a record get one."""
     store = Store(workspace.store_dir)
     damages = {table: list(store.damages(table)) for table in schemas()}
     found = Verified([f"{damage.table}: {damage.part} {damage.why}" for each in damages.values() for damage in each])
@@ -54,7 +53,7 @@ def verify(workspace: Workspace) -> Verified:
 
 
 def _of_products(workspace: Workspace, store: Store) -> Iterator[str]:
-    """What of the newest products breaks one of those rules, however many rows it has."""
+    """The newest products that break one of those rules, regardless of their size."""
     everything = workspace.settings.model_copy(update={"checks": ChecksSettings(content_rows=2**62)})
     for asset in sorted({"raw_pool", "probe_set", "base_model", "selector", "checkpoint"}):
         for partition in ledger.latest(store, asset):
@@ -68,7 +67,7 @@ def _broken(subject: Subject) -> Iterator[str]:
             try:
                 finding = rule.look(subject)
             except StoreDamaged:
-                continue  # said already
+                continue  # reported already
             except (IconError, OSError, ValueError) as error:
                 yield f"{subject.name}: {rule.name}: {error}"
                 continue

@@ -1,8 +1,8 @@
-"""Budgeted scoring: which samples still need more probes when only the best ones are wanted (successive elimination).
+"""Budgeted scoring: which samples need more probes when only the best ones are wanted (successive elimination).
 
-All samples start on the same few probes. After each rung a sample whose confidence interval is clear of the cut (the
-score of the last sample of the wanted top fraction) is left as it is; the others get the next probes, nearest to the
-cut first, until the budget is spent. Nothing here computes a score or touches a store."""
+All samples start with the same few probes. After each rung, a sample whose confidence interval does not contain the cut
+(the score of the last sample of the wanted top fraction) is finished. The others get the next probes, nearest to the
+cut first, until the budget is spent. This module computes no scores and accesses no store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ _MOST_PILOT = 384
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may be computed, and for what.
+    """How much may be computed, and its purpose.
 
     Attributes:
-        share: of the tokens that scoring every sample on every probe would take. The pilot and the first rung are
-            computed in any case.
+        share: share of the tokens that scoring every sample on every probe would take. The pilot and the first rung are
+            always computed.
         fraction: the top share of the pool that is wanted.
         control: the control whose contribution decides.
-        error_rate: how often a sample may be stopped on the wrong side of the cut, over all rungs (normal theory, with the
-            standard errors that estimates were found to have).
-        pilot: randomly drawn samples that get every probe, to learn how probes move together.
-        seed: of that draw.
+        error_rate: how often a sample may be stopped on the wrong side of the cut, over all rungs. It follows from
+            normal theory, with the standard errors that the estimates were found to have.
+        pilot: number of randomly drawn samples that get every probe, to learn how probes are correlated.
+        seed: seed of that draw.
     """
 
     share: float
@@ -41,8 +41,8 @@ class Budget:
     seed: int
 
     def critical_value(self, n_rungs: int) -> float:
-        """Standard errors from the cut at which a sample is clear of it; the error rate is split evenly over the
-        rungs."""
+        """Distance from the cut, in standard errors, at which a sample is decided. The error rate is split evenly over
+        the rungs."""
         return NormalDist().inv_cdf(1 - self.error_rate / (2 * max(1, n_rungs - 1)))
 
 
@@ -64,7 +64,8 @@ def budget_of(settings: Settings, n_samples: int, n_probes: int) -> Budget | Non
 
 
 def pilot_size(n_samples: int) -> int:
-    """24, 48, 96, ... samples, about 2 % of the pool: steps, so that growth of the pool seldom changes it."""
+    """24, 48, 96, ... samples, about 2 % of the pool. It grows in steps, so that growth of the pool seldom changes
+    it."""
     size = _LEAST_PILOT
     while size < _MOST_PILOT and size * 100 <= n_samples:
         size *= 2
@@ -72,7 +73,7 @@ def pilot_size(n_samples: int) -> int:
 
 
 def rungs(n_probes: int, share: float) -> list[int]:
-    """How many probes a sample has after each rung; the first takes about a quarter of the budget."""
+    """The number of probes of a sample after each rung. The first rung takes about a quarter of the budget."""
     sizes = [min(n_probes, max(8, ceil(0.28 * share * n_probes)))]
     while sizes[-1] < n_probes:
         sizes.append(min(n_probes, ceil(_GROWTH * sizes[-1])))
@@ -80,8 +81,8 @@ def rungs(n_probes: int, share: float) -> list[int]:
 
 
 def cut(scores: pl.Series, weights: pl.Series, fraction: float) -> float:
-    """The score of the last sample of the top fraction, halfway to the next one. A weight counts for so many
-    samples."""
+    """The cut: halfway between the score of the last sample of the top fraction and the next one. A weight is a number
+    of samples."""
     ranked = (
         pl.DataFrame({"score": scores, "weight": weights}).filter(pl.col("weight") > 0).sort("score", descending=True)
     )
@@ -91,7 +92,7 @@ def cut(scores: pl.Series, weights: pl.Series, fraction: float) -> float:
 
 
 def undecided(estimates: pl.DataFrame, at: float, critical_value: float) -> list[str]:
-    """Samples whose confidence interval holds the cut, the nearest ones (in standard errors) first.
+    """Samples whose confidence interval contains the cut, the nearest ones (in standard errors) first.
 
     Args:
         estimates: columns sample_id, contribution, standard_error.
@@ -103,7 +104,7 @@ def undecided(estimates: pl.DataFrame, at: float, critical_value: float) -> list
 
 
 def affordable(wanted: Sequence[str], costs: Sequence[int], allowance: int) -> list[str]:
-    """The longest beginning of `wanted` whose costs fit into the allowance."""
+    """The longest prefix of `wanted` whose costs fit into the allowance."""
     taken = []
     left = allowance
     for sample_id, cost in zip(wanted, costs, strict=True):

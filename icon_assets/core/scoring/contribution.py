@@ -1,5 +1,5 @@
 """From stored pairs to scores, without a forward pass: SQL over the pair table (sql/influence.sql,
-sql/contribution.sql), and estimates for samples that were scored on some of the probes only (budgeted mode)."""
+sql/contribution.sql), and estimates for samples that were scored on only some of the probes (budgeted mode)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ def control_seeds(settings: ControlSettings) -> list[int]:
 
 
 def control_lengths(key: ScoreKey, settings: ControlSettings) -> list[int]:
-    """Where `random_tokens` is measured: the asked lengths, cut to the longest context there can be."""
+    """The lengths at which `random_tokens` is measured: the lengths of the settings, cut to the longest possible
+    context."""
     return sorted({min(length, key.max_context_tokens) for length in settings.lengths})
 
 
@@ -30,9 +31,9 @@ class Pilot:
     """Randomly drawn samples, of any shard, that were scored on every probe.
 
     Attributes:
-        sample_ids: which ones.
+        sample_ids: ids of these samples.
         influences: rows of sample_id, probe_id, control, x.
-        calibrations: what they teach of the errors of estimates, by control.
+        calibrations: the calibration of the errors of estimates, by control.
     """
 
     sample_ids: Sequence[str]
@@ -41,8 +42,8 @@ class Pilot:
 
     @classmethod
     def learn(cls, sample_ids: Sequence[str], influences: pl.DataFrame, probe_tokens: Mapping[str, int]) -> "Pilot":
-        """`influences`: of these samples, under every control; `probe_tokens`: what the order of the probes goes by,
-        too."""
+        """`influences`: of these samples, under every control. `probe_tokens`: also used for the order of the
+        probes."""
         calibrations = {}
         for (control,), table in influences.group_by("control"):
             _, probe_ids, x = matrix(table)
@@ -61,8 +62,8 @@ def contributions(
     """Rows of the table `sample_scores` for one shard.
 
     Args:
-        pilot: where some samples lack probes. From the pilot (and the complete samples of the shard) it is learned what a
-            sample's known influences say about the others.
+        pilot: given where some samples lack probes. A sample's missing influences are predicted from its known ones, as
+            learned from the pilot and the complete samples of the shard.
         ceiling: only samples whose ids are below it are scored directly; None: all (see `digests.share_ceiling`).
     """
     scores = store.query(
@@ -87,7 +88,7 @@ def influences(
     samples: Sequence[str],
     ceiling: str | None = None,
 ) -> pl.DataFrame:
-    """Influence x of the shard's and of these samples: rows of sample_id, probe_id, control, x."""
+    """Influence x of the shard's samples and of these: rows of sample_id, probe_id, control, x."""
     query = sql_text("influence.sql") + "SELECT * FROM influence"  # noqa: S608  (our own text)
     return store.query(query, _parameters(key, shard, settings, samples, ceiling))
 
@@ -114,7 +115,7 @@ def matrix(table: pl.DataFrame) -> tuple[list[str], list[str], np.ndarray]:
 
 
 def _estimated(scores: pl.DataFrame, table: pl.DataFrame, pilot: Pilot, control: str) -> pl.DataFrame:
-    """The scores of one control, those of incomplete samples replaced by what the model of the probes makes of them."""
+    """The scores of one control, with those of incomplete samples replaced by estimates of the model of the probes."""
     sample_ids, _, x = matrix(table)
     seen = ~np.isnan(x)
     drawn = set(pilot.sample_ids)

@@ -1,4 +1,4 @@
-"""Which control contexts scoring needs, and which of them are not stored yet."""
+"""The control contexts that scoring needs, and those that are not stored yet."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +7,7 @@ from icon_assets.core.scoring.contribution import control_lengths, control_seeds
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import ControlSettings
 
-Control = tuple[str, int, int]  # kind, seed, length in the kind's own unit
+Control = tuple[str, int, int]  # kind, seed, length in the unit of the kind
 NO_CONTEXT: Control = ("none", 0, 0)
 CONTROL_KEY = ("score_key", "probe_id", "control", "seed", "length")
 
@@ -15,7 +15,7 @@ CONTROL_KEY = ("score_key", "probe_id", "control", "seed", "length")
 def controls_for(
     key: ScoreKey, settings: ControlSettings, tokens: Iterable[int], chars: Iterable[int]
 ) -> list[Control]:
-    """The control contexts that samples of these lengths are compared with, besides no context."""
+    """The control contexts, besides no context, that samples of these lengths are compared with."""
     seeds = control_seeds(settings)
     wanted = list[Control]()
     if "random_tokens" in settings.kinds:
@@ -32,7 +32,8 @@ def controls_for(
 def missing_controls(
     store: Store, key: ScoreKey, wanted: Sequence[Control], probe_ids: Sequence[str]
 ) -> dict[Control, list[int]]:
-    """For each control the probes (indices into `probe_ids`) that are not stored with it yet; none left: not listed."""
+    """For each control the probes (indices into `probe_ids`) that are not stored with it yet. Complete controls are not
+    listed."""
     stored = set(
         store.query(
             "SELECT probe_id, control, seed, length FROM control_scores WHERE score_key = $score_key",
@@ -44,7 +45,7 @@ def missing_controls(
 
 
 def knots(measured: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """Which of the lengths that `random_tokens` may be measured at are needed to interpolate at `lengths`."""
+    """The lengths at which `random_tokens` must be measured to interpolate at `lengths`."""
     needed: set[int] = set()
     for length in lengths:
         below = [knot for knot in measured if knot <= length]

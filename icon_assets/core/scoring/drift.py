@@ -1,4 +1,4 @@
-"""How new scores of a shard compare with those of its last run."""
+"""Comparison of a shard's new scores with those of its last run."""
 
 import math
 
@@ -8,7 +8,8 @@ from icon_assets.core.store.tables import Store
 
 
 def drift(store: Store, shard: str, after: pl.DataFrame) -> dict[str, float]:
-    """How a shard's new scores of one control compare with those its last run stored, for the ledger; {} without any.
+    """Comparison of a shard's new scores of one control with those of its last run, for the ledger; {} if there are
+    none.
 
     Args:
         after: rows of `sample_scores` that are about to replace them.

@@ -1,7 +1,7 @@
-"""The control `peers`: a sample is held against what candidates of its own token length usually do to a probe.
+"""The control `peers`: a sample is compared with the usual effect of candidates of the same token length on a probe.
 
-From stored pairs alone, without a forward. Curves of log perplexity over log length are fitted on a bounded draw of
-samples, one per probe; every pair is then held against them in a stream, however many there are.
+It uses stored pairs only, without a forward. For each probe, a curve of log perplexity over log length is fitted on a
+bounded draw of samples. All pairs are then compared with these curves in a stream.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from icon_assets.core.store.tables import Store
 PEERS = "peers"
 _MOST_SAMPLES = 5_000
 _MOST_PAIRS = 2_000_000
-_BENDS_FROM = 60  # samples; fewer say no more than a straight line
+_BENDS_FROM = 60  # samples; fewer allow only a straight line
 _KNOTS = 5
 _STREAMED_AT_ONCE = 500_000
 _HIGHEST_NLL = 27.0
@@ -34,7 +34,7 @@ class Draw:
 
     Attributes:
         lengths: tokens as a context, [samples].
-        nll: nats per token of each probe behind each sample, [samples, probes].
+        nll: nats per token of each probe after each sample, [samples, probes].
         base: the same without context, [probes].
     """
 
@@ -50,8 +50,8 @@ class Draw:
 
 
 def draw(store: Store, key: ScoreKey, seed: int, most: int = _MOST_SAMPLES) -> Draw:
-    """Draw samples in a seeded order of their ids, the one by which pilots are drawn, up to the first that lacks a
-    probe: where only samples near the cut got every probe, the rest of them is no random choice.
+    """Draw samples in a seeded order of their ids, which is also the order of pilots, up to the first one that lacks a
+    probe. Later complete samples may be near the cut, and are therefore not a random draw.
 
     Raises:
         IconError: no sample was scored on every probe.
@@ -103,10 +103,10 @@ def _pairs(store: Store, key: ScoreKey, sample_ids: Sequence[str], probe_ids: Se
 
 
 def typical(lengths: np.ndarray, nll: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """What samples of the lengths `at` usually do: a smooth fit of `nll` over log length, flat outside the lengths
-    seen.
+    """The usual NLL after samples of the lengths `at`: a smooth fit of `nll` over log length, constant outside of the
+    observed lengths.
 
-    A cubic spline with few knots, by least squares; of few samples a straight line.
+    A cubic spline with few knots, by least squares; for few samples, a straight line.
 
     Args:
         lengths: [samples].
@@ -137,17 +137,14 @@ def peer_influences(drawn: Draw) -> np.ndarray:
 def peer_contributions(store: Store, key: ScoreKey, seed: int) -> pl.DataFrame:
     """Contribution against peers of every scored sample of the pool: sample_id and `peers`.
 
-    Of a sample that lacks probes (budgeted mode) it is the estimate that its known influences give, as for other
-    controls."""
+    For a sample that lacks probes (budgeted mode), it is estimated from its known influences, as for other controls."""
     drawn = draw(store, key, seed)
     known = _known(store, key, drawn.probe_ids)
     lengths = known["n_context_tokens"].to_numpy()
     pattern = known["pattern"].rank("dense").to_numpy() - 1
     curves = np.exp(typical(drawn.lengths, drawn.nll, np.arange(1, lengths.max() + 1)))
     weights, constants = _weights(drawn, _seen(store, key, drawn.probe_ids, known))
-    totals = np.zeros(
-        known.height, np.int64
-    )  # sums of integers: equal pairs give equal bits in whatever order they come
+    totals = np.zeros(known.height, np.int64)  # sums of integers: equal pairs give equal bits in any order
     for sample, probe, nll in _stream(store, key, drawn.probe_ids, known):
         gains = (curves[lengths[sample] - 1, probe] - np.exp(np.minimum(nll, _HIGHEST_NLL))) * weights[
             pattern[sample], probe
@@ -195,14 +192,14 @@ def _known(store: Store, key: ScoreKey, probe_ids: Sequence[str]) -> pl.DataFram
 
 
 def _seen(store: Store, key: ScoreKey, probe_ids: Sequence[str], known: pl.DataFrame) -> np.ndarray:
-    """Which probes each pattern stands for, [patterns, probes], the patterns in their order."""
+    """The probes of each pattern, [patterns, probes], in the order of the patterns."""
     example = known.unique("pattern", keep="any").sort("pattern")
     return ~np.isnan(_pairs(store, key, example["sample_id"].to_list(), probe_ids))
 
 
 def _weights(drawn: Draw, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How the influences of a pattern's probes add up to the contribution: a weight for each, over the probe's
-    perplexity without context, [patterns, probes], and a constant, [patterns]."""
+    """The linear map from the influences of a pattern's probes to the contribution: a weight for each, divided by the
+    probe's perplexity without context, [patterns, probes], and a constant, [patterns]."""
     weights = np.zeros(seen.shape)
     constants = np.zeros(len(seen))
     model = None if seen.all() else ProbeModel.fit(*[peer_influences(drawn)] * 2)

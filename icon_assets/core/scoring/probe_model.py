@@ -1,7 +1,7 @@
-"""How the probes of a set move together: a normal model of the influences of a sample on all probes.
+"""The correlation of the probes of a set: a normal model of the influences of a sample on all probes.
 
-Learned from samples that were scored on every probe; it then says which probes tell most about the mean over all of
-them for their price, and what a sample's contribution is when only some of its probes were scored."""
+It is learned from samples that were scored on every probe. It gives the probes that say most about the mean over all of
+them for their cost, and estimates a sample's contribution when only some of its probes were scored."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -22,7 +22,8 @@ class ProbeModel:
     def fit(cls, complete: np.ndarray, random: np.ndarray) -> "ProbeModel":
         """Fit to rows of influences, each over all probes.
 
-        Few rows and many probes: correlations are shrunk (OAS; Chen et al. 2010), standard deviations are kept.
+        Because there are few rows and many probes, correlations are shrunk (OAS; Chen et al. 2010). Standard deviations
+        are kept.
 
         Args:
             complete: [samples, probes]; may be a biased choice of samples.
@@ -35,9 +36,9 @@ class ProbeModel:
         return cls(random.mean(axis=0), correlation * np.outer(deviation, deviation))
 
     def order(self, costs: np.ndarray) -> list[int]:
-        """Probes by what each one takes from the variance of the total, given those before it, per unit of cost."""
+        """Probes in the order of their reduction of the variance of the total, given those before, per unit of cost."""
         n = len(costs)
-        # pivoted Cholesky: what the probes so far tell of each
+        # pivoted Cholesky: what the probes so far explain of each
         factor = np.zeros((n, n))
         order = list[int]()
         left = np.ones(n, bool)
@@ -77,7 +78,7 @@ class ProbeModel:
         return (total + expected) / len(seen), float(np.sqrt(max(remaining.sum(), 0.0))) / len(seen)
 
     def weights(self, seen: np.ndarray) -> tuple[np.ndarray, float]:
-        """What `estimate` does, as a weight for the influence on each probe seen, and a constant to add."""
+        """The map of `estimate`, as a weight for the influence on each probe seen, and a constant to add."""
         hidden = ~seen
         known = self.covariance[np.ix_(seen, seen)]
         across = self.covariance[np.ix_(seen, hidden)]
@@ -87,11 +88,11 @@ class ProbeModel:
 
 
 class Calibration:
-    """By how much estimates err more than a model's standard errors say.
+    """The factor by which errors of estimates exceed a model's standard errors.
 
-    The normal model promises too much: it is learned from a few dozen samples of which some vary far more than others,
-    and which probes come first was learned from the same ones. So both are learned again without a part of them, and
-    that part is estimated from as many probes."""
+    The normal model is too optimistic. It is learned from a few dozen samples, some of which vary far more than others,
+    and the order of the probes was learned from the same samples. So both are learned again without a part of the
+    samples, and that part is estimated from as many probes."""
 
     def __init__(self, pilot: np.ndarray, costs: np.ndarray) -> None:
         """`pilot`: [samples, probes], influences of the randomly drawn samples; `costs`: [probes]."""
@@ -104,7 +105,7 @@ class Calibration:
                 self._folds.append((model, model.order(costs), pilot[out]))
 
     def inflation(self, n_seen: int) -> float:
-        """Root mean square of the errors in standard errors where so many probes were seen, but at least 1."""
+        """Root mean square of the errors, in standard errors, with so many probes seen, but at least 1."""
         if n_seen not in self._known:
             squares = list[float]()
             for model, order, left_out in self._folds:

@@ -1,5 +1,5 @@
-"""What is known of the scores of the whole pool, for the cut of a budgeted pass: kept per process, so that a shard
-costs a look at what was scored since the one before it, and not at all shards again."""
+"""A cache of the scores of the whole pool, for the cut of a budgeted pass. It is kept per process, so that each shard
+reads only the scores since the previous shard, and not those of all shards again."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -9,13 +9,13 @@ import polars as pl
 
 from icon_assets.core.store.tables import Store
 
-# Ids are digests: their first 64 bits tell them apart, and a million of them take 8 MB.
+# Ids are digests: their first 64 bits are unique, and a million of them take 8 MB.
 _ID = "('0x' || left(sample_id, 16))::UBIGINT AS id"
 
 
 class KnownScores:
-    """The contributions of the pool's unique samples (whose ids are below the ceiling) under one key and control, as
-    they were last computed."""
+    """The last computed contributions of the pool's unique samples (with ids below the ceiling) under one key and
+    control."""
 
     def __init__(self, store: Store, score_key: str, control: str, ceiling: str | None = None) -> None:
         self._store = store
@@ -29,12 +29,12 @@ class KnownScores:
         self._scores: dict[str, pl.DataFrame] = {}  # by shard: place, contribution, n_probes
 
     def elsewhere(self, shard: str) -> np.ndarray:
-        """One figure per unique sample that does not stand in this shard; NaN for those that are not scored yet."""
+        """One figure per unique sample that is not in this shard; NaN for those that are not scored yet."""
         self._look_at_pool()
         self._look_at_scores()
         values = np.full(self._index.height, np.nan)
         if scores := [frame for name, frame in self._scores.items() if name in self._places]:
-            # In two shards a sample may have met more probes in one of them: that score comes last, and stays.
+            # A sample in two shards may have more probes in one of them: that score comes last, and is kept.
             ranked = pl.concat(scores).sort("n_probes", maintain_order=True)
             values[ranked["place"].to_numpy()] = ranked["contribution"].to_numpy()
         others = np.ones(self._index.height, bool)
@@ -54,7 +54,7 @@ class KnownScores:
         self._places = {str(shard): rows["place"] for (shard,), rows in placed.group_by("shard")}
 
     def _look_at_scores(self) -> None:
-        """Read the shards that were scored since the last look, by their files: one that is live is never changed."""
+        """Read the shards that were scored since the last read, by their files, since a live file is never changed."""
         files = frozenset(self._store.files("sample_scores"))
         changed = {_shard_of(file) for file in files ^ self._files}
         self._files = files
@@ -77,5 +77,5 @@ def _shard_of(file: str) -> str:
 
 @lru_cache(maxsize=1)
 def known_scores(store: Store, score_key: str, control: str, ceiling: str | None) -> KnownScores:
-    """The one of this process."""
+    """The cache of this process."""
     return KnownScores(store, score_key, control, ceiling)

@@ -1,4 +1,4 @@
-"""The scoring pass: which pairs and controls are missing, computing exactly those, and keeping finished work.
+"""The scoring pass: finding missing pairs and controls, computing exactly those, and keeping finished work.
 
 A pair that is stored under the same score_key is never computed again: a new probe costs one column, a new sample one
 row, a new control no candidate pass.
@@ -36,7 +36,7 @@ PAIR_KEY = ("score_key", "sample_id", "probe_id")
 
 
 class Scorer:
-    """Scores against one store with one engine, which is loaded when the first missing pair asks for it."""
+    """Scores against one store with one engine, which is loaded when the first missing pair needs it."""
 
     def __init__(
         self,
@@ -86,13 +86,13 @@ class Scorer:
         return self._complete_controls(controls_for(self._key, settings, *lengths.get_columns()))
 
     def complete_shard(self, shard: str, settings: ControlSettings, budget: Budget | None = None) -> Spent:
-        """Compute the missing pairs of one shard's samples, all of them or as the budget says, and the controls that
-        samples of their lengths need and no other shard has needed before.
+        """Compute the missing pairs of one shard's samples, all of them or within the budget, and the missing controls
+        for samples of their lengths.
         """
         if budget is None:
             return self._complete(shard, settings)
         spent = self._complete(None, settings, samples=self.pilot(budget))
-        if len(self.pilot(budget)) < budget.pilot:  # that was the whole pool
+        if len(self.pilot(budget)) < budget.pilot:  # this was the whole pool
             return spent
         order = self._probe_order(settings, budget)
         sizes = rungs(len(self._probe_ids), budget.share)
@@ -111,7 +111,7 @@ class Scorer:
     def _near_the_cut(
         self, shard: str, settings: ControlSettings, budget: Budget, order: list[str], sizes: list[int], rung: int
     ) -> list[str]:
-        """The samples that go on to the next rung: undecided ones, as many as the budget allows."""
+        """The samples for the next rung: undecided ones, as many as the budget allows."""
         scores = self.scores(shard, settings, budget)
         estimates = scores.filter(pl.col("control") == budget.control)
         if estimates.is_empty():
@@ -127,16 +127,16 @@ class Scorer:
             spent += tokens[done - 1] + context * (done if n_probes < len(order) else 1)
             possible += tokens[-1] + context
             costs[sample_id] = max(0, tokens[rung + 1] - tokens[done - 1]) + context
-        # The rest is spread evenly over the rungs to come (sequential halving; Karnin et al. 2013): where intervals are
-        # wide, the next one would take it all.
+        # The rest is spread evenly over the following rungs (sequential halving; Karnin et al. 2013). Otherwise, with
+        # wide intervals, the next rung would take it all.
         allowance = (round(budget.share * possible) - spent) // (len(sizes) - 1 - rung)
         return affordable(near, [costs[sample_id] for sample_id in near], allowance)
 
     def _cut(self, shard: str, estimates: pl.DataFrame, settings: ControlSettings, budget: Budget) -> float:
-        """The score that separates the top fraction of the pool, as far as it is known.
+        """The current estimate of the score that separates the top fraction of the pool.
 
-        Own estimates, the scores of other shards as they were last computed; samples that have none yet are
-        represented by the pilot, which is drawn from the whole pool.
+        It uses this shard's estimates and the last computed scores of other shards. The pilot, which is drawn from the
+        whole pool, represents samples without a score.
         """
         known = known_scores(self._store, self._key.value, budget.control, self._ceiling).elsewhere(shard)
         scored = pl.Series(known[~np.isnan(known)])
@@ -152,18 +152,18 @@ class Scorer:
         return cut(values, weights, budget.fraction)
 
     def _probe_order(self, settings: ControlSettings, budget: Budget) -> list[str]:
-        """The order in which every sample meets the probes, from the pilot: those that tell most per token come
+        """The order of the probes for every sample, learned from the pilot: those that say most per token come
         first."""
         _, probe_ids, x = matrix(self._pilot_influences(settings, budget))
         costs = np.array([self._probe_tokens[probe_id] for probe_id in probe_ids], float)
         return [probe_ids[index] for index in ProbeModel.fit(x, x).order(costs)]
 
     def _pilot_influences(self, settings: ControlSettings, budget: Budget) -> pl.DataFrame:
-        """Of the completed pilot, under the control that decides."""
+        """The influences of the completed pilot, under the control that decides."""
         return self._taught(settings, budget).influences.filter(pl.col("control") == budget.control)
 
     def _taught(self, settings: ControlSettings, budget: Budget) -> Pilot:
-        """What the completed pilot teaches."""
+        """The calibration from the completed pilot."""
         if budget not in self._learned:
             samples = self.pilot(budget)
             table = influences(self._store, self._key, None, settings, samples)
@@ -175,11 +175,12 @@ class Scorer:
         return {probe_id: p.n_input for probe_id, p in self._probes.items()}
 
     def pilot(self, budget: Budget) -> list[str]:
-        """The samples of the pool that get every probe: a random draw that growth of the pool hardly changes."""
+        """The samples of the pool that get every probe: a random draw that hardly changes when the pool grows."""
         if budget not in self._pilots:
             self._pilots[budget] = self._store.query_pool(
                 """
-                SELECT sample_id FROM (SELECT DISTINCT sample_id FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling)
+                SELECT sample_id
+                FROM (SELECT DISTINCT sample_id FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling)
                 ORDER BY md5($seed || sample_id) LIMIT $n
                 """,
                 seed=str(budget.seed),
@@ -235,7 +236,7 @@ class Scorer:
         wanted = [[index[probe_id] for probe_id in row["probe_ids"]] for row in rows]
 
         def commit(pairs: list[Pair]) -> None:
-            # Lengths first: a pair without its context's length could not be compared with a control, nor found.
+            # Lengths first: a pair without its context's length could be neither compared with a control nor found.
             used = sorted({pair.context for pair in pairs})
             self._store.append_new("contexts", self._context_frame(rows, contexts, used), ("score_key", "sample_id"))
             origins = self._origins([rows[i]["sample_id"] for i in used])
@@ -246,8 +247,8 @@ class Scorer:
         return self._run("pairs", [[*c.ids, *self._encoder.separator] for c in contexts], wanted, commit)
 
     def _complete_contexts(self) -> None:
-        """Lengths that were taken out of the store while their pairs stayed: they come from the texts, without a
-        forward."""
+        """Restore lengths that were removed from the store while their pairs stayed. They come from the texts, without
+        a forward."""
         for origin in without_contexts(self._store, self._key.value):
             rows = self._store.query(
                 """
@@ -262,9 +263,10 @@ class Scorer:
                 self._store.append_new("contexts", frame, ("score_key", "sample_id"))
 
     def _origins(self, sample_ids: list[str]) -> pl.DataFrame:
-        """Where the pairs of these samples lie: with those of the shard each of them was first scored for."""
+        """The places of the pairs of these samples: the shard that each of them was first scored for."""
         return self._store.query(
-            "SELECT sample_id, origin FROM contexts WHERE score_key = $key AND sample_id IN (SELECT unnest($ids::VARCHAR[]))",
+            "SELECT sample_id, origin FROM contexts WHERE score_key = $key "
+            "AND sample_id IN (SELECT unnest($ids::VARCHAR[]))",
             {"key": self._key.value, "ids": sample_ids},
         )
 
@@ -284,7 +286,7 @@ class Scorer:
     def _run(
         self, work: str, contexts: list[list[int]], wanted: list[list[int]], commit: Callable[[list[Pair]], None]
     ) -> Spent:
-        """Score the wanted pairs; commit at least every `commit_seconds`, and what is finished even on the way out."""
+        """Score the wanted pairs. Commit at least every `commit_seconds`, and also finished pairs when interrupted."""
         engine = self._engine
         probes = list(self._probes.values())
         total = sum(map(len, wanted))

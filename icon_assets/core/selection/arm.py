@@ -1,4 +1,4 @@
-"""What an arm is, the registry of arms, and what each of them needs. The arms themselves are in `arms`."""
+"""The definition of an arm, the registry of arms, and the needs of each arm. The arms themselves are in `arms`."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from icon_assets.core.selection.candidates import Candidates
 from icon_assets.settings import SelectionSettings
 
 Order = Callable[[Candidates], pl.DataFrame]
-# Made only when an arm of the settings ranks by them.
+# Assets that are made only when an arm of the settings ranks by them.
 ON_DEMAND = ("sample_features", "probe_features", "selector", "predicted_scores")
 
 
@@ -21,12 +21,12 @@ class Arm:
     """A way to rank the pool.
 
     Attributes:
-        order: makes of the candidates rows of sample_id and score, best first: all that it can rank.
-        control: whose contributions it ranks by, if any.
-        tables: of the store, that it ranks by besides.
-        settings: of `selection`, that it depends on besides what all arms do.
-        drawn: whether chance ranks. Then each training seed has a draw of its own (`draws`): of one draw alone nobody could
-            tell whether another would have done as well.
+        order: returns the candidates that it can rank, as rows of sample_id and score, best first.
+        control: the control whose contributions it ranks by, if any.
+        tables: further tables of the store that it ranks by.
+        settings: keys of `selection` that it depends on, besides those that every arm depends on.
+        drawn: whether the ranking is random. Then each training seed has its own draw (`draws`), because a single draw
+            can't show how much results vary from draw to draw.
     """
 
     name: str
@@ -60,8 +60,8 @@ def arm(
 
 
 def draws(name: str, seeds: Sequence[int]) -> list[str]:
-    """The subsets of an arm for training with these seeds: the arm's own, and `random.1`, ... for the further seeds of
-    a drawn one. All else here takes such a name where it takes an arm's."""
+    """The subsets of an arm for training with these seeds: the arm's own, and for the further seeds of a drawn arm
+    `random.1`, ... The other functions here accept such a name in place of an arm's."""
     return [name, *(f"{name}.{draw}" for draw in range(1, len(seeds)) if _ARMS[name].drawn)]
 
 
@@ -77,7 +77,7 @@ def arm_and_draw(name: str) -> tuple[Arm, int]:
 
 
 def check_arms(settings: SelectionSettings, controls: Collection[str]) -> None:
-    """Refuse arms that don't exist, or that rank by a control nobody computes.
+    """Refuse arms that don't exist, or that rank by a control that is not computed.
 
     Raises:
         IconError: names the arm and the setting to change.
@@ -86,7 +86,9 @@ def check_arms(settings: SelectionSettings, controls: Collection[str]) -> None:
     if "length_matched" in settings.arms:
         named.append(("selection.reference", settings.reference))
         if settings.reference == "length_matched":
-            raise IconError("selection.reference: length_matched copies another arm's lengths; name one, such as icon")
+            raise IconError(
+                "selection.reference: length_matched copies the lengths of a different arm; name one, such as icon"
+            )
     for setting, name in named:
         if name not in _ARMS:
             raise IconError(f"{setting}: {name!r} is not an arm; known are {', '.join(sorted(_ARMS))}")
@@ -96,7 +98,7 @@ def check_arms(settings: SelectionSettings, controls: Collection[str]) -> None:
 
 
 def with_reference(name: str, settings: SelectionSettings) -> list[Arm]:
-    """The arm, and the one it follows."""
+    """The arm and the arm that it follows."""
     own, _ = arm_and_draw(name)
     return [own, *([_ARMS[settings.reference]] if "reference" in own.settings else [])]
 
@@ -107,18 +109,18 @@ def controls_needed(name: str, settings: SelectionSettings) -> set[str]:
 
 
 def tables_needed(name: str, settings: SelectionSettings) -> set[str]:
-    """What has to be made for an arm besides contributions."""
+    """The assets that an arm needs besides contributions."""
     tables = {table for each in with_reference(name, settings) for table in each.tables}
     return tables | ({"sample_features"} if settings.diversity and name != "full" else set())
 
 
 def tables_of_arms(settings: SelectionSettings) -> set[str]:
-    """What has to be made for the arms of the settings besides contributions."""
+    """The assets that the arms of the settings need besides contributions."""
     return {table for name in settings.arms for table in tables_needed(name, settings)}
 
 
 def needed_assets(settings: SelectionSettings) -> set[str]:
-    """Those of `ON_DEMAND` that the arms of the settings ask for."""
+    """The assets of `ON_DEMAND` that the arms of the settings need."""
     tables = tables_of_arms(settings)
     return tables | ({"sample_features", "selector"} if "predicted_scores" in tables else set())
 
@@ -144,8 +146,8 @@ def has_score(name: str) -> bool:
 
 
 def work_owed(name: str, settings: SelectionSettings) -> list[str]:
-    """The kinds of work in `scoring_costs` that the arm, or the one it follows, ranks and sieves by, and so owes;
-    measured or predicted, contributions cost scoring."""
+    """The kinds of work in `scoring_costs` that the arm, or the arm that it follows, ranks and filters by. Measured and
+    predicted contributions both cost scoring."""
     tables = tables_needed(name, settings)
     predicted = "predicted_scores" in tables
     scored = predicted or bool(controls_needed(name, settings))
@@ -154,7 +156,7 @@ def work_owed(name: str, settings: SelectionSettings) -> list[str]:
 
 
 def rank(name: str, pool: Candidates) -> pl.DataFrame:
-    """All that an arm can rank, best first: sample_id and score."""
+    """All samples that an arm can rank, best first: sample_id and score."""
     if name not in pool.rankings:
         own, draw = arm_and_draw(name)
         pool.rankings[name] = own.order(replace(pool, draw=draw))

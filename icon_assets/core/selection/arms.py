@@ -1,7 +1,7 @@
-"""Arms: each is one function that ranks the pool by its own reason.
+"""The arms: each is one function that ranks the pool by its own criterion.
 
-A further arm is one function here, registered by its name, and one line in the settings. A ranking does not depend
-on how much of it is taken, so that what is chosen at one fraction is chosen at every larger one. Ties are broken by
+A new arm is one function here, registered by its name, and one line in the settings. A ranking does not depend on how
+much of it is taken, so that a sample chosen at one fraction is chosen at every larger one. Ties are broken by
 sample_id.
 """
 
@@ -14,7 +14,7 @@ from icon_assets.core.scoring.peers import PEERS
 from icon_assets.core.selection.arm import Order, arm, rank
 from icon_assets.core.selection.candidates import Candidates
 
-# of length_matched: narrow, yet with something to draw from
+# of length_matched: narrow, but with enough samples to draw from
 _BIN_SAMPLES = 20
 _MOST_BINS = 256
 
@@ -26,7 +26,7 @@ def _ranked(pool: Candidates, score: pl.Expr, descending: bool = True) -> pl.Dat
 
 
 def _drawn(pool: Candidates, *purpose: str) -> pl.DataFrame:
-    """The samples in a random order in which the place of each does not depend on the rest of the pool."""
+    """The samples in a random order, in which the place of each does not depend on the rest of the pool."""
     purpose = (*purpose, *([f"draw {pool.draw}"] if pool.draw else []))
     keys = [draw_key(pool.settings.seed, *purpose, sample_id) for sample_id in pool.samples["sample_id"]]
     return pool.samples.with_columns(pl.Series("key", keys)).sort("key").drop("key")
@@ -49,10 +49,10 @@ def _random(pool: Candidates) -> pl.DataFrame:
     drawn=True,
 )
 def _length_matched(pool: Candidates) -> pl.DataFrame:
-    """For each sample of the reference, from its top, one drawn from the same narrow bin of token lengths, without
-    putting back.
+    """For each sample of the reference, best first, draw one from the same narrow bin of token lengths, without
+    replacement.
 
-    It may be that sample itself: what is compared is the choice within a length.
+    The draw may be that sample itself, because the comparison is about the choice within a length.
     """
     lengths = pool.samples["n_tokens"].to_numpy()
     bins = min(_MOST_BINS, max(1, len(lengths) // _BIN_SAMPLES))
@@ -79,8 +79,9 @@ def _rds(pool: Candidates) -> pl.DataFrame:
 
 @arm("perplexity", "response of middling perplexity", tables=("sample_features",))
 def _perplexity(pool: Candidates) -> pl.DataFrame:
-    """From the median outwards. Bottom, middle and top are all in use, and which is best depends on the corpus (arXiv
-    2309.04564, 2405.20541). The bottom is what the model says anyway; the top is short answers and what it can't read.
+    """From the median outwards. Bottom, middle and top are all in use, and the best one depends on the corpus (arXiv
+    2309.04564, 2405.20541). The bottom is text that the model would write anyway. The top is short answers and text
+    that it can't read.
     """
     ranked = _ranked(pool, pl.col("perplexity"))
     middle = (pl.int_range(pl.len()) - (pl.len() - 1) / 2).abs()
@@ -89,8 +90,8 @@ def _perplexity(pool: Candidates) -> pl.DataFrame:
 
 @arm("ifd", "highest IFD below 1: the prompt helps, but little", tables=("sample_features",))
 def _ifd(pool: Candidates) -> pl.DataFrame:
-    """PPL(response | prompt) / PPL(response), arXiv 2308.12032. From 1 on prompt and response do not belong together:
-    such samples come last, the least wrong ones first."""
+    """PPL(response | prompt) / PPL(response), arXiv 2308.12032. From 1 on, prompt and response do not fit together.
+    Such samples come last, in ascending order."""
     below = pool.samples.filter(pl.col("ifd") < 1)
     beyond = pool.samples.filter(pl.col("ifd") >= 1)
     halves = [(below, True), (beyond, False)]
@@ -119,8 +120,8 @@ def _icon_selector(pool: Candidates) -> pl.DataFrame:
 
 @arm("icon_stratified", "highest contribution within its class of lengths", control="none", settings=("length_strata",))
 def _icon_stratified(pool: Candidates) -> pl.DataFrame:
-    """Classes of equal size by token length. A sample's place is its rank within its class, over the size of the class
-    in the pool, so that every beginning of the ranking has the classes in the pool's proportions."""
+    """Classes of equal size by token length. A sample's place is its rank within its class, divided by the size of the
+    class in the pool, so that every prefix of the ranking has the classes in the pool's proportions."""
     lengths = pool.samples["n_tokens"].to_numpy()
     strata = pool.settings.length_strata
     edges = np.quantile(lengths, np.arange(1, strata) / strata) if len(lengths) else lengths

@@ -1,4 +1,4 @@
-"""What arms choose from: the unique samples of the pool with their lengths and everything that is known of them."""
+"""The candidates of the arms: the unique samples of the pool with their lengths, scores and features."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -21,11 +21,11 @@ class Candidates:
     """The pool as arms see it.
 
     Attributes:
-        samples: by sample_id: n_response_chars, n_tokens, what arms rank by (one column each), and n_training_tokens where
-            `selection.budget` counts those.
-        embeddings: where arms find vectors, if any are stored.
-        draw: which of several draws a drawn arm makes.
-        rankings: what arms made of it, kept because other arms and figures ask again.
+        samples: by sample_id. Columns: n_response_chars, n_tokens, one for each quantity that arms rank by, and
+            n_training_tokens where `selection.budget` counts those.
+        embeddings: the stored vectors, if there are any.
+        draw: the number of the draw that a drawn arm makes.
+        rankings: rankings of the arms, kept because other arms and figures need them again.
     """
 
     samples: pl.DataFrame
@@ -35,8 +35,8 @@ class Candidates:
     rankings: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     def at(self, fraction: float) -> "Candidates":
-        """The same for another fraction, ranked anew: that an arm does not look at the fraction is not taken for
-        granted."""
+        """The same candidates for a different fraction, ranked again, because an arm's ranking might depend on the
+        fraction."""
         return replace(self, settings=self.settings.model_copy(update={"fraction": fraction}), rankings={})
 
     def vectors(self) -> Embeddings:
@@ -55,8 +55,8 @@ def read_candidates(
     """The candidates of a store.
 
     Args:
-        controls: that arms rank by; `peers` is computed here, and only when it is named.
-        seed: of the draw that peers are learned from, `probes.seed`.
+        controls: the controls that arms rank by. `peers` is computed here, and only if it is given.
+        seed: seed of the draw that peers are learned from, `probes.seed`.
     """
     samples = store.query(sql_text("pool_scores.sql"), {"score_key": key.value})
     if PEERS in controls:

@@ -1,4 +1,4 @@
-"""The choice of an arm: how much of the top of its ranking is taken, the same for all arms."""
+"""The choice of an arm from the top of its ranking, with the same size rule for all arms."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _SIEVED_AT_ONCE = 4_096
 class Subset:
     """The choice of one arm: `rows` has sample_id, rank (from 1), score (null where the arm has none) and reason.
 
-    `skipped`: samples that were passed over because a better one is nearly the same.
+    `skipped`: samples that were skipped because a better one is nearly the same.
     """
 
     arm: str
@@ -31,7 +31,7 @@ class Subset:
 
 def select(name: str, pool: Candidates) -> Subset:
     """Choose the arm's samples from the top of its ranking: `selection.fraction` of the samples or of the training
-    tokens, all for `full`. With `selection.diversity` those that are nearly the same as a chosen one are passed over.
+    tokens, all for `full`. With `selection.diversity`, samples that are nearly the same as a chosen one are skipped.
 
     Raises:
         IconError: the pool is empty, or the arm can rank less than it must take.
@@ -48,7 +48,7 @@ def select(name: str, pool: Candidates) -> Subset:
 
 
 def _parts(name: str, pool: Candidates) -> Iterator[pl.DataFrame]:
-    """The ranking from its top with the place of each sample, and without those that are passed over."""
+    """The ranking from its top with the place of each sample, without skipped samples."""
     ranking = rank(name, pool).with_row_index("place")
     limit = pool.settings.diversity
     if TOKENS in pool.samples.columns:
@@ -65,13 +65,13 @@ def _parts(name: str, pool: Candidates) -> Iterator[pl.DataFrame]:
 
 
 def _due(name: str, ranked: pl.DataFrame, pool: Candidates) -> int | None:
-    """How many to take from the top; None when these are not enough."""
+    """How many samples to take from the top; None when there are not enough."""
     if name == "full" or pool.settings.budget == "samples":
         size = subset_size(name, pool.samples.height, pool.settings.fraction)
         return size if ranked.height >= size else None
     budget = token_budget(pool)
     fit = int((ranked[TOKENS].cum_sum() <= budget).sum())
-    # The next one would exceed the budget; with nothing left to come, it fits whole.
+    # The next sample would exceed the budget; if none is left, everything fits.
     return max(1, fit) if fit < ranked.height or fit == pool.samples.height else None
 
 
@@ -83,8 +83,8 @@ def _too_few(name: str, left: int, pool: Candidates) -> IconError:
     needs = f"arm {name}: needs {needs} of {pool.samples.height}, but"
     if ranked > left:
         return IconError(
-            f"{needs} of the {ranked} it ranks {ranked - left} are too near to a better one; raise selection.diversity "
-            "or lower selection.fraction"
+            f"{needs} of the {ranked} it ranks {ranked - left} are too similar to a better one; raise "
+            "selection.diversity or lower selection.fraction"
         )
     by = next((each for each in reversed(with_reference(name, pool.settings)) if each.control or each.tables), None)
     if by is None:
@@ -93,22 +93,22 @@ def _too_few(name: str, left: int, pool: Candidates) -> IconError:
         tables = " and ".join(by.tables)
         return IconError(f"{needs} {ranked} have a row in {tables}; materialize {tables} for every shard first")
     return IconError(
-        f"{needs} {ranked} have a score under control {by.control}; materialize raw_pool and sample_scores for every shard "
-        "first; where scoring.direct_share is below 1, raise it or take the arm icon_selector"
+        f"{needs} {ranked} have a score under control {by.control}; materialize raw_pool and sample_scores for every "
+        "shard first; where scoring.direct_share is below 1, raise it or use the arm icon_selector"
     )
 
 
 def token_budget(pool: Candidates) -> float:
-    """Training tokens that an arm may take: what a random choice of the fraction has on average."""
+    """Training tokens that an arm may take: the average of a random choice of the fraction."""
     return pool.settings.fraction * float(pool.samples[TOKENS].sum())
 
 
 def subset_size(name: str, pool_samples: int, fraction: float) -> int:
     """How many of the pool's unique samples an arm takes."""
-    # As it is written: 0.07 of 100 is 7, where the nearest binary number gives a little more, and so 8.
+    # In decimal: 0.07 of 100 is 7, while the nearest binary number is slightly larger and would give 8.
     return pool_samples if name == "full" else math.ceil(Decimal(str(fraction)) * pool_samples)
 
 
 def subset_id(name: str, sample_ids: Sequence[str]) -> str:
-    """The name of a subset: its arm and its samples, best first."""
+    """The id of a subset, from its arm and its samples, best first."""
     return digest([name, list(sample_ids)])

@@ -1,8 +1,8 @@
-"""The paper's selector (arXiv 2505.05327): the base model with LoRA and a head that tells the best samples from the
+"""The paper's selector (arXiv 2505.05327): the base model with LoRA and a head that separates the best samples from the
 rest.
 
-Token ids and labels in, P(label 1) out. The head is trained with the adapter, and both classes weigh the same, however
-few samples are labelled 1. Which samples are, and how well it does, is decided elsewhere."""
+Token ids and labels in, P(label 1) out. The head is trained with the adapter, and both classes have the same weight,
+even if few samples are labelled 1. Labels and skill are determined elsewhere."""
 
 import json
 import random
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     import torch
 
 OnEpoch = Callable[[int, float], None]
-_LONGEST_STEP = 1.0  # norm that gradients are clipped to
-_TOKENS = 8192  # per forward, padded, when nothing is learned
+_LONGEST_STEP = 1.0  # gradients are clipped to this norm
+_TOKENS = 8192  # padded tokens per forward without training
 
 
 @dataclass
 class Passes:
-    """What a classifier has computed: texts in forwards, those that it learned from with a backward."""
+    """The work of a classifier: texts in forwards, and those with a backward."""
 
     texts: int = 0
     forwards: int = 0
@@ -41,7 +41,7 @@ class Passes:
 
 
 class Classifier:
-    """A base model with an adapter and a head, in memory. `passes`: what it has computed."""
+    """A base model with an adapter and a head, in memory. `passes`: its work so far."""
 
     def __init__(self, model: Any, dtype: str, device: str) -> None:
         self.model = model
@@ -96,7 +96,7 @@ class Classifier:
         return cls(model.to(device).eval(), dtype, device)
 
     def save(self, directory: Path, base_name: str) -> None:
-        """Adapter and head as safetensors, with no path of this machine."""
+        """Adapter and head as safetensors, without paths of this machine."""
         self.model.save_pretrained(str(directory), save_embedding_layers=False)
         (directory / "README.md").unlink(missing_ok=True)
         path = directory / "adapter_config.json"
@@ -115,8 +115,8 @@ class Classifier:
         seed: int,
         on_epoch: OnEpoch,
     ) -> list[float]:
-        """Train, and keep the epoch with the highest average precision on the other texts; returns that of each epoch.
-        The best of several, it says more than the model knows: measure that on further texts."""
+        """Train, and keep the epoch with the highest average precision on the other texts. Returns the average
+        precision of each epoch. As the best of several it is too optimistic, so measure the skill on further texts."""
         from sklearn.metrics import average_precision_score
 
         weights = np.where(labels, len(labels) / (2 * labels.sum()), len(labels) / (2 * (~labels).sum()))
@@ -152,7 +152,7 @@ class Classifier:
         return found
 
     def _stepper(self, settings: ClassifierSettings, steps_per_epoch: int) -> Callable[..., None]:
-        """What takes one optimizer step on a batch, at the rate that is due."""
+        """A function that takes one optimizer step on a batch, at the scheduled rate."""
         import torch
         from transformers import get_cosine_schedule_with_warmup
 
@@ -182,7 +182,7 @@ class Classifier:
         return step
 
     def _logits(self, texts: Sequence[Sequence[int]]) -> "torch.Tensor":
-        """Of both labels, in float32. The texts hold no special tokens, so that padding is told from them."""
+        """Logits of both labels, in float32. The texts contain no special tokens, so that padding is recognizable."""
         import torch
 
         width = max(map(len, texts))
@@ -202,7 +202,7 @@ class Classifier:
 
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """Without the warning that peft asks by a name that transformers gives up."""
+    """Silence the warning about a name that peft uses and transformers deprecates."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
@@ -230,12 +230,12 @@ def _base(base_dir: Path, seed: int, dtype: str) -> Any:
 
 
 def _work(texts: Sequence[Sequence[int]]) -> Work:
-    """Of one forward of each; the head of two labels counts nothing."""
+    """Work of one forward of each text. The head of two labels is not counted."""
     return sum((context_work(len(text)) for text in texts), Work())
 
 
 def _head(model: Any) -> list[str]:
-    """The modules that the base model does not have."""
+    """Modules that the base model does not have."""
     return [name for name, _ in model.named_children() if name != model.base_model_prefix]
 
 

@@ -1,7 +1,7 @@
-"""The selector: learns from directly scored samples to predict contribution, and then ranks the whole pool at one pass
-a sample. One ranking serves every fraction, so that selections are nested.
+"""The selector learns from directly scored samples to predict contribution, and then ranks the whole pool with one pass
+per sample. One ranking serves every fraction, so that selections are nested.
 
-Two kinds: `light` and `lora`. How well either does is measured in `skill`.
+Two kinds: `light` and `lora`. `skill` measures how well they predict.
 """
 
 import json
@@ -27,13 +27,13 @@ _CARD = "selector.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """What training left besides files: predictions for samples that the model has not seen, and figures.
+    """The result of a training besides files: predictions for samples that the model has not seen, and figures.
 
     Attributes:
         held_out: sample_id, score.
-        in_sample: the same of samples that the model was trained on, where the ranking has no better score of them.
+        in_sample: the same for samples that the model was trained on, where the ranking has no better score for them.
         n_train: samples that the final model was trained on.
-        figures: of the training, by name.
+        figures: figures of the training, by name.
     """
 
     held_out: pl.DataFrame
@@ -60,7 +60,7 @@ def scored_samples(store: Store, key: ScoreKey, control: str, most: int) -> pl.D
 
 
 def is_top(values: pl.Series, fraction: float) -> np.ndarray:
-    """Whether each value is among the top fraction."""
+    """Whether each value is in the top fraction."""
     order = np.argsort(-values.to_numpy(), kind="stable")
     top = np.zeros(len(order), bool)
     top[order[: ceil(fraction * len(order))]] = True
@@ -68,10 +68,10 @@ def is_top(values: pl.Series, fraction: float) -> np.ndarray:
 
 
 def part_of(sample_id: str, seed: int, n_parts: int) -> int:
-    """Which of so many parts a sample falls into, whatever else is there."""
+    """The part, of so many, that a sample falls into, independent of other samples."""
     return int(draw_key(seed, "part", sample_id)[:8], 16) % n_parts
 
 
 def write_card(directory: Path, card: Mapping[str, Any]) -> None:
-    """What the selector is, for whoever finds the directory without the store."""
+    """A description of the selector, for readers of the directory without the store."""
     (directory / _CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", "utf-8")

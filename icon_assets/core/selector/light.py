@@ -37,11 +37,11 @@ class Light:
 
     @classmethod
     def fit(cls, inputs: np.ndarray, target: np.ndarray) -> "Light":
-        """Ridge regression; how strongly weights are held down is chosen by leave-one-out.
+        """Ridge regression, with the penalty chosen by leave-one-out.
 
-        Without an intercept: the target is centred, and the mean of a training fold would tell the held-out fold that
-        it lies on the other side. Of several targets, [samples, targets], each has its own weights; `alpha` is their
-        mean."""
+        There is no intercept. The target is centred, so the mean of a training fold would reveal that the mean of the
+        held-out fold is on the other side. With several targets, [samples, targets], each has its own weights; `alpha`
+        is their mean."""
         from sklearn.linear_model import RidgeCV
 
         mean = inputs.mean(axis=0)
@@ -69,7 +69,7 @@ class Light:
 
 
 def light_inputs(features: pl.DataFrame) -> np.ndarray:
-    """[samples, inputs] of what `features_of` gives: lengths, perplexities, embedding."""
+    """The inputs [samples, inputs] from `features_of`: lengths, perplexities, embedding."""
     plain = features.select(
         pl.col("n_tokens").log1p(),
         pl.col("n_chars").log1p(),
@@ -81,8 +81,8 @@ def light_inputs(features: pl.DataFrame) -> np.ndarray:
 
 
 def normal_ranks(values: pl.Series) -> np.ndarray:
-    """Values replaced by the normal quantiles of their ranks: outliers among contributions then teach no more than
-    others."""
+    """Values replaced by the normal quantiles of their ranks, so that outliers among contributions have no more weight
+    than others."""
     inverse = NormalDist().inv_cdf
     n = len(values)
     return np.array([inverse((rank - 0.5) / n) for rank in values.rank("average")])
@@ -107,8 +107,8 @@ def train_light(
 
 
 def predict_by_features(store: Store, key: ScoreKey, shard: str, directory: Path) -> Iterator[pl.DataFrame]:
-    """sample_id and score of the samples of a shard, some at a time. Samples that the selector learned from keep what a
-    model said that had not seen them: among the others' scores, its own would be too good."""
+    """sample_id and score of the samples of a shard, in chunks. Samples that the selector learned from keep the
+    prediction of a model that had not seen them, because the selector's own scores for them would be too high."""
     model = Light.load(directory)
     unseen = json.loads((directory / _OUT_OF_FOLD).read_text("utf-8"))
     for features in shard_features(store, key, shard):
@@ -120,7 +120,7 @@ def predict_by_features(store: Store, key: ScoreKey, shard: str, directory: Path
 def out_of_fold(
     inputs: np.ndarray, target: np.ndarray, sample_ids: Sequence[str] | pl.Series, settings: SelectorSettings
 ) -> np.ndarray:
-    """What models say that were trained on the other folds."""
+    """Predictions of models that were trained on the other folds."""
     fold = np.array([part_of(sample_id, settings.seed, settings.folds) for sample_id in sample_ids])
     predicted = np.zeros(target.shape)
     for number in np.unique(fold):
@@ -130,8 +130,8 @@ def out_of_fold(
 
 
 def relearn(store: Store, key: ScoreKey, sample_ids: Sequence[str], settings: SelectorSettings) -> Relearn:
-    """The light selector trained anew on these samples by other contributions: from contributions to predictions out of
-    fold, [samples, draws] both.
+    """The light selector trained again on these samples with other contributions: a function from contributions to
+    out-of-fold predictions, both [samples, draws].
 
     Raises:
         IconError: some samples have no features.

@@ -19,7 +19,7 @@ from icon_assets.core.selector.learning import SELECTOR, Trained, is_top, part_o
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import SelectorSettings
 
-_PARTS = 10  # of the scored samples: one is reported on, one chooses the epoch, the others are trained on
+_PARTS = 10  # of the scored samples: one for the reported metrics, one to choose the epoch, the others for training
 _PREDICTED_TOGETHER = 4096
 
 
@@ -35,8 +35,8 @@ def train_classifier(
     device: str,
     on_epoch: OnEpoch,
 ) -> Trained:
-    """Train on eight tenths of the scored samples, which are labelled 1 in the top fraction, keep the epoch that does
-    best on another, and write the model; the last tenth has no part in it, and is what is reported on.
+    """Train on eight tenths of the scored samples, which are labelled 1 in the top fraction, keep the epoch that is
+    best on a further tenth, and write the model. The last tenth is used for the reported metrics only.
 
     Raises:
         IconError: one of the three parts holds one label only.
@@ -49,8 +49,8 @@ def train_classifier(
     for labels in (top[held], top[choosing], top[learned]):
         if len(set(labels)) < 2:
             raise IconError(
-                f"selector: of {len(top)} scored samples, the {len(labels)} in one part are all of one class; score more samples "
-                "directly (scoring.direct_share), or set selector.kind to light"
+                f"selector: of {len(top)} scored samples, the {len(labels)} in one part are all of one class; score "
+                "more samples directly (scoring.direct_share), or set selector.kind to light"
             )
     texts = _texts(store, encoder, scored["sample_id"].to_list())
     train, others = ([texts[i] for i in scored["sample_id"].filter(pl.Series(part))] for part in (learned, choosing))
@@ -74,7 +74,7 @@ def predicted_by(model: Classifier, sample_ids: pl.Series, texts: Mapping[str, S
 
 
 def _bill(store: Store, key: ScoreKey, base: ModelRecord, model: Classifier, device: str) -> Bill:
-    """The bill of what a classifier does, learning or reading."""
+    """The costs of a classifier, in training and in prediction."""
     shape = model_shape(base.directory)
     adapter = model.adapter_parameters
 
@@ -89,7 +89,7 @@ def _bill(store: Store, key: ScoreKey, base: ModelRecord, model: Classifier, dev
 
 
 def _texts(store: Store, encoder: Encoder, sample_ids: Sequence[str]) -> dict[str, list[int]]:
-    """The token ids of samples as the classifier reads them: whole, as contexts."""
+    """The token ids of whole samples, as contexts, for the classifier."""
     rows = pool_rows(store, sample_ids)
     return {row["sample_id"]: [*encoder.leading, *encoder.context(row).ids] for row in rows}
 
@@ -104,8 +104,8 @@ def predict_by_classifier(
     dtype: str,
     device: str,
 ) -> Iterator[pl.DataFrame]:
-    """sample_id and score of the samples of a shard, some at a time. Samples that the classifier was trained on get
-    what it says of them: too good a score among the others', by as much as `crowding` says."""
+    """sample_id and score of the samples of a shard, in chunks. Samples that the classifier was trained on get its own
+    scores, which are too high. `crowding` measures by how much."""
     ids = store.query("SELECT DISTINCT sample_id FROM delta.pool WHERE shard = $shard ORDER BY ALL", {"shard": shard})
     if ids.is_empty():
         return

@@ -1,5 +1,5 @@
-"""How well a selector does: measured on samples that it was neither trained on nor chosen by, and compared with length
-and with chance. A selector that knows length alone is no selector.
+"""The skill of a selector, measured on samples that were used neither to train it nor to choose it, and compared with
+length and with chance. A selector that knows only length has no skill.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ _TAILS = (2.5, 97.5)
 
 
 def skill(scored: pl.DataFrame, held_out: pl.DataFrame, settings: SelectorSettings) -> pl.DataFrame:
-    """How well held-out contributions are foretold by the selector, by length and by chance: predictor, metric, value,
-    and the interval [low, high] that holds 95 % of bootstrap draws of the samples.
+    """How well the selector, length and chance predict held-out contributions: predictor, metric, value, and the
+    interval [low, high] of 95 % of bootstrap draws of the samples.
 
     Raises:
         IconError: the held-out samples are all alike, so that nothing can be measured.
@@ -42,16 +42,16 @@ def skill(scored: pl.DataFrame, held_out: pl.DataFrame, settings: SelectorSettin
         table = [_metrics(predicted[d], truth[d], top[d], length[d]) for d in draws]
         for metric in table[0]:
             if predictor == _LENGTH and metric == "partial_spearman":
-                continue  # nothing is left of length once it is taken out
+                continue  # length has no correlation left once length is removed
             low, high = np.percentile([row[metric] for row in table[1:]], _TAILS)
             metrics.append((predictor, metric, table[0][metric], float(low), float(high)))
     return pl.DataFrame(metrics, schema=["predictor", "metric", "value", "low", "high"], orient="row")
 
 
 def crowding(in_sample: pl.DataFrame, held_out: pl.DataFrame, settings: SelectorSettings) -> pl.DataFrame:
-    """How much samples that the selector was trained on crowd the top of its ranking: rows as `skill` has them, the
-    share of those and of the held-out ones that stand in the top fraction of both together. Both are drawn from the
-    same samples: what the shares differ by is that the selector knows the answers of the first."""
+    """How far the selector's training samples crowd the top of its ranking. Rows as in `skill`: the shares of training
+    samples and of held-out samples that are in the top fraction of both together. Both are drawn from the same samples,
+    so the shares differ only because the selector has seen the training samples."""
     rng = np.random.default_rng(settings.seed)
     seen = in_sample["score"].to_numpy()
     unseen = held_out["score"].to_numpy()
@@ -68,7 +68,7 @@ def _top_shares(seen: np.ndarray, unseen: np.ndarray, fraction: float) -> tuple[
 
 
 def _resampled(top: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """Draws of samples with replacement, those aside that hold one class only."""
+    """Draws of samples with replacement, without draws of only one class."""
     drawn = list[np.ndarray]()
     while len(drawn) < _DRAWS:
         draw = generator.integers(0, len(top), len(top))
@@ -98,6 +98,6 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _partial(both: float, first: float, second: float) -> float:
-    """Correlation of two things once a third, that they correlate with so much, is taken out of both."""
+    """Partial correlation of two variables without a third one, from the three pairwise correlations."""
     rest = (1 - first**2) * (1 - second**2)
     return (both - first * second) / rest**0.5 if rest > 1e-12 else 0.0

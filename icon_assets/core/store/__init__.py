@@ -1,5 +1,5 @@
-"""Tables, views, and the record of what was made.
+"""Tables, views, and the ledger of products.
 
-Belongs here: schema, Delta tables, published views, ledger. Does not: assets, models, what a column means.
-Every other room reads and writes its tables through this one.
+Belongs here: schema, Delta tables, published views, ledger. Does not belong here: assets, models, the meaning of
+columns. Every other room reads and writes its tables through this one.
 """

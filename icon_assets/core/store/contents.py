@@ -1,5 +1,5 @@
-"""Digests of a table's rows: of what they say, not of how they are stored, so that merging files or another version of
-a library changes none. They add up: rows that are appended are added to what is known, and no order counts.
+"""Digests of a table's rows. They depend on the values, not on the storage, so that merging files or updating a library
+does not change them. They are sums: appended rows are added to the known digest, and order does not matter.
 
 Of each row the first 16 bytes of the SHA-256 of its text are two integers; those of all rows are summed modulo 2**64.
 """
@@ -17,7 +17,7 @@ import polars as pl
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Group = tuple[str, ...]  # values of the columns by which a table's rows are told apart
+Group = tuple[str, ...]  # values of the columns that group a table's rows
 _BATCH = 65_536
 _NULL = "-"
 _NAN = str(np.float64(np.nan).view(np.int64))
@@ -25,7 +25,7 @@ _NAN = str(np.float64(np.nan).view(np.int64))
 
 @dataclass(frozen=True)
 class Contents:
-    """What some rows hold: how many they are, and their digest of 32 hex characters."""
+    """The contents of some rows: their number, and their digest of 32 hex characters."""
 
     rows: int = 0
     digest: str = "0" * 32
@@ -55,12 +55,12 @@ def added(*parts: Mapping[Group, Contents]) -> dict[Group, Contents]:
 
 
 def contents_of(rows: "pa.Table", by: Sequence[str]) -> dict[Group, Contents]:
-    """What the rows hold, for each combination of the text columns `by`."""
+    """The contents of the rows, for each combination of the text columns `by`."""
     return added(*(_of_batch(pl.DataFrame(batch), by, {}) for batch in rows.to_batches(_BATCH)))
 
 
 def contents_of_file(path: Path, by: Sequence[str], folders: Mapping[str, str]) -> dict[Group, Contents]:
-    """The same of one Parquet file; `folders`: the columns that are not in it but in the names of its folders.
+    """The same for one Parquet file. `folders`: columns that are in the names of its folders instead.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: it can't be read.
@@ -78,7 +78,7 @@ def folders_of(path: Path) -> dict[str, str]:
 
 
 def _of_batch(rows: pl.DataFrame, by: Sequence[str], where: Mapping[str, str]) -> dict[Group, Contents]:
-    """Columns are taken by name: the order in a file says nothing."""
+    """Columns are read by name, because their order in a file has no meaning."""
     rows = rows.with_columns(pl.lit(value).alias(name) for name, value in where.items() if name not in rows.columns)
     told = [_text(rows[name]) for name in sorted(set(rows.columns) - set(by))]
     hashes = _hashes(rows.select(pl.concat_str(told, separator="|")).to_series() if told else [""] * rows.height)
@@ -101,8 +101,8 @@ def _hashes(lines: Iterable[str]) -> np.ndarray:
 
 
 def _text(column: pl.Series) -> pl.Series:
-    """Text that is equal exactly when the values are: whole numbers alone, since how a library writes a fraction may
-    change."""
+    """Text that is equal exactly when the values are. Numbers become integers, because the text form of a fraction may
+    change between library versions."""
     if column.dtype == pl.String:
         told = pl.select(pl.concat_str(column.str.len_bytes().cast(pl.String), pl.lit(":"), column)).to_series()
     elif column.dtype == pl.Float64:

@@ -1,4 +1,4 @@
-"""Delta tables on disk: their live files, commits that are tried again, disks that refuse."""
+"""Delta tables on disk: their live files, commits with retries, disk errors."""
 
 import json
 import re
@@ -31,7 +31,8 @@ class LiveFiles:
     table_id: str
 
     def is_current(self) -> bool:
-        """Whether nobody has committed since: commits are numbered, and a folder made anew has another time."""
+        """Whether nobody has committed since. Commits are numbered, and a folder that was created again has a different
+        time."""
         following = self.commit.with_name(f"{int(self.commit.stem) + 1:020}.json")
         return not following.exists() and self.commit.exists() and self.commit.stat().st_mtime_ns == self.written_ns
 
@@ -41,7 +42,7 @@ LIVE: dict[Path, LiveFiles] = {}  # per process, by table
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A table as of one commit: which table (one that is made again has another id), the commit's number, the live
+    """A table as of one commit: its id (which changes when the table is created again), the commit's number, the live
     files."""
 
     table_id: str = ""
@@ -51,8 +52,8 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Commit:
-    """What a commit says of itself: which values the rows had that it replaced (None: it only added), and what it
-    wrote; `written` is None where it was not ours. `added`: names of its files."""
+    """The description of a commit: the values of the rows that it replaced (None: it only added rows), and what it
+    wrote. `written` is None for commits of other programs. `added`: names of its files."""
 
     replaced: Mapping[str, str] | None
     written: Mapping[Group, Contents] | None
@@ -61,7 +62,7 @@ class Commit:
 
 
 def read_log(place: Path) -> Snapshot:
-    """The table at `place` as its log has it; no files where no table is."""
+    """The table at `place` according to its log; no files where there is no table."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
@@ -77,7 +78,7 @@ def read_log(place: Path) -> Snapshot:
     except (DeltaError, OSError, ValueError) as error:
         raise StoreDamaged(place.name, LOG, f"can't be read ({one_line(error)})") from error
     commit = place / LOG / f"{version:020}.json"
-    if commit.exists():  # a log that was cleaned up holds a checkpoint alone
+    if commit.exists():  # a log that was cleaned up has only a checkpoint
         LIVE[place] = LiveFiles(commit, commit.stat().st_mtime_ns, files, table_id)
     return Snapshot(table_id, version, files)
 
@@ -89,7 +90,7 @@ def one_line(error: Exception) -> str:
 
 def read_commit(path: Path) -> Commit | None:
     try:
-        # Not splitlines: statistics hold texts, and these may hold U+2028.
+        # Not splitlines: statistics contain texts, and these may contain U+2028.
         actions = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
     except (OSError, ValueError):
         return None
@@ -104,12 +105,12 @@ def read_commit(path: Path) -> Commit | None:
     )
 
 
-# How views say that a table is damaged, and how DuckDB and we name a file that is.
+# How views report that a table is damaged, and how DuckDB and this code name a damaged file.
 DAMAGED = re.compile(r"store table (\w+): (\S+) ([^;]*);")
 
 
 def unreadable(path: Path) -> str:
-    """Why a Parquet file can't be read to its end; '' when it can."""
+    """Why a Parquet file can't be read completely; '' when it can."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,7 +126,7 @@ def unreadable(path: Path) -> str:
 
 
 def retried(work: Callable[[], Any], table: str) -> None:
-    """Optimistic concurrency: a commit that lost a race is tried again on the new state."""
+    """Optimistic concurrency: a commit that lost a race is retried on the new state."""
     from deltalake.exceptions import CommitFailedError
 
     for attempt in range(_ATTEMPTS):
@@ -141,7 +142,7 @@ def retried(work: Callable[[], Any], table: str) -> None:
 
 @contextmanager
 def store_disk_errors(part: str) -> Iterator[None]:
-    """A disk that refuses: one line that says the mend. A lost race passes through."""
+    """Turn a disk error into one line with the fix. A lost race passes through."""
     from deltalake.exceptions import CommitFailedError, DeltaError
 
     try:

@@ -1,8 +1,8 @@
-"""What every table must hold, by the ledger and by the commits since its newest entry, and whether it does.
+"""What every table must contain, by the ledger and by the commits since its newest entry, and whether it does.
 
-Each entry of the ledger names the contents of whatever was written since the entry before it, and the commit up to
-which that is so. A commit says itself what it wrote: where a process is killed between the commit and the entry, the
-next entry takes it in. Tables that were written before contents were recorded are taken as they are found, once."""
+Each entry of the ledger holds the contents of everything that was written since the previous entry, and the last commit
+that it covers. A commit describes what it wrote. If a process is killed between the commit and the entry, the next
+entry includes that commit. Tables from before contents were recorded are accepted once as they are found."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -26,13 +26,13 @@ from icon_assets.core.store.delta import Commit, Snapshot
 from icon_assets.core.store.schema import RECORDED_BY, schemas
 from icon_assets.core.store.tables import Store
 
-Where = Mapping[str, Collection[str]]  # of some columns, the values that are looked at
+Where = Mapping[str, Collection[str]]  # for some columns, the values to check
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the ledger says of a table: its contents, up to this commit of the table with this id."""
+    """The record of a table in the ledger: its contents, up to this commit of the table with this id."""
 
     table_id: str
     version: int
@@ -41,7 +41,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Difference:
-    """Rows that are not as recorded."""
+    """Rows that differ from the record."""
 
     table: str
     group: Group
@@ -70,11 +70,11 @@ class _Read:
 
 
 _read: dict[Path, _Read] = {}
-_looked_at: dict[tuple[Any, ...], dict[Group, Contents]] = {}  # by file and state of it: files are never changed
+_looked_at: dict[tuple[Any, ...], dict[Group, Contents]] = {}  # by file and its state: files are never changed in place
 
 
 def on_record(store: Store) -> Mapping[str, Known]:
-    """What the ledger says of each table it has told of.
+    """The record of each table in the ledger.
 
     Raises:
         StoreDamaged: the ledger can't be read.
@@ -88,7 +88,7 @@ def on_record(store: Store) -> Mapping[str, Known]:
         WHERE seq >= $from AND (seq = $from OR summary LIKE '%"contents":{%') ORDER BY seq
     """
     rows = store.query(query, {"from": before.entries}).rows()
-    if before.entries and (not rows or rows[0][1] != before.newest):  # another ledger than we have read
+    if before.entries and (not rows or rows[0][1] != before.newest):  # a different ledger than the one read before
         before = _Read()
         rows = store.query(query, {"from": 0}).rows()
     news = [row for row in rows if row[0] > before.entries]
@@ -107,8 +107,8 @@ def _after(known: Known | None, told: Mapping[str, Any]) -> Known:
 
 
 def expected(store: Store, table: str, at: Snapshot) -> dict[Group, Contents] | None:
-    """What the table must hold as of this snapshot; None where nobody has recorded it yet. A group that is not named:
-    nothing."""
+    """What the table must contain as of this snapshot; None where nothing is recorded yet. A group without a record has
+    no rows."""
     known = on_record(store).get(table)
     groups = dict(known.groups) if known else {}
     first = 0
@@ -118,7 +118,7 @@ def expected(store: Store, table: str, at: Snapshot) -> dict[Group, Contents] | 
         if commit is None or (commit.written is None and not commit.keeps_rows):
             if known is None:
                 return None
-            continue  # not ours: it changes nothing of what is recorded
+            continue  # not a commit of this code: it does not change the record
         _apply(commit, groups, table)
     return groups
 
@@ -138,8 +138,8 @@ def _is_in(group: Group, table: str, where: Where) -> bool:
 
 
 def news(store: Store, accepted: Collection[str] = ()) -> dict[str, Any]:
-    """For the next entry of the ledger: the contents of what was written since the newest one, by table. A table that
-    nobody has recorded, or that is to be accepted as it is, is looked at."""
+    """For the next entry of the ledger: the contents of everything written since the newest one, by table. A table
+    without a record, or one to be accepted as it is, is read."""
     known = on_record(store)
     told = {table: _told(store, table, known.get(table), table in accepted) for table in schemas()}
     return {table: each for table, each in told.items() if each is not None}
@@ -155,13 +155,13 @@ def _told(store: Store, table: str, known: Known | None, accepted: bool) -> dict
         if groups is None:
             groups = {**dict.fromkeys(before, NOTHING), **found(store, table, at)}
     except StoreDamaged:
-        return None  # nothing can be said of it now
+        return None  # it can't be described now
     changed = {group: each for group, each in groups.items() if before.get(group, NOTHING) != each}
     return {"id": at.table_id, "version": at.version, "groups": as_json(changed)}
 
 
 def unrecorded(store: Store) -> list[str]:
-    """Tables with rows of which nothing is recorded: another version wrote them."""
+    """Tables with rows but without a record, which an earlier version wrote."""
     tables = list[str]()
     for table in schemas().keys() - on_record(store).keys():
         try:
@@ -181,11 +181,11 @@ def found(
     *,
     again: bool = False,
 ) -> dict[Group, Contents]:
-    """What the files of a table hold, where rows have these values.
+    """The contents of a table's files, for rows with these values.
 
     Args:
-        trusted: files that were looked at by an earlier process, which are not read again while size and times are the same.
-        again: read all of them, also what this process has looked at.
+        trusted: files that an earlier process read. They are not read again while their size and times are the same.
+        again: read all files, also those that this process has read.
 
     Raises:
         StoreDamaged: a file is gone, or can't be read.
@@ -228,7 +228,7 @@ def _one_line(error: Exception) -> str:
 
 
 class _Verified:
-    """Files of a table that were looked at, kept between processes: `store/verified/<table>.json`."""
+    """Files of a table that were read before, kept between processes: `store/verified/<table>.json`."""
 
     def __init__(self, store: Store, table: str) -> None:
         self._path = store.root / "verified" / f"{table}.json"
@@ -247,7 +247,7 @@ class _Verified:
         self._new = True
 
     def save(self, live: Collection[str]) -> None:
-        """Keep what is new of these files."""
+        """Store what is new about these files."""
         if self._new:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             new_file(self._path, json.dumps({name: each for name, each in self._files.items() if name in live}))
@@ -256,12 +256,12 @@ class _Verified:
 def differences(
     store: Store, table: str, where: Where | None = None, *, most_rows: int | None = None, again: bool = False
 ) -> list[Difference]:
-    """Where the table does not hold what is recorded of it; nothing where nothing is recorded yet.
+    """Where the table differs from its record; nothing where nothing is recorded yet.
 
     Args:
         where: only rows with these values.
-        most_rows: of more rows than these, only files are read that changed since they were read last.
-        again: read everything, whatever was read before.
+        most_rows: with more rows than this, only files that changed since they were last read are read.
+        again: read everything, even files that were read before.
 
     Raises:
         StoreDamaged: the table, or the ledger, can't be read.
@@ -277,7 +277,7 @@ def differences(
         unlike = list(_compared(table, wanted, found(store, table, at, where, trusted, again=again)))
         if not unlike and trusted is not None:
             trusted.save({store.within(table, file).as_posix() for file in at.files})
-        if not unlike or store.snapshot(table) == at:  # else somebody was writing
+        if not unlike or store.snapshot(table) == at:  # otherwise somebody was writing
             return unlike
     return []
 
@@ -291,7 +291,7 @@ def _compared(table: str, wanted: Mapping[Group, Contents], there: Mapping[Group
 
 
 def without_contexts(store: Store, score_key: str) -> list[str]:
-    """Origins that have pairs under this key by the record, but no lengths of their samples."""
+    """Origins that have recorded pairs under this key, but no lengths of their samples."""
     pairs, contexts = (_current(store, table) for table in ("pair_scores", "contexts"))
     of_key = (group for group, each in pairs.items() if group[0] == score_key and each.rows)
     return sorted(group[1] for group in of_key if not contexts.get(group, NOTHING).rows)

@@ -1,5 +1,4 @@
-"""A thread that can write nowhere but in one directory: the kernel refuses it, whatever is run there (Linux 5.13 and
-later)."""
+"""A thread that can write only in one directory. The kernel refuses all other writes (Linux 5.13 and later)."""
 
 import ctypes
 import os
@@ -21,9 +20,10 @@ _TRUNCATE = 1 << 14
 
 
 def write_only_below(directory: Path) -> bool:
-    """From now on this thread, and those that it starts, create, change and remove files below `directory` alone.
+    """From now on, this thread and the threads that it starts can create, change and remove files only below
+    `directory`.
 
-    There is no way back for the thread. False: this system can't do that, and nothing has changed.
+    This can't be undone for the thread. Returns False if the system does not support it; then nothing has changed.
     """
     if not sys.platform.startswith("linux"):
         return False

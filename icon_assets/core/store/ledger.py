@@ -1,7 +1,7 @@
-"""Lineage of record: what each produced thing was made from, appended in the same step that made it.
+"""The lineage of record: the inputs of each product, appended by the step that made it.
 
-A `Recipe` is everything that determines a product. When the newest row of an asset's partition carries the recipe's
-fingerprint, the product is up to date and nothing is made again. Dagster's own history may be lost; this one is not.
+A `Recipe` is everything that determines a product. When the newest row of an asset's partition has the recipe's
+fingerprint, the product is up to date and is not made again. This record survives the loss of Dagster's own history.
 """
 
 import json
@@ -19,13 +19,13 @@ from icon_assets.core.store import inventory
 from icon_assets.core.store.schema import schemas
 from icon_assets.core.store.tables import Store
 
-STORE = "store"  # of entries in which the store speaks of itself
+STORE = "store"  # of entries about the store itself
 _CONTENTS = "contents"  # in a summary: see `inventory`
 
 
 @dataclass(frozen=True)
 class Input:
-    """One thing a product was made from: an asset's partition ('' when it has none) or a file, and its digest."""
+    """One input of a product: an asset's partition ('' when it has none) or a file, and its digest."""
 
     asset: str
     partition: str
@@ -34,7 +34,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a product is made from, and how. Equal recipes make equal products."""
+    """The inputs and settings of a product. Equal recipes make equal products."""
 
     asset: str
     partition: str = ""
@@ -51,7 +51,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Event:
-    """One row of the ledger, as far as the pipeline reads it."""
+    """One row of the ledger, with the columns that the pipeline reads."""
 
     asset: str
     partition: str
@@ -76,13 +76,14 @@ def record(
     *,
     fingerprint: str | None = None,
 ) -> Event:
-    """Append the row that says `recipe` was made, with the digest of the product. Call it after the product is safe.
+    """Append the row that records `recipe` as made, with the digest of the product. Call it after the product is safely
+    stored.
 
     Args:
-        accepted: tables whose rows count from now on as they are, whatever was recorded.
-        fingerprint: another one than the recipe's; an empty one says that the product is to be made again.
+        accepted: tables whose rows are accepted as they are from now on, regardless of the record.
+        fingerprint: replaces the recipe's. An empty one means that the product must be made again.
     """
-    with store.locked("ledger"):  # the counter, and what was written since the entry before
+    with store.locked("ledger"):  # the counter, and what was written since the previous entry
         contents = inventory.news(store, accepted)
         row = _row(store, recipe, product_digest, run_id, {**summary, **({_CONTENTS: contents} if contents else {})})
         row["fingerprint"] = recipe.fingerprint if fingerprint is None else fingerprint
@@ -102,8 +103,8 @@ def record(
 
 
 def withdraw(store: Store, recipe: Recipe, event: Event, run_id: str, why: Sequence[str]) -> None:
-    """Say that a product is not what was made, so that it is made again even if this process is killed now. What was
-    made from it still is what it was made from."""
+    """Record that a product is no longer what was made, so that it is made again even if this process is killed now.
+    Products made from it keep their record."""
     summary = {**event.summary, "unlike_the_record": list(why)}
     record(store, recipe, event.digest, run_id, summary, fingerprint="")
 
@@ -128,19 +129,19 @@ def _row(store: Store, recipe: Recipe, product_digest: str, run_id: str, summary
 
 
 def _next_id(store: Store) -> str:
-    """32 characters: a counter, by which entries are ordered whatever the clock says (view `delta.events`), and
-    chance."""
+    """32 characters: a counter, which orders entries independently of the clock (view `delta.events`), and random
+    characters."""
     counter = 1 + store.query("SELECT greatest(count(*), coalesce(max(counter), 0)) FROM delta.events").item()
     return f"{counter:011d}-{uuid.uuid4().hex[:20]}"
 
 
 def recorded_summary(text: str) -> dict[str, Any]:
-    """What whoever made a product said of it, without what the ledger keeps of the tables."""
+    """The summary that a product was recorded with, without the ledger's own record of the tables."""
     return {name: value for name, value in json.loads(text).items() if name != _CONTENTS}
 
 
 def take_in(store: Store, run_id: str) -> list[str]:
-    """Put on record what tables hold that were written by a version which did not record it; returns their names."""
+    """Record the contents of tables that an earlier version wrote without a record. Returns their names."""
     tables = inventory.unrecorded(store)
     if tables:
         record(store, Recipe(STORE), "", run_id, {"known_from_here": tables})
@@ -191,13 +192,13 @@ def current_shards(store: Store, asset: str) -> list[Event]:
 
 
 def made(store: Store, recipe: Recipe) -> Event | None:
-    """The newest event of the recipe's partition if it was made by this very recipe, else None."""
+    """The newest event of the recipe's partition if it was made by this recipe, else None."""
     event = newest(store, recipe.asset, recipe.partition)
     return event if event is not None and event.fingerprint == recipe.fingerprint else None
 
 
 def differences(event: Event, recipe: Recipe) -> set[str]:
-    """What makes the recipe another one than the event's: names of inputs, dotted keys of settings, `code`."""
+    """How the recipe differs from the event's: names of inputs, dotted keys of settings, `code`."""
     had = {(i.asset, i.partition): i.digest for i in event.inputs}
     has = {(i.asset, i.partition): i.digest for i in recipe.inputs}
     inputs = {key[0] for key in had.keys() | has.keys() if had.get(key) != has.get(key)}

@@ -1,10 +1,9 @@
-"""Where SQL of users is run: in a thread that can be stopped, on a database that reads this store's files and no other,
-within bounds.
+"""Runs SQL of users: in a thread that can be stopped, on a database that reads only this store's files, within limits.
 
-Three walls, each without the others: `statements` admits and contains what only reads; the database may open the live
-Parquet files and its own temporary directory, and its settings are locked; the kernel lets the thread write in that
-directory alone (Linux). Without the kernel's, and only with the first one gone too, a COPY could reach the live files
-themselves."""
+There are three independent protections. `statements` accepts only statements that read. The database may open only the
+live Parquet files and its own temporary directory, and its settings are locked. The kernel allows the thread to write
+only in that directory (Linux). Only if both the first and the kernel's protection failed could a COPY reach the live
+files."""
 
 import fcntl
 import json
@@ -34,11 +33,10 @@ if TYPE_CHECKING:
     _Found = tuple[Sequence[tuple[str, str]], pa.Table]  # names and types of the columns in DuckDB, and the rows
 
 _PREFIX = "icon-assets-sql-"
-_STACK_BYTES = 64 << 20  # threads get little on some systems, and the parser is recursive
-_GRACE_SECONDS = 1.0  # binding does not hear interrupts
+_STACK_BYTES = 64 << 20  # threads have small stacks on some systems, and the parser is recursive
+_GRACE_SECONDS = 1.0  # binding can't be interrupted
 _BATCH_ROWS = 50_000
-# Types that polars holds as they are; of the rest, these have a JSON form, and the others are texts as DuckDB writes
-# them.
+# Types that polars can hold. Of the others, these have a JSON form, and the rest become texts as DuckDB writes them.
 _PLAIN = {
     "boolean",
     "tinyint",
@@ -60,8 +58,8 @@ _FEW_DIGITS = 4000  # Python refuses to read longer numbers
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one query may take. None: half of the memory that is free, of the processors' threads all, half of the free
-    disk."""
+    """The limits of one query. None: half of the free memory, all threads of the processors, half of the free disk
+    space."""
 
     seconds: float = 300
     memory: int | None = None  # bytes, for the query, and again for its result
@@ -70,7 +68,7 @@ class Bounds:
 
     @classmethod
     def of(cls, choice: SqlSettings, seconds: float | None = None) -> "Bounds":
-        """As the settings say; `seconds` overrides theirs."""
+        """The limits of the settings; `seconds` overrides their time limit."""
         memory, threads, space = (
             None if each == "auto" else int(each) for each in (choice.memory, choice.threads, choice.temp_space)
         )
@@ -84,8 +82,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Published:
-    """A DuckDB file of views, the store that it must have been made for, and the folder that every file behind it lies
-    in."""
+    """A DuckDB file of views, the store that it must belong to, and the folder that contains every file behind it."""
 
     database: Path
     root: Path
@@ -93,19 +90,19 @@ class Published:
 
 
 class MadeElsewhere(Exception):
-    """The published file names another place than the one that it lies in, or none, or is damaged: publish it again."""
+    """The published file names a place that is not its own, or none, or is damaged: publish it again."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The rows of a query. What polars or Python can't hold (far dates, unions, intervals) is text; `structured`
-    columns hold JSON."""
+    """The rows of a query. Values that polars or Python can't hold (far dates, unions, intervals) are text.
+    `structured` columns contain JSON."""
 
     frame: pl.DataFrame
     structured: frozenset[str]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Of plain values, lists and dicts, for JSON."""
+        """Rows of plain values, lists and dicts, for JSON."""
         return [
             {name: _from_json(value) if name in self.structured else value for name, value in row.items()}
             for row in self.frame.iter_rows(named=True)
@@ -118,8 +115,8 @@ def ask(published: Published, text: str, bounds: Bounds, spill: Path) -> Answer:
     `spill`: a directory for temporary files, the only place that is written to.
 
     Raises:
-        IconError: the text does more than read, DuckDB refused it, or it met a bound; the message says which.
-        MadeElsewhere: the file is one of another place; nothing was read.
+        IconError: the text does more than read, DuckDB refused it, or it reached a limit; the message says which.
+        MadeElsewhere: the file belongs to a different place; nothing was read.
         KeyboardInterrupt: passed on after the query was stopped.
     """
     import pyarrow as pa  # noqa: F401  (what it starts must not be shut in with the query)
@@ -141,7 +138,7 @@ def ask(published: Published, text: str, bounds: Bounds, spill: Path) -> Answer:
 
 
 def made_for(database: Path) -> Path | None:
-    """The store that a published file was made for; None where it does not say, or is damaged."""
+    """The store that a published file was made for; None if it does not say so, or is damaged."""
     with duckdb.connect(config={"python_enable_replacements": False}) as con:
         try:
             con.execute(f"ATTACH {_literal(str(database))} AS scores (READ_ONLY); USE scores")
@@ -151,7 +148,7 @@ def made_for(database: Path) -> Path | None:
 
 
 def _origin(con: duckdb.DuckDBPyConnection) -> tuple[Path, list[str]]:
-    """What a published file says of itself: its store, and the Parquet files of its views."""
+    """The description in a published file: its store, and the Parquet files of its views."""
     try:
         roots = con.execute("SELECT root FROM delta.origin").fetchall()
         return Path(roots[0][0]), [row[0] for row in con.execute("SELECT file FROM delta.files").fetchall()]
@@ -160,7 +157,7 @@ def _origin(con: duckdb.DuckDBPyConnection) -> tuple[Path, list[str]]:
 
 
 class _Query:
-    """Work in a thread of its own with a connection that another thread may interrupt."""
+    """Work in a separate thread, with a connection that the main thread may interrupt."""
 
     def __init__(self, work: "Callable[[_Query], _Found]") -> None:
         self.connection: duckdb.DuckDBPyConnection | None = None
@@ -216,7 +213,7 @@ def _answer(query: _Query, published: Published, text: str, bounds: Bounds, spil
 
 @contextmanager
 def _confined(published: Published, bounds: Bounds, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that opens the live files and `spill`, and nothing else."""
+    """A connection that can open only the live files and `spill`."""
     config: dict[str, Any] = {
         "python_enable_replacements": False,
         "autoload_known_extensions": False,
@@ -242,7 +239,7 @@ def _confined(published: Published, bounds: Bounds, spill: Path) -> Iterator[duc
 
 
 def _table(relation: duckdb.DuckDBPyRelation, bounds: Bounds) -> "pa.Table":
-    """All rows, as long as they fit: what has left DuckDB does not count for its own bound."""
+    """All rows, if they fit. Rows outside of DuckDB do not count towards its own limit."""
     import pyarrow as pa
 
     reader = relation.to_arrow_reader(_BATCH_ROWS)
@@ -282,7 +279,8 @@ def _from_json(text: str | None) -> Any:
 def _bound_met(error: duckdb.OutOfMemoryException, bounds: Bounds) -> IconError:
     if "max_temp_directory_size" in str(error):
         return IconError(
-            f"sql: needs more temporary space than sql.temp_space ({_size(bounds.temp_space)}); ask for less, or raise it"
+            f"sql: needs more temporary space than sql.temp_space ({_size(bounds.temp_space)}); ask for less, or raise "
+            "it"
         )
     return IconError(f"sql: needs more memory than sql.memory ({_size(bounds.memory)}); ask for less, or raise it")
 
@@ -292,7 +290,7 @@ def _size(n_bytes: int | None) -> str:
 
 
 def _free_memory() -> int:
-    """Of the machine, or of the container that we are in."""
+    """Free memory of the machine, or of the container."""
     free = psutil.virtual_memory().available
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
@@ -306,7 +304,7 @@ def _free_memory() -> int:
 
 @contextmanager
 def spill_directory() -> Iterator[Path]:
-    """A new directory for temporary files; those of processes that were killed go first.
+    """A new directory for temporary files. Directories of killed processes are removed first.
 
     Raises:
         DiskRefused: there is no place for it.
@@ -322,7 +320,7 @@ def spill_directory() -> Iterator[Path]:
 
 
 def _new_directory() -> tuple[Path, int]:
-    """Its path and a descriptor that holds a lock on it: who finds it without one may remove it."""
+    """Its path and a descriptor that holds a lock on it. A directory without a lock may be removed by anyone."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
         with suppress(FileNotFoundError):

@@ -1,5 +1,5 @@
-"""Getting past damage of the store: what is not as recorded is taken out, so that the next run makes it again, and what
-can't be read is set aside below `store/set_aside/`. Nothing is deleted."""
+"""Repair of the store. Rows that differ from the record are removed, so that the next run makes them again. Unreadable
+files are set aside below `store/set_aside/`. Nothing is deleted."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from icon_assets.core.store.ledger import STORE, Recipe
 from icon_assets.core.store.schema import PARTITIONED_BY, RECORDED_BY, arrow_rows, schemas
 from icon_assets.core.store.tables import Store
 
-# Tables whose rows are added as they are needed: what is taken out of them is computed again, and nothing else.
+# Tables whose rows are added when they are needed: only removed rows are computed again.
 _ADDED_TO = {
     "pair_scores",
     "contexts",
@@ -33,21 +33,21 @@ _ADDED_TO = {
     "judgements",
 }
 _TRAINED = {"checkpoints", "checkpoint_samples", "loss_curves"}
-_ONLY_TOLD = {"ledger", "scoring_costs"}  # what happened: no asset makes it
-_ALL_TOGETHER = {"contexts"}  # rows that are cheap to make again, but only all of a group
+_ONLY_TOLD = {"ledger", "scoring_costs"}  # a record of events: no asset makes it
+_ALL_TOGETHER = {"contexts"}  # rows that are cheap to make again, but only as whole groups
 
 
 def take_out(store: Store, unlike: Sequence[Difference]) -> None:
-    """Take rows that are unlike the record out of the tables that their asset would only add to. Rows of files that are
-    as the commit that wrote them says stay. Call it once the product is withdrawn in the ledger."""
+    """Remove rows that differ from the record from tables that their asset only appends to. Rows of files that match
+    the description of their commit stay. Call it after the product is withdrawn in the ledger."""
     for each in unlike:
         if each.table in _ADDED_TO:
             _leave(store, each, _sound_rows(store, each))
 
 
 def _leave(store: Store, unlike: Difference, sound: pl.DataFrame) -> None:
-    """Only these rows of the group. Delta would have to read the file that was changed, whose size its log has
-    otherwise: where a group is no partition all rows are written again."""
+    """Keep only these rows of the group. Delta can't read the changed file, because its size differs from the log.
+    Where a group is not a partition, all rows are therefore written again."""
     table = unlike.table
     by = RECORDED_BY.get(unlike.table, ())
     if set(by) <= set(PARTITIONED_BY.get(table, ())):
@@ -80,7 +80,7 @@ def _sound_rows(store: Store, unlike: Difference) -> pl.DataFrame:
 
 
 def _rows_of(file: Path, name: Path, table: str, group: Group | None = None) -> pl.DataFrame:
-    """Rows of one of a table's files, of one group or all; the columns in the names of its folders among them."""
+    """Rows of one of a table's files, of one group or all, including the columns in the names of its folders."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file, memory_map=False) as parquet:
@@ -92,8 +92,8 @@ def _rows_of(file: Path, name: Path, table: str, group: Group | None = None) -> 
 
 
 def forget_missing(store: Store, run_id: str) -> list[str]:
-    """Take files that are gone out of the tables' logs: nothing of them can be lost any more. What they held differs
-    from the record then, and is made again. The ledger is left to `icon-assets repair`."""
+    """Remove missing files from the tables' logs, since nothing more of them can be lost. Their rows then differ from
+    the record and are made again. The ledger is left to `icon-assets repair`."""
     gone = {table: _missing(store, table) for table in schemas() if table != "ledger"}
     lines = [f"{table}: {name} is gone" for table, names in gone.items() for name in names]
     if lines:
@@ -119,7 +119,7 @@ def _forget(store: Store, table: str) -> None:
 
 @dataclass(frozen=True)
 class Repair:
-    """What is wrong with a table, and what `repair` does about it."""
+    """A fault of a table, and what `repair` does about it."""
 
     table: str
     wrong: str
@@ -130,7 +130,8 @@ class Repair:
 
 
 def repairs(store: Store) -> list[Repair]:
-    """What of the store can't be read or is not as recorded, with what `repair` does about it. It changes nothing."""
+    """The parts of the store that can't be read or differ from the record, with what `repair` does about them. It
+    changes nothing."""
     planned = [_planned(damage) for table in _ledger_first() for damage in store.damages(table)]
     damaged = {each.table for each in planned}
     if "ledger" in damaged:
@@ -140,35 +141,40 @@ def repairs(store: Store) -> list[Repair]:
 
 
 def _ledger_first() -> list[str]:
-    """What is recorded decides what of the other tables is sound."""
+    """The ledger decides which parts of the other tables are valid."""
     return sorted(schemas(), key=lambda table: table != "ledger")
 
 
 def _planned(damage: StoreDamaged) -> Repair:
     if damage.part == LOG:
-        does = "set the damaged part of the log aside, or the whole table where that does not suffice, and take back what is as recorded"
+        does = (
+            "set aside the damaged part of the log, or the whole table if necessary, and restore the rows that are as "
+            "recorded"
+        )
     else:
-        does = "take it out of the table's log" if damage.why == "is gone" else "set it aside"
+        does = "remove it from the table's log" if damage.why == "is gone" else "set it aside"
     lost = (
-        "what only its entries named is made again" if damage.table == "ledger" else "the next run makes its rows again"
+        "products that only its entries named are made again"
+        if damage.table == "ledger"
+        else "the next run makes its rows again"
     )
     return Repair(damage.table, f"{damage.table}: {damage.part} {damage.why}", f"{does}; {lost}")
 
 
 def _planned_for(store: Store, unlike: Difference) -> Repair:
     if _lost_rows(store, unlike) is not None:
-        does = "put back its rows, which stand in files that the table's log has lost"
+        does = "restore its rows, which are in files that the table's log has lost"
     elif unlike.table in _ONLY_TOLD:
-        does = "let the rows count as they are: nothing can be made again from them"
+        does = "accept the rows as they are, because no asset makes them"
     elif unlike.table in _TRAINED:
-        does = "nothing; delete the checkpoint's directory and run again, and it is trained again"
+        does = "nothing; delete the checkpoint's directory and run again to train it again"
     else:
         does = "nothing; the next run that needs it makes it again"
     return Repair(unlike.table, str(unlike), does)
 
 
 def repair(store: Store) -> Iterator[str]:
-    """Set aside what can't be read, put back what the log has lost, and say what was done, a line each."""
+    """Set aside unreadable files, restore rows that the log has lost, and report each step in one line."""
     place = store.root / "set_aside" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     for table in _ledger_first():
         yield from _repair_files(store, table, place)
@@ -194,14 +200,14 @@ def _put_back(store: Store, table: str) -> Iterator[str]:
         if rows is not None:
             ledger.record(store, Recipe(ledger.STORE), "", "repair", {"put_back": str(unlike)})
             store.replace(table, rows, **unlike.where)
-            yield f"{unlike}: put back"
+            yield f"{unlike}: restored"
         elif table in _ONLY_TOLD:
             ledger.record(store, Recipe(ledger.STORE), "", "repair", {"accepted": str(unlike)}, accepted=[table])
-            yield f"{unlike}: counts as it is"
+            yield f"{unlike}: accepted as it is"
 
 
 def _lost_rows(store: Store, unlike: Difference) -> pl.DataFrame | None:
-    """The rows that are recorded, where they still stand in files of the table, whether its log has them or not."""
+    """The recorded rows that are still in files of the table, whether its log names these files or not."""
     table = unlike.table
     by = RECORDED_BY.get(unlike.table, ())
     rows = _readable(table, store.root / "tables" / table, unlike.group)
@@ -217,7 +223,7 @@ def _set_aside(store: Store, table: str, damage: StoreDamaged, place: Path) -> s
     if (store.root / "tables" / table / damage.part).exists():
         _move(store.root / "tables" / table / damage.part, place / table / damage.part)
         return f"{table}: {damage.part}{of} set aside in {place.relative_to(store.root.parent)}"
-    return f"{table}: {damage.part}{of} taken out of the log"
+    return f"{table}: {damage.part}{of} removed from the log"
 
 
 def _move(path: Path, target: Path) -> None:
@@ -226,7 +232,7 @@ def _move(path: Path, target: Path) -> None:
 
 
 def _rows_in_log(store: Store, table: str, name: str) -> int | None:
-    """Rows that a file of a table has by the log."""
+    """Rows that a file of a table has according to the log."""
     from deltalake import DeltaTable
 
     added = pl.DataFrame(DeltaTable(str(store.root / "tables" / table)).get_add_actions(flatten=True))
@@ -235,7 +241,7 @@ def _rows_in_log(store: Store, table: str, name: str) -> int | None:
 
 
 def _repair_log(store: Store, table: str, place: Path) -> Iterator[str]:
-    """Without the parts of the log that can't be read the table may open again; else its rows are taken from its
+    """Without the unreadable parts of its log, the table may open again. Otherwise its rows are taken from its
     files."""
     folder = store.root / "tables" / table
     for part in _damaged_parts(folder / "_delta_log"):
@@ -244,7 +250,10 @@ def _repair_log(store: Store, table: str, place: Path) -> Iterator[str]:
     if _opens(store, table):
         return
     _move(folder, place / table / "table")
-    yield f"{table}: its log can't be read without that: the whole table set aside in {place.relative_to(store.root.parent)}"
+    yield (
+        f"{table}: its log can't be read without that part: the whole table set aside in "
+        f"{place.relative_to(store.root.parent)}"
+    )
     kept, lost = _take_back(store, table, place / table / "table")
     yield f"{table}: {kept:,} rows taken back" + (f", {lost:,} recorded rows are lost" if lost else ", none lost")
 

@@ -1,4 +1,4 @@
-"""Table shapes as `sql/schema.sql` declares them, in the types of Arrow, DuckDB and Delta."""
+"""The schemas of the tables that `sql/schema.sql` declares, in the types of Arrow, DuckDB and Delta."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-# Text columns, so that a value read back from a directory name is what was written.
+# Text columns, so that a value read back from a directory name equals the written one.
 PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
     "shards": ("shard",),
     "samples": ("shard",),
@@ -32,7 +32,7 @@ PARTITIONED_BY: Mapping[str, tuple[str, ...]] = {
     "answers": ("checkpoint_id",),
     "pairwise_results": ("checkpoint_id",),
 }
-# By which columns the rows of a table are told apart when their contents are put on record; else all of them together.
+# The columns that group a table's rows when their contents are recorded. Without an entry: one group.
 RECORDED_BY: Mapping[str, tuple[str, ...]] = {
     **PARTITIONED_BY,
     "contexts": ("score_key", "origin"),
@@ -40,7 +40,7 @@ RECORDED_BY: Mapping[str, tuple[str, ...]] = {
     "probe_features": ("score_key",),
     "judgements": ("checkpoint_id",),
 }
-# Of Delta, in the words of schema.sql.
+# Delta's types in the notation of schema.sql.
 SQL_TYPES = {
     "string": "VARCHAR",
     "long": "BIGINT",
@@ -78,7 +78,7 @@ def declared_columns(table: str) -> dict[str, str]:
 
 @lru_cache
 def column_comments() -> dict[tuple[str, str], str]:
-    """What `schema.sql` says of columns, by table and column."""
+    """The comments of `schema.sql` on columns, by table and column."""
     with duckdb.connect() as con:
         con.execute(sql_text("schema.sql"))
         rows = con.execute("SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL")

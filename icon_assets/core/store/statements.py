@@ -1,9 +1,8 @@
-"""What a SQL text is let do: read. DuckDB's own parser says what it is, and it is run in a place where it can't be
-more.
+"""Restricts SQL texts to reading. DuckDB's own parser classifies each statement, and it is run where it can only read.
 
-The statement type alone is no wall: `WITH x AS (COPY ... TO 'file') FROM x` is a SELECT, too, and EXPLAIN ANALYZE runs
-what it explains. So nothing is run as it stands: it becomes a subquery, where DuckDB refuses whatever changes
-something."""
+The statement type alone is not a protection: `WITH x AS (COPY ... TO 'file') FROM x` is also a SELECT, and EXPLAIN
+ANALYZE runs the statement that it explains. So no text is run unchanged. It becomes a subquery, where DuckDB refuses
+everything that changes something."""
 
 import re
 
@@ -11,7 +10,7 @@ import duckdb
 
 from icon_assets.core.errors import IconError
 
-MAX_CHARS = 100_000  # the parser's recursion overflows its stack some ten times beyond
+MAX_CHARS = 100_000  # the parser's recursion overflows its stack at about ten times this
 ADMITTED = "SELECT, FROM, WITH, VALUES, PIVOT, SHOW, DESCRIBE, SUMMARIZE and EXPLAIN"
 _SELECT = duckdb.StatementType.SELECT
 _EXPLAIN = duckdb.StatementType.EXPLAIN
@@ -25,11 +24,11 @@ _CHANGING = {"COPY", "INSERT", "UPDATE", "DELETE", "MERGE"}
 
 
 def reading(con: duckdb.DuckDBPyConnection, text: str) -> list[str]:
-    """The statements of a text, each in the form in which it can only read.
+    """The statements of a text, each in a form that can only read.
 
     Raises:
-        IconError: one of them is no query, or there is none, or the text is too long.
-        duckdb.Error: it can't be parsed.
+        IconError: one of them is not a query, or there is none, or the text is too long. duckdb.Error: it can't be
+        parsed.
     """
     if len(text) > MAX_CHARS:
         raise IconError(f"sql: a text of {len(text):,} characters; at most {MAX_CHARS:,} are read")
@@ -40,7 +39,7 @@ def reading(con: duckdb.DuckDBPyConnection, text: str) -> list[str]:
 
 
 def _kind(statement: duckdb.Statement) -> duckdb.StatementType | None:
-    """None: one that the Python package has no name for."""
+    """None for a statement type that the Python package does not name."""
     try:
         return statement.type
     except ValueError:
@@ -64,7 +63,7 @@ def _contained(con: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> s
 
 
 def _explanation(con: duckdb.DuckDBPyConnection, text: str) -> str:
-    """EXPLAIN of what is admitted itself; never the text as it stands."""
+    """EXPLAIN of a contained statement, never of the original text."""
     match = _EXPLAINED.fullmatch(text)
     assert match is not None
     inner = con.extract_statements(match["rest"])
@@ -74,8 +73,7 @@ def _explanation(con: duckdb.DuckDBPyConnection, text: str) -> str:
 
 
 def _without_end(text: str) -> str:
-    """DuckDB's text of a statement goes on to the beginning of the next one: semicolon and comments behind it are cut
-    off."""
+    """DuckDB's text of a statement extends to the next one, so the semicolon and comments after it are cut off."""
     end = len(text.encode())
     for start, kind, token in reversed(_tokens(text)):
         if kind != duckdb.token_type.comment and token != b";":
@@ -85,15 +83,15 @@ def _without_end(text: str) -> str:
 
 
 def _keywords(text: str) -> set[str]:
-    """The keywords of a text in capitals; nothing of strings, comments and quoted names."""
+    """The keywords of a text in capitals, without strings, comments and quoted names."""
     named = (duckdb.token_type.keyword, duckdb.token_type.identifier)
     words = [token.decode() for _, kind, token in _tokens(text) if kind in named]
     return {match[0].upper() for word in words if (match := re.match(r"\w+", word))}
 
 
 def _tokens(text: str) -> list[tuple[int, duckdb.token_type, bytes]]:
-    """Place, kind and text of each. DuckDB counts bytes, so that with characters one `ü` would move all that
-    follows."""
+    """Position, kind and text of each token. DuckDB counts bytes, and with characters one `ü` would shift everything
+    after it."""
     encoded = text.encode()
     tokens = duckdb.tokenize(text)
     ends = [start for start, _ in tokens[1:]] + [len(encoded)]
@@ -101,4 +99,6 @@ def _tokens(text: str) -> list[tuple[int, duckdb.token_type, bytes]]:
 
 
 def _refused(kind: str, more: str = "") -> IconError:
-    return IconError(f"sql: {kind.replace('_', ' ')} is not run here: only {ADMITTED} are, which change nothing{more}")
+    return IconError(
+        f"sql: {kind.replace('_', ' ')} is not allowed here: only {ADMITTED} are, which change nothing{more}"
+    )

@@ -1,6 +1,6 @@
 """The store: Delta tables as the system of record, and `scores.duckdb`, the read-only file of views over them.
 
-Every reader, ours included, goes through the views. A partition is replaced whole or not at all; readers never
+Every reader, including this package, uses the views. A partition is replaced as a whole or not at all. Readers never
 block a writer, because published views name files that are never changed in place.
 """
 
@@ -51,16 +51,16 @@ from icon_assets.core.store.schema import (
 from icon_assets.core.store.statements import reading
 from icon_assets.core.store.views import Views, make_views, views_of
 
-# Views carry only plain SQL: an older DuckDB reads the file too.
+# Views use only plain SQL, so that an older DuckDB can read the file too.
 _STORAGE_VERSION = "v1.0.0"
-# Merging rewrites what lies beside the new files: a partition, or the whole of a table that has none.
+# Merging rewrites the partition of the new files, or the whole table if it has no partitions.
 _COMPACT_FROM_FILES = 8
 _COMPACT_WHOLE_FROM_FILES = 64
 
 
 @dataclass(frozen=True)
 class Store:
-    """The tables under one directory. Safe for several processes; every method opens what it needs and closes it."""
+    """The tables under one directory. Safe for several processes. Every method opens and closes what it needs."""
 
     root: Path
 
@@ -73,22 +73,23 @@ class Store:
         """Replace the rows whose partition columns equal `partition` (none given: the whole table), atomically.
 
         Raises:
-            IconError: another writer kept winning, or the disk refused.
+            IconError: another writer kept winning, or the disk can't be written.
         """
         self._commit(table, frame, partition)
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
-        """Add rows; several writers may append at once. Many small files are merged now and then."""
+        """Add rows. Several writers may append at once. Small files are merged from time to time."""
         self._commit(table, frame, None)
         limit = _COMPACT_FROM_FILES if table in PARTITIONED_BY else _COMPACT_WHOLE_FROM_FILES
         if max(Counter(Path(file).parent for file in self.files(table)).values(), default=0) >= limit:
-            with suppress(StoreDamaged):  # whoever reads the file hears of it; the rows themselves are safe
+            with suppress(StoreDamaged):  # readers of the file get the error; the rows themselves are safe
                 self._compact(table)
 
     def append_new(self, table: str, frame: pl.DataFrame, keys: Sequence[str]) -> int:
-        """Add the rows whose `keys` are not in the table yet; returns how many. Two writers never add one row twice.
+        """Add the rows whose `keys` are not in the table yet, and return their number. Two writers never add a row
+        twice.
 
-        Rows of equal keys must have equal partition columns: only those partitions are looked at.
+        Rows with equal keys must have equal partition columns, because only those partitions are read.
         """
         with self._lock(f"{table}.append"):
             fresh = frame.unique(list(keys), keep="first", maintain_order=True)
@@ -118,28 +119,28 @@ class Store:
             return con.sql(reading(con, sql)[-1], params=dict(parameters) if parameters else None).pl()
 
     def batches(self, sql: str, parameters: Mapping[str, Any], rows: int) -> Iterator[pl.DataFrame]:
-        """Like `query`, for what may be too large for memory: about so many rows at a time."""
+        """Like `query`, for results that may be too large for memory, in chunks of about so many rows."""
         with self.damage_named(), self.connect() as con:
             for batch in con.sql(reading(con, sql)[-1], params=dict(parameters)).to_arrow_reader(rows):
                 yield pl.DataFrame(batch)
 
     def query_pool(self, sql: str, **parameters: str | int | None) -> pl.DataFrame:
-        """Like `query`, for what every shard asks about the whole pool: kept until a shard is ingested or leaves."""
+        """Like `query`, for questions of every shard about the whole pool. Results are cached until a shard is ingested
+        or leaves."""
         return _pool_answer(self, sql, tuple(parameters.items()), self.files("shards"), self.files("samples"))
 
     def query_published(self, sql: str) -> pl.DataFrame:
-        """The rows of `answer` alone."""
+        """Only the rows of `answer`."""
         return self.answer(sql).frame
 
     def answer(self, sql: str, bounds: Bounds | None = None) -> Answer:
-        """The answer to a user's SQL on the published file: it can only read, and only this store's files, within
-        bounds.
+        """The answer to a user's SQL on the published file. It can only read this store's files, within limits.
 
-        A file that was published in another place is published again first; where that can't be written, beside the
-        query.
+        A file that was published in a different place is published again first. If it can't be written, a temporary
+        copy is published.
 
         Raises:
-            IconError: nothing is published yet, the text is no query, DuckDB refused it, or it met a bound.
+            IconError: nothing is published yet, the text is not a query, DuckDB refused it, or it reached a limit.
         """
         if not self.path.exists():
             raise IconError(f"{self.path}: nothing is published yet; run `icon-assets run` first")
@@ -152,7 +153,7 @@ class Store:
             return ask(Published(database, database.resolve().parent, root / "tables"), sql, bounds, spill)
 
     def publish_here(self) -> None:
-        """Publish again if the published file was made for another place, as far as this one may be written to."""
+        """Publish again if the published file was made for a different place and this one is writable."""
         if self.path.exists() and made_for(self.path) != self.root.resolve():
             with suppress(DiskRefused):
                 self.publish()
@@ -165,13 +166,13 @@ class Store:
         return otherwise / self.path.name
 
     def publish(self) -> None:
-        """Put a fresh `scores.duckdb` in place of the old one. Readers of the old one finish undisturbed.
+        """Put a fresh `scores.duckdb` in place of the old one. Readers of the old file are not disturbed.
 
         Raises:
             IconError: the disk refused.
         """
         with self._lock("publish"), store_disk_errors(self.path.name):
-            for left in self.root.glob(".scores.*.partial*"):  # by a process that was killed: the lock is ours
+            for left in self.root.glob(".scores.*.partial*"):  # left by a killed process: this process holds the lock
                 left.unlink()
             partial = self.root / f".scores.{uuid.uuid4().hex[:8]}.partial"
             try:
@@ -184,8 +185,7 @@ class Store:
                 partial.with_name(partial.name + ".wal").unlink(missing_ok=True)
 
     def columns(self, table: str) -> dict[str, str] | None:
-        """Names and types of a table's columns as they are on disk, in the words of schema.sql; None before its first
-        row."""
+        """Names and types of a table's columns on disk, in the types of schema.sql; None before its first row."""
         from deltalake import DeltaTable
 
         place = self._place(table)
@@ -195,7 +195,7 @@ class Store:
         return {field.name: SQL_TYPES.get(str(getattr(field.type, "type", "")), str(field.type)) for field in fields}
 
     def _write_published(self, target: Path, root: Path) -> None:
-        """The published file as `target`, to be read under its name in `root`."""
+        """Write the published file as `target`, to be read under its name in `root`."""
         with duckdb.connect() as con:
             con.execute(f"ATTACH {literal(str(target))} AS published (STORAGE_VERSION {literal(_STORAGE_VERSION)})")
             con.execute("USE published")
@@ -203,14 +203,14 @@ class Store:
             con.execute("USE memory; DETACH published")
 
     def _describe(self, con: duckdb.DuckDBPyConnection, root: Path) -> None:
-        """Make the schema `delta` (one view per table, over its live files) and the views of the contract."""
+        """Create the schema `delta` (one view per table, over its live files) and the published views."""
         live = self._live_files()
         con.execute(f"CREATE SCHEMA delta; {_origin_view(root, root / self.path.name)} {_files_view(live)}")
         make_views(con, live, guarded=True)
         con.execute(f"{sql_text('views.sql')}\n{view_comments()}")
 
     def _live_files(self) -> dict[str, tuple[str, ...] | StoreDamaged]:
-        """What is damaged stops only who asks for it."""
+        """A damaged table stops only readers of that table."""
         return {table: self._files_or_damage(table) for table in schemas()}
 
     def _files_or_damage(self, table: str) -> tuple[str, ...] | StoreDamaged:
@@ -220,7 +220,7 @@ class Store:
             return damage
 
     def files(self, table: str) -> tuple[str, ...]:
-        """The live Parquet files of a table. None is ever changed: what changes gets a new one.
+        """The live Parquet files of a table. Files are never changed; changes go to new files.
 
         Raises:
             StoreDamaged: the table's log can't be read.
@@ -239,8 +239,8 @@ class Store:
         return read_log(place)
 
     def commits(self, table: str, first: int, last: int) -> "Iterator[Commit | None]":
-        """What commits number `first` to `last` say of themselves; None for one whose description is not there any
-        more."""
+        """The descriptions of commits number `first` to `last`; None for a commit whose description no longer
+        exists."""
         for number in range(first, last + 1):
             yield read_commit(self._place(table) / LOG / f"{number:020}.json")
 
@@ -249,15 +249,15 @@ class Store:
         return Path(file).relative_to(self._place(table))
 
     def now_after(self, table: str, column: str) -> datetime:
-        """The time to write into a new row where the newest row counts: now, but later than all rows, whatever the
-        clock says."""
+        """The time for a new row where the newest row counts: now, but later than all rows, even if the clock was set
+        back."""
         newest = self.query(f'SELECT max("{column}") FROM delta."{table}"').item()  # noqa: S608  (names of schema.sql)
         now = datetime.now(UTC)
         return now if newest is None else max(now, newest + timedelta(microseconds=1))
 
     @contextmanager
     def damage_named(self) -> Iterator[None]:
-        """Where what is stored can't be read: one line that names the table and the file."""
+        """Turn an error in reading the store into one line that names the table and the file."""
         try:
             yield
         except duckdb.Error as error:
@@ -266,15 +266,15 @@ class Store:
             raise
 
     def damage_of(self, error: Exception) -> StoreDamaged | None:
-        """What damage of the store an error comes from, if it does."""
+        """The damage of the store that caused an error, if any."""
         if found := DAMAGED.search(str(error)):
             return StoreDamaged(*found.groups())
-        # Damaged logs say so themselves, in the views. Not every error names its file.
+        # Damaged logs are reported by the views. Not every error names its file.
         files = [each for table in schemas() for each in self.damages(table) if each.part != LOG]
         return next((each for each in files if each.part in str(error)), next(iter(files), None))
 
     def damages(self, table: str) -> Iterator[StoreDamaged]:
-        """What of a table can't be read: its log, or files, which are read whole."""
+        """The parts of a table that can't be read: its log, or files, which are read completely."""
         try:
             files = self.files(table)
         except StoreDamaged as damage:
@@ -290,7 +290,7 @@ class Store:
         return self.root / "tables" / table
 
     def locked(self, name: str) -> AbstractContextManager[None]:
-        """Held by one process at a time; the kernel takes it from one that is killed."""
+        """A lock for one process at a time. The kernel releases it when the process is killed."""
         return self._lock(name)
 
     @contextmanager
@@ -305,8 +305,8 @@ class Store:
             lock.release()
 
     def _commit(self, table: str, frame: pl.DataFrame, replaced: Mapping[str, str] | None) -> None:
-        """Add rows, or put them in place of those with these values. The commit itself says what it wrote, so that no
-        crash comes between the two."""
+        """Add rows, or replace the rows with these values. The commit itself describes what it wrote, so that no crash
+        can separate the two."""
         from deltalake import CommitProperties, write_deltalake
 
         place = self._place(table)
@@ -328,7 +328,7 @@ class Store:
 
     @contextmanager
     def _damage_before_disk(self, table: str) -> Iterator[None]:
-        """A table that can't be written because it can't be read is no full disk."""
+        """A table that can't be written because it can't be read is not a disk error."""
         try:
             yield
         except DiskRefused as refused:
@@ -336,7 +336,8 @@ class Store:
             raise (refused if known else next(self._changed_files(table), refused)) from refused
 
     def _changed_files(self, table: str) -> Iterator[StoreDamaged]:
-        """What of a table can't be read, or has another size than its log says, so that Delta can't read it."""
+        """The files of a table that can't be read, or whose size differs from its log, so that Delta can't read
+        them."""
         from deltalake import DeltaTable
 
         yield from self.damages(table)
@@ -346,7 +347,7 @@ class Store:
                 yield StoreDamaged(table, name, "has another size than the table's log says")
 
     def _compact(self, table: str) -> None:
-        """Merge small files. Old ones stay on disk for running queries until Delta's retention lets them go."""
+        """Merge small files. Old ones stay on disk for running queries until Delta's retention time is over."""
         from deltalake import DeltaTable
 
         with self._damage_before_disk(table):
@@ -361,14 +362,14 @@ def _pool_answer(
 
 
 def _origin_view(root: Path, path: Path) -> str:
-    """Where the published file belongs. A copy of it names the files of the place that it was copied from, and must not
+    """A view with the place of the published file. A copy of the file names the files of the old place, and must not
     read them.
 
-    DuckDB shows a view where the files lie that are attached, not which of them it stands in itself: a mark that only
-    this file and its copies hold finds them all."""
+    DuckDB shows a view where the attached files are, but not which file it is in itself. A mark that only this file and
+    its copies contain finds them all."""
     says = (
-        f"This file was published as {path} and can be read there alone. If its workspace was copied or moved, run "
-        "`icon-assets -w WORKSPACE status` on it where it lies now, then open the file again."
+        f"This file was published as {path} and can be read only there. If its workspace was copied or moved, run "
+        "`icon-assets -w WORKSPACE status` on the new place, then open the file again."
     )
     return f"""
         CREATE VIEW delta.origin AS

@@ -14,11 +14,11 @@ from icon_assets.core.store.schema import duckdb_type, literal, literals, schema
 
 
 class Views:
-    """An in-memory DuckDB with the views over one store's tables, kept: making them all anew takes longer than most
+    """A cached in-memory DuckDB with the views over one store's tables. Creating all views takes longer than most
     queries."""
 
     def __init__(self) -> None:
-        # Files are read from the disk's cache; a second one in DuckDB would only grow.
+        # Files are read from the disk cache; a second cache in DuckDB would only grow.
         config: dict[str, Any] = {"python_enable_replacements": False, "enable_external_file_cache": False}
         self._connection = duckdb.connect(config=config)
         self._lock = Lock()
@@ -26,7 +26,7 @@ class Views:
         self._files: dict[str, tuple[str, ...] | StoreDamaged] = {}
 
     def over(self, files: "Mapping[str, tuple[str, ...] | StoreDamaged]") -> duckdb.DuckDBPyConnection:
-        """A connection that sees these files of each table."""
+        """A connection whose views use these files of each table."""
         with self._lock:
             changed = [table for table in files if self._files.get(table) != files[table]]
             make_views(self._connection, {table: files[table] for table in changed})
@@ -44,8 +44,8 @@ def views_of(root: Path, process: int) -> Views:
 def make_views(
     con: duckdb.DuckDBPyConnection, files: "Mapping[str, tuple[str, ...] | StoreDamaged]", guarded: bool = False
 ) -> None:
-    """One view per table over its files. Where a table is damaged its view says so to whoever asks for it, and to
-    nobody else."""
+    """One view per table over its files. The view of a damaged table raises an error when it is queried; other views
+    are not affected."""
     try:
         con.execute("\n".join(_table_view(table, each, guarded) for table, each in files.items()))
     except duckdb.Error:
@@ -65,7 +65,7 @@ def _table_view(table: str, files: Sequence[str] | StoreDamaged, guarded: bool =
         columns = ", ".join(f'NULL::{duckdb_type(schema, name)} AS "{name}"' for name in schema.names)
         source = f"(SELECT error({literal(str(files))}) AS damage) WHERE damage IS NOT NULL"
     elif files:
-        # Partition columns live in the directory names; read as text, they are what was written.
+        # Partition columns are in the directory names; read as text, they keep the written values.
         columns = ", ".join(f'"{name}"' for name in schema.names)
         source = f"read_parquet([{literals(files)}], hive_partitioning = true, hive_types_autocast = false)"
         source += (

@@ -1,4 +1,4 @@
-"""The files of a checkpoint besides its weights: manifest and card; and what abandoned trainings left."""
+"""The files of a checkpoint besides its weights (manifest and card), and the remains of abandoned trainings."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ MANIFEST = "manifest.jsonl"
 
 
 def remove_abandoned(target: Path, run: str) -> None:
-    """States of trainings that were killed and, their settings or samples being others now, will never go on."""
+    """Remove states of killed trainings that will never resume, because their settings or samples have changed."""
     for left in target.parent.glob(f".{run}-*"):
         if left.is_dir() and not left.name.startswith(f".{target.name}."):
             shutil.rmtree(left)
@@ -30,7 +30,7 @@ def manifest_of(store: Store, subset: Event) -> pl.DataFrame:
 
 
 def write_card(partial: Path, recipe: Recipe, name: str, revision: str, model_digest: str, checkpoint_id: str) -> None:
-    """What the checkpoint is, for whoever finds the directory without the store."""
+    """A description of the checkpoint, for readers of the directory without the store."""
     card = {
         "checkpoint_id": checkpoint_id,
         "base_model": {"name": name, "revision": revision, "digest": model_digest},

@@ -1,7 +1,8 @@
-"""What brings a training step on a CPU near the price of its matrix products; the numbers stay what they were.
+"""Kernels that bring the cost of a training step on a CPU close to that of its matrix products. The figures do not
+change.
 
-Three parts of a step took longer than all of those together: attention backward, adapters (a copy in float32 and a
-serial dropout for each of them), and the cross-entropy over the vocabulary. On CUDA the usual kernels are fast.
+Three parts of a step took longer than all matrix products together: attention backward, adapters (a copy in float32 and
+a serial dropout for each), and the cross-entropy over the vocabulary. On CUDA the usual kernels are fast.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 ATTENTION = "icon_samples"
-_QUERIES = 256  # of a sample at a time, backward: bounds memory, and skips what causality hides
-_MASKS = 64  # kept from layer to layer: more than a row has shapes of blocks, and bounded where lengths are many
+_QUERIES = 256  # of a sample at a time, backward: bounds memory, and skips keys that causality hides
+_MASKS = 64  # kept from layer to layer: more than the block shapes of a row, and bounded when there are many lengths
 _ROWS = 64  # of logits at a time: they stay in the cache
 
 
@@ -46,10 +47,10 @@ def sample_attention(
 
     Args:
         query: [1, heads, tokens, head size]; key and value: [1, key heads, tokens, head size].
-        cu_seq_lens_q: where the samples begin, and the end of the last.
+        cu_seq_lens_q: the starts of the samples, and the end of the last.
 
     Raises:
-        IconError: the layer asks for something besides, or its window is shorter than the longest sample.
+        IconError: the layer needs an unsupported feature, or its window is shorter than the longest sample.
     """
     bounds = cu_seq_lens_q.tolist()
     longest = max(stop - start for start, stop in pairwise(bounds))
@@ -70,7 +71,7 @@ def _attention() -> Any:
     from torch.nn.functional import scaled_dot_product_attention
 
     class Attention(torch.autograd.Function):
-        """Forward the fused kernel; backward plain products, which take half of that kernel's time."""
+        """Forward with the fused kernel, backward with plain products, which take half of that kernel's time."""
 
         @staticmethod
         def forward(ctx: Any, query: Any, key: Any, value: Any, bounds: list[int], scale: float) -> Any:
@@ -90,7 +91,7 @@ def _attention() -> Any:
         def backward(ctx: Any, *gradients: Any) -> Any:
             query, key, value, out = ctx.saved_tensors
             heads = key.shape[1]
-            # Query heads that share a key head stand one below the other: [key heads, group, tokens, head size].
+            # Query heads that share a key head are stacked: [key heads, group, tokens, head size].
             grouped = [x[0].unflatten(0, (heads, -1)) for x in (query, out, gradients[0])]
             results = [torch.empty_like(grouped[0]), torch.zeros_like(key[0]), torch.zeros_like(value[0])]
             for first, start, stop in _blocks(ctx.bounds):
@@ -107,7 +108,7 @@ def _attention() -> Any:
 
 
 def _blocks(bounds: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Start of the sample, and the range of some of its tokens."""
+    """The start of the sample, and a range of its tokens."""
     for first, last in pairwise(bounds):
         for start in range(first, last, _QUERIES):
             yield first, start, min(start + _QUERIES, last)
@@ -191,7 +192,7 @@ def _adapted() -> Any:
 def _kept(like: "torch.Tensor", dropout: float) -> "torch.Tensor":
     """1 where dropout leaves an element and 0 elsewhere, to within 1 / 65536.
 
-    The generator is serial, so each of its draws serves four elements; comparisons and booleans would be slow, too.
+    The generator is serial, so each of its draws serves four elements. Comparisons and booleans would also be slow.
     """
     import torch
 
@@ -202,8 +203,8 @@ def _kept(like: "torch.Tensor", dropout: float) -> "torch.Tensor":
 
 
 def cross_entropy(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-    """Sum over rows, in float32 whatever the logits are; their gradient is made along the way and kept in their
-    dtype."""
+    """Sum over rows, in float32 regardless of the logits' dtype. Their gradient is computed at the same time and kept
+    in their dtype."""
     loss: Any = _cross_entropy().apply(logits, targets)
     return loss
 

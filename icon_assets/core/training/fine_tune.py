@@ -1,7 +1,7 @@
 """Fine-tuning: token ids and a base model in; an adapter or a full model, and the loss of every step, out.
 
-Data order, adapter and dropout all follow from one seed. A training that was killed goes on from its last
-complete state. Which samples are trained on is decided elsewhere; how a fine-tuned model is measured too.
+Data order, adapter and dropout all follow from one seed. A killed training resumes from its last complete state.
+Training samples and measurements are determined elsewhere.
 """
 
 import json
@@ -23,11 +23,11 @@ from icon_assets.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training did. Tokens and FLOPs are counted over all epochs, `seconds` over this call alone."""
+    """The result of a training. Tokens and FLOPs are counted over all epochs, `seconds` only over this call."""
 
     n_samples: int
     n_tokens: int  # forwarded: prompt and response, without padding
-    n_response_tokens: int  # those that carried loss
+    n_response_tokens: int  # tokens with loss
     n_steps: int
     n_truncated: int
     flops: int  # useful ones, forward and backward
@@ -50,11 +50,10 @@ def fine_tune(
 ) -> TrainingResult:
     """Train the model of `base_dir` on the responses of `samples` and fill `out_dir` with the result's files.
 
-    `out_dir` is an existing empty directory. It gets the adapter (`adapter_model.safetensors`,
-    `adapter_config.json`) or the model (`model.safetensors`, `config.json`), the tokenizer, and
-    `loss_curve.json`; `load_fine_tuned` reads it. `work_dir` holds the states a killed training goes on from;
-    the caller may delete it after success. States of another training (other samples, settings, seed, base)
-    are discarded. `settings.seeds` is not looked at.
+    `out_dir` is an existing empty directory. It gets the adapter (`adapter_model.safetensors`, `adapter_config.json`)
+    or the model (`model.safetensors`, `config.json`), the tokenizer, and `loss_curve.json`; `load_fine_tuned` reads it.
+    `work_dir` holds the states from which a killed training resumes; the caller may delete it after success. States of
+    another training (other samples, settings, seed, base) are discarded. `settings.seeds` is ignored.
 
     With dtype `bfloat16`, matrices are multiplied in bfloat16 and the trained weights are kept in float32:
     steps at usual learning rates are too small for bfloat16. Equal arguments give equal bits on one CPU
@@ -102,7 +101,7 @@ def _n_processes(settings: TrainingSettings, device: str) -> int:
 
 
 def _n_targets(sample: Encoded) -> int:
-    """Response tokens that are predicted from something: all, but the first of a sample without prompt."""
+    """Number of predicted response tokens: all but the first one of a sample without prompt."""
     return len(sample.response_ids) - (0 if sample.prompt_ids else min(1, len(sample.response_ids)))
 
 

@@ -1,19 +1,19 @@
-"""Which samples every optimizer step of a training sees, and which process forwards them when."""
+"""The samples of every optimizer step of a training, and their distribution over processes."""
 
 import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-PADDING = -1  # stands for a sample without a target, where a step has no further one
+PADDING = -1  # a sample without a target, to fill up a step
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which samples every optimizer step sees: a function of the seed, so that a resumed training agrees.
+    """The samples of every optimizer step: a function of the seed, so that a resumed training agrees.
 
-    Each epoch is shuffled anew. Inside a step, samples stand in order of length: its micro-batches then need
-    little padding, and what a step learns from stays a plain random draw.
+    Each epoch is shuffled again. Inside a step, samples are sorted by length, so that micro-batches need little
+    padding. The set of samples in a step is still a random draw.
     """
 
     lengths: tuple[int, ...]
@@ -46,7 +46,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """How a step is cut: every process forwards equally many micro-batches of equally many samples."""
+    """The division of a step: every process forwards the same number of micro-batches of the same size."""
 
     size: int
     per_step: int  # of one process
@@ -60,7 +60,7 @@ class MicroBatches:
 
     @property
     def places(self) -> int:
-        """Samples that a step has room for; what a step does not fill is `PADDING`."""
+        """Number of samples that a step has room for; free places are `PADDING`."""
         return self.size * self.per_step * self.processes
 
     def filled(self, step: list[int]) -> list[int]:
@@ -68,7 +68,7 @@ class MicroBatches:
 
 
 class EpochSampler:
-    """Hands a plan's order to a data loader, which deals micro-batches to the processes; the trainer tells it the
+    """Hands a plan's order to a data loader, which distributes micro-batches to the processes. The trainer sets the
     epoch."""
 
     def __init__(self, plan: BatchPlan, micro: MicroBatches) -> None:

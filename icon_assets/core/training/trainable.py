@@ -1,6 +1,4 @@
-"""The model of a training: loaded in the dtype it is trained in, with its adapter, and written as a checkpoint's
-files.
-"""
+"""The model of a training: loaded in its training dtype, with its adapter, and written as a checkpoint's files."""
 
 import dataclasses
 import json
@@ -35,7 +33,7 @@ class LossPoint:
 def load_trainable(
     base_dir: Path, settings: TrainingSettings, seed: int, dtype: str, device: Any
 ) -> tuple[Any, "PreTrainedTokenizerBase"]:
-    """The model to train; for `lora` with a seeded adapter, in float32 whatever the base is.
+    """The model to train; for `lora` with a seeded adapter, in float32 regardless of the base.
 
     A full training changes the model's own weights, and needs them in float32.
     """
@@ -73,7 +71,7 @@ def _with_adapter(model: "PreTrainedModel", settings: TrainingSettings, on_cpu: 
 
 
 def write(model: Any, tokenizer: Any, curve: Sequence[LossPoint], out_dir: Path, base_dir: Path, dtype: str) -> None:
-    """Fill `out_dir` with adapter or model, tokenizer and loss curve. No file names a path of this machine."""
+    """Fill `out_dir` with adapter or model, tokenizer and loss curve. No file contains a path of this machine."""
     if hasattr(model, "peft_config"):
         model.save_pretrained(str(out_dir), save_embedding_layers=False)
         (out_dir / "README.md").unlink(missing_ok=True)
@@ -88,7 +86,7 @@ def write(model: Any, tokenizer: Any, curve: Sequence[LossPoint], out_dir: Path,
 
 
 def _make_portable(config_path: Path, base_name: str) -> None:
-    """peft notes the base model's absolute path, and the targets in an order that differs from run to run."""
+    """peft writes the base model's absolute path, and the targets in an order that differs from run to run."""
     config = json.loads(config_path.read_text("utf-8"))
     config["base_model_name_or_path"] = base_name
     if isinstance(config["target_modules"], list):
@@ -98,7 +96,7 @@ def _make_portable(config_path: Path, base_name: str) -> None:
 
 @contextmanager
 def deterministic(device: str) -> Iterator[None]:
-    """On CUDA: the deterministic kernel wherever there is one. The CPU has no others."""
+    """On CUDA, use deterministic kernels where they exist. On a CPU all kernels are deterministic."""
     import torch
 
     if device != "cuda":

@@ -1,4 +1,4 @@
-"""One process of a training: trl's trainer over a batch plan, with our order, our states and our loss."""
+"""One process of a training: trl's trainer over a batch plan, with this project's order, states and loss."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ from icon_assets.settings import TrainingSettings
 
 OnStep = Callable[[int, int, float], None]
 
-_NO_LOSS = -100  # label of a token that carries no loss
+_NO_LOSS = -100  # label of a token without loss
 
 
 @dataclass(frozen=True)
 class Task:
-    """A training as every process of it gets it. `state`: what it goes on from."""
+    """A training, as given to each of its processes. `state`: the state to resume from."""
 
     base_dir: Path
     samples: Sequence[Encoded]
@@ -47,7 +47,7 @@ class Task:
 
 
 def train(task: Task, on_step: OnStep | None) -> None:
-    """Train as this process's part of `task`; the main process calls `on_step` and writes the checkpoint's files."""
+    """Run this process's part of `task`. The main process calls `on_step` and writes the checkpoint's files."""
     with quiet(), deterministic(task.device), freed_memory_kept(task.device):
         arguments = _arguments(task)
         model, tokenizer = load_trainable(task.base_dir, task.settings, task.seed, task.dtype, arguments.device)
@@ -69,7 +69,7 @@ def _arguments(task: Task) -> Any:
     settings = task.settings
     micro = task.micro_batches
     on_cpu = task.device == "cpu"
-    # A constant rate has no warm-up under that name.
+    # The schedule of that name has no warm-up.
     scheduler = "constant_with_warmup" if settings.scheduler == "constant" else settings.scheduler
     recompute = settings.gradient_checkpointing
     arguments = SFTConfig(
@@ -82,14 +82,14 @@ def _arguments(task: Task) -> Any:
         warmup_steps=settings.warmup_fraction,  # below 1: a share of all steps
         seed=task.seed,
         use_cpu=on_cpu,
-        # On a CPU, adapters meet a bfloat16 base in its own dtype: nothing is left to cast.
+        # On a CPU, adapters use the bfloat16 base's own dtype: nothing is left to cast.
         bf16=task.dtype == "bfloat16" and not (on_cpu and settings.method == "lora"),
-        # By itself only on CUDA: memory is short there, time on a CPU.
+        # auto: only on CUDA, where memory is scarce; on a CPU time is.
         gradient_checkpointing=not on_cpu if recompute == "auto" else recompute,
         ddp_find_unused_parameters=False,
         save_strategy="steps",
         save_steps=settings.save_every_steps,
-        save_total_limit=2,  # while one is written, the one before it must stay
+        save_total_limit=2,  # while one is written, the previous one must stay
         logging_steps=1,
         logging_nan_inf_filter=False,  # or a diverged training would look like a calm one
         report_to="none",
@@ -105,8 +105,7 @@ def _arguments(task: Task) -> Any:
 
 
 def _rows(samples: Sequence[Encoded]) -> Any:
-    """The samples as trl wants them when it is to prepare nothing: ids, and labels without the prompt. Last:
-    padding."""
+    """The samples in trl's format for prepared data: ids, and labels without the prompt. The last one is padding."""
     from datasets import Dataset
 
     ids = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
@@ -133,7 +132,7 @@ def _trainer(task: Task, model: Any, tokenizer: Any, arguments: Any, on_step: On
 
 
 def trainer_class(sampler: EpochSampler, arguments: Any) -> Any:
-    """trl's trainer with our order of samples, marks on complete states, and nothing sent anywhere."""
+    """trl's trainer with this project's order of samples, marks on complete states, and no reporting to services."""
     from trl.trainer.sft_trainer import SFTTrainer
 
     class Trainer(SFTTrainer):
@@ -156,7 +155,7 @@ def trainer_class(sampler: EpochSampler, arguments: Any) -> Any:
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             if arguments.device.type == "cpu" and not return_outputs:
-                # Processes average their gradients, where the step is a sum over all of them.
+                # Processes average their gradients, but the step is a sum over all of them.
                 return _response_loss(model, inputs, num_items_in_batch) * sampler.micro.processes
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -166,7 +165,7 @@ def trainer_class(sampler: EpochSampler, arguments: Any) -> Any:
 def _response_loss(model: Any, inputs: Any, n_targets: Any) -> Any:
     """Negative log-likelihood of the response tokens, over `n_targets`: their count in the whole step.
 
-    The same number as trl's, which without Triton goes through the vocabulary for prompts and padding too.
+    The same number as trl's, which without Triton also computes the vocabulary for prompts and padding.
     """
     inputs = dict(inputs)
     targets = inputs.pop("labels")[:, 1:]
@@ -184,11 +183,11 @@ def _callback(sampler: EpochSampler, on_step: OnStep | None) -> Any:
 
     class Progress(TrainerCallback):
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            # The loader forgets to tell the sampler in the first epoch after a resume.
+            # The loader does not set the sampler's epoch in the first epoch after a resume.
             sampler.set_epoch(state.global_step // sampler.plan.steps_per_epoch)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            # The result is written next: a last state would only be resumed into an extra step.
+            # The result is written next: resuming from a last state would only add an extra step.
             if state.global_step >= state.max_steps:
                 control.should_save = False
 

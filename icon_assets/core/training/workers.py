@@ -1,7 +1,7 @@
-"""A training shared by several processes: started by torch's launcher, joined by accelerate, watched from here.
+"""A training shared by several processes: started by torch's launcher, connected by accelerate, watched from here.
 
-The workers tell on stdout how far they are, one line of JSON each time; all else they say goes to a log. As a module
-(`python -m`), this is such a worker.
+The workers report progress on stdout, one line of JSON each time. All other output goes to a log. As a module (`python
+-m`), this is such a worker.
 """
 
 import json
@@ -22,7 +22,7 @@ from icon_assets.core.training.trainer import OnStep, Task, train
 
 _LOG = "workers.log"
 _TASK = "task.json"
-_MARK = "icon: "  # before what a worker tells us, between whatever libraries print
+_MARK = "icon: "  # before each report of a worker, to separate it from the output of libraries
 _GRACE_SECONDS = 40  # the launcher itself waits 30 for its workers
 
 
@@ -30,7 +30,7 @@ def train_in_processes(task: Task, on_step: OnStep | None) -> None:
     """Run `task` in its processes; `on_step` is called here.
 
     Raises:
-        IconError: what the first worker that failed said, in one line.
+        IconError: the message of the first failed worker, in one line.
     """
     (task.work_dir / _TASK).write_bytes(TypeAdapter(Task).dump_json(task))
     errors = list[str]()
@@ -50,13 +50,13 @@ def train_in_processes(task: Task, on_step: OnStep | None) -> None:
     if code:
         raise IconError(
             f"training.processes: one of {task.processes} processes died (exit code {code}); see "
-            f"{task.work_dir / _LOG}, then run again: it goes on from its last state"
+            f"{task.work_dir / _LOG}, then run again: it resumes from its last state"
         )
 
 
 @contextmanager
 def _launched(task: Task) -> Iterator["subprocess.Popen[str]"]:
-    """The launcher with its workers; none of them outlives the block."""
+    """The launcher with its workers. None of them outlives the block."""
     command = [
         sys.executable,
         "-m",
@@ -108,7 +108,7 @@ def _work(task_path: Path) -> None:
 
 
 def _die_with_parent(stdin: IO[str]) -> None:
-    """Nothing is ever sent: its end means that nobody is left to train for, and another run may begin."""
+    """Nothing is ever sent. Its end means that the parent process is gone, and a new run may begin."""
     stdin.read()
     os._exit(1)
 

@@ -1,5 +1,5 @@
-"""Whether to believe a selection.
+"""How far to trust a selection.
 
-Belongs here: what simpler things explain a selection, what another draw would keep, warnings. Does not: choosing.
-Data comes as choices and scores and leaves as figures and sentences.
+Belongs here: simpler explanations of a selection, its stability over redraws, warnings. Does not belong here: choosing.
+Data comes as selections and scores and leaves as figures and sentences.
 """

@@ -1,7 +1,7 @@
-"""Whether to believe a selection: how much of it something simpler explains, and how much of it another draw would
-keep.
+"""How far to trust a selection: how much of it has a simpler explanation, and how much of it a redraw would keep.
 
-Figures only; what an arm is, and what it chose, is decided elsewhere. Each figure says what it is to be read against.
+This module computes figures only. Arms and their choices are defined elsewhere. Each figure comes with the value to
+compare it with.
 """
 
 import math
@@ -27,14 +27,14 @@ from icon_assets.settings import Settings
 _READ_TEXTS = 2_000
 _COMPARED_VECTORS = 20_000
 _NEAR_COSINE = 0.95
-_COMPARABLE = 10  # samples on either side; fewer tell nothing from chance
+_COMPARABLE = 10  # samples on either side; fewer can't be distinguished from chance
 _MOST_STRATA = 100
 _SHOWN_STRATA = 20
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is looked at: one arm's present subset, best first, and the present subsets of the others by arm."""
+    """The input: one arm's current subset, best first, and the current subsets of the other arms by arm."""
 
     arm: str
     sample_ids: Sequence[str]
@@ -61,7 +61,7 @@ def trust_figures(store: Store, key: ScoreKey, settings: Settings, pool: Candida
 
 
 def auc(values: np.ndarray, chosen: np.ndarray) -> float:
-    """How often a chosen sample's value is above that of one not chosen; ties count half."""
+    """How often the value of a chosen sample is above that of a sample that was not chosen. Ties count half."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(chosen, values))
@@ -76,7 +76,7 @@ def auc_error(value: float, n_chosen: int, n_rest: int) -> float:
 
 
 def length_figures(chosen: Choice, pool: Candidates) -> list[Figure]:
-    """What length alone tells: of chosen against not chosen samples, and of the ranking of the whole pool."""
+    """How much length alone explains: the choice of samples, and the ranking of the whole pool."""
     samples = pool.samples
     inside = samples["sample_id"].is_in(list(chosen.sample_ids)).to_numpy()
     figures = []
@@ -90,7 +90,7 @@ def length_figures(chosen: Choice, pool: Candidates) -> list[Figure]:
 
 
 def length_correlation(arm: str, pool: Candidates) -> list[Figure]:
-    """Spearman of an arm's ranking with token length, positive where longer samples stand first."""
+    """Spearman correlation of an arm's ranking with token length, positive where longer samples rank first."""
     ranking = rank(arm, pool).join(pool.samples.select("sample_id", "n_tokens"), on="sample_id", maintain_order="left")
     value = spearman(-np.arange(ranking.height), ranking["n_tokens"].to_numpy())
     if arm == "full" or not math.isfinite(value):
@@ -109,14 +109,15 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
     return float(stats.spearmanr(one, other).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# What it is made of
+# Composition
 
 
 def pool_strata(store: Store) -> pl.DataFrame:
     """The kind of task of every unique sample: the first of `STRATUM_FIELDS` that at least half of the rows have, with
-    2 to 100 different values; the file, where there is no such field."""
+    2 to 100 different values. Without such a field it is the file."""
     fields = ", ".join(
-        f"count(metadata->>'{each}') * 2 >= count(*) AND count(DISTINCT metadata->>'{each}') BETWEEN 2 AND {_MOST_STRATA} AS {each}"
+        f"count(metadata->>'{each}') * 2 >= count(*) AND count(DISTINCT metadata->>'{each}') BETWEEN 2 AND "
+        f"{_MOST_STRATA} AS {each}"
         for each in STRATUM_FIELDS
     )
     usable = store.query(f"SELECT {fields} FROM delta.pool").row(0, named=True)  # noqa: S608  (our own text)
@@ -125,7 +126,7 @@ def pool_strata(store: Store) -> pl.DataFrame:
 
 
 def stratum_shares(strata: pl.DataFrame, sample_ids: Sequence[str]) -> list[Figure]:
-    """The share of each stratum among the chosen, beside what a random choice of as many would have."""
+    """The share of each stratum among the chosen samples, with its range for a random choice of the same size."""
     counts = strata.group_by("stratum").agg(n=pl.len()).sort("n", "stratum", descending=[True, False])
     shown = counts["stratum"].head(_SHOWN_STRATA)
     named = strata.with_columns(
@@ -148,7 +149,7 @@ def stratum_shares(strata: pl.DataFrame, sample_ids: Sequence[str]) -> list[Figu
 
 
 def _repeats(store: Store, settings: Settings, chosen: Choice, pool: Candidates) -> list[Figure]:
-    """The share of the chosen that nearly repeats a better one: by their words, and by embeddings where there are
+    """The share of the chosen samples that nearly repeat a better one, by words, and by embeddings where there are
     any."""
     read = list(chosen.sample_ids[:_READ_TEXTS])
     limit = settings.probes.near_duplicate
@@ -166,7 +167,7 @@ def _repeats(store: Store, settings: Settings, chosen: Choice, pool: Candidates)
 
 
 def arm_overlaps(chosen: Choice, pool_samples: int) -> list[Figure]:
-    """The share of this selection that each other arm has chosen too."""
+    """The share of this selection that each other arm has also chosen."""
     own = set(chosen.sample_ids)
     return [
         Figure("arm_overlap", arm, len(own & other) / len(own), detail=f"by chance {len(other) / pool_samples:.3f}")

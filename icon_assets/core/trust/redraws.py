@@ -1,4 +1,4 @@
-"""How much of a selection another draw would keep: of its size, of the probes, of the random contexts."""
+"""How much of a selection is kept when its size, the probes or the random contexts are drawn again."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,8 +31,8 @@ OTHER_HALF = "the other half of the probes"
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of one selection; `low` and `high` where it has an interval, `detail` what it is to be read
-    against."""
+    """One figure of one selection. `low` and `high`: its interval, if it has one. `detail`: the value to compare it
+    with."""
 
     figure: str
     against: str
@@ -43,7 +43,7 @@ class Figure:
 
 
 def nestedness(arm: str, pool: Candidates) -> list[Figure]:
-    """The share of the top of each fraction that is also in that of the next larger one; 1 where one ranking serves
+    """The share of the top of each fraction that is also in the top of the next larger one; 1 where one ranking serves
     all."""
     if arm == "full":
         return []
@@ -61,7 +61,7 @@ def nestedness(arm: str, pool: Candidates) -> list[Figure]:
 
 
 def _top(arm: str, pool: Candidates) -> set[str] | None:
-    """None where the arm can't rank so much."""
+    """None where the arm can't rank so many samples."""
     try:
         return set(select(arm, pool).rows["sample_id"])
     except IconError:
@@ -69,8 +69,8 @@ def _top(arm: str, pool: Candidates) -> set[str] | None:
 
 
 def redrawn(store: Store, key: ScoreKey, settings: Settings, arm: str, pool: Candidates) -> list[Figure]:
-    """Overlap over other draws of the probes and of the control's contexts, for arms that have those in them: that rank
-    by contributions, by what a light selector makes of them, or by likeness to the probes."""
+    """Overlap over redraws of the probes and of the control's contexts, for arms that depend on them: arms that rank by
+    contributions, by a light selector's predictions of them, or by similarity to the probes."""
     if arm == "rds":
         return _halved(arm, pool, settings.probes.seed)
     learned = arm == "icon_selector" and settings.selector.kind == "light"
@@ -116,7 +116,7 @@ def _few(pool: Candidates, sample_ids: Sequence[str]) -> Candidates:
 
 
 def _topper(arm: str, column: str, sample_ids: Sequence[str], pool: Candidates) -> Top:
-    """What the arm would choose from these samples if this were what it ranks them by."""
+    """The samples that the arm would choose if it ranked them by these scores."""
     few = _few(pool, sample_ids)
 
     def top(values: np.ndarray) -> set[str] | None:
@@ -130,16 +130,16 @@ def _topper(arm: str, column: str, sample_ids: Sequence[str], pool: Candidates) 
 def probe_overlap(
     top: Top, x: np.ndarray, seed: int, scores: Callable[[np.ndarray], np.ndarray] = _as_they_are
 ) -> list[Figure]:
-    """How much of the top another set of as many probes would keep.
+    """How much of the top a different probe set of the same size would keep.
 
-    Draws with replacement tell by how much scores move with the probes. But they move around what was measured, which
-    moved as far itself: as much of it as is noise will not be there again. The scores of another set are therefore
-    those measured times their reliability r, and vary around that by 1 + r times the variance of the draws: twice it
-    where probes agree, and where there is nothing but noise another set knows nothing of this one.
+    Draws with replacement show how much scores vary with the probes. But they vary around the measured scores, which
+    contain noise of the same size, and a new set would not repeat that noise. The scores of a new set are therefore
+    modelled as the measured ones times their reliability r, with 1 + r times the variance of the draws. Where probes
+    agree, this is twice that variance. Where there is only noise, a new set is unrelated to this one.
 
     Args:
         x: influences, [samples, probes].
-        scores: makes of contributions what the arm ranks by, [samples, draws] both.
+        scores: turns contributions into the scores that the arm ranks by; both are [samples, draws].
     """
     n_probes = x.shape[1]
     weights = (
@@ -157,17 +157,17 @@ def probe_overlap(
 
 
 def halved_draws(controls: ControlSettings) -> list[ControlSettings]:
-    """Disjoint halves of the draws of random contexts; of three, each alone."""
+    """Disjoint halves of the draws of random contexts. With three draws, each one alone."""
     half = controls.draws // 2
     starts = range(0, controls.draws - half + 1, half)
     return [controls.model_copy(update={"seed": controls.seed + start, "draws": half}) for start in starts]
 
 
 def control_overlap(top: Top, scores: np.ndarray, control: str, draws: int) -> list[Figure]:
-    """How much of the top two halves of the draws of random contexts have in common: all of them together keep more.
+    """How much of the top two halves of the random contexts have in common. All draws together would keep more.
 
     Args:
-        scores: what the arm would rank by, [samples, halves].
+        scores: the scores that the arm would rank by, [samples, halves].
     """
     pairs = list(combinations([top(column) for column in scores.T], 2))
     each = "single draws" if draws < 4 else f"{draws // 2} draws together"
@@ -177,8 +177,8 @@ def control_overlap(top: Top, scores: np.ndarray, control: str, draws: int) -> l
 
 
 def _halved(arm: str, pool: Candidates, seed: int) -> list[Figure]:
-    """How much of an arm that asks the probes in turn one half of them keeps of the other's: as many would keep
-    more."""
+    """For an arm that asks the probes in turn: how much of the choice of one half of them the other half keeps. A full
+    set would keep more."""
     random = np.random.default_rng(seed)
     sample_ids = rank(arm, pool)["sample_id"].sort().to_numpy()
     sample_ids = np.sort(random.choice(sample_ids, min(len(sample_ids), _MOST_NAMED), replace=False))
@@ -193,14 +193,17 @@ def _halved(arm: str, pool: Candidates, seed: int) -> list[Figure]:
     half = len(rounds.places) // 2
     drawn = [random.permutation(len(rounds.places)) for _ in range(_HALVINGS if half else 0)]
     pairs = [(top(order[:half]), top(order[half : 2 * half])) for order in drawn]
-    detail = f"{_HALVINGS} times {half} probes against {half} others, {len(sample_ids):,} samples; as many as the arm has would keep more"
+    detail = (
+        f"{_HALVINGS} times {half} probes against {half} others, {len(sample_ids):,} samples; as many as the arm "
+        "has would keep more"
+    )
     return _kept("probe_overlap", OTHER_HALF, pairs, len(sample_ids), detail)
 
 
 def _kept(
     figure: str, against: str, pairs: Sequence[tuple[set[str] | None, set[str] | None]], n_samples: int, detail: str
 ) -> list[Figure]:
-    """The shared part of each two choices: mean, and where 95 % of them lie; nothing where one could not be made."""
+    """The shared part of each two choices: mean and 95 % range. Nothing where a choice could not be made."""
     shared = [(len(one & other) / len(one), len(other) / n_samples) for one, other in pairs if one and other]
     if not shared or len(shared) < len(pairs):
         return []

@@ -51,8 +51,8 @@ def main() -> None:
             _materialize(workspace, arguments.stages)
         if is_of_another(workspace):
             print(
-                f"{root}: holds the results of the workspace that it was copied from; not reported before it has a leaderboard "
-                "of its own",
+                f"{root}: holds the results of the workspace that it was copied from; not reported before it has a "
+                "leaderboard of its own",
                 file=sys.stderr,
             )
             continue

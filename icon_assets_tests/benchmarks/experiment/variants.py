@@ -271,7 +271,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _auc(score: np.ndarray, length: np.ndarray) -> float:
-    """How well length tells the chosen from the others."""
+    """How well length separates the chosen from the others."""
     chosen = np.zeros(len(score), bool)
     chosen[_top(score)] = True
     return auc(length, chosen)

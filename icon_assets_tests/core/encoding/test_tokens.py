@@ -9,7 +9,10 @@ from icon_assets.core.inputs.sample import Sample, Turn
 from icon_assets_tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer(bos=True)
-CHAT = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+CHAT = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt "
+    "%}<s>assistant\n{% endif %}"
+)
 
 
 def text_of(ids: tuple[int, ...]) -> str:

@@ -87,7 +87,7 @@ def test_seeds_that_disagree_widen_the_interval_and_one_seed_knows_nothing_of_it
 
     alone = one(compared(noisy.filter(pl.col("seed") == 2)), arm="icon")
     assert (alone.n_seeds, alone.verdict) == (1, BETTER)
-    assert verdicts_of(as_frame([alone]))["icon"].endswith("; one seed: another one could change this")
+    assert verdicts_of(as_frame([alone]))["icon"].endswith("; one seed: a second one could change this")
     assert verdicts_of(as_frame([three]))["icon"].endswith("; 3 seeds")
 
 
@@ -142,7 +142,7 @@ def test_only_what_was_measured_on_the_same_items_is_compared() -> None:
     assert one(compared(both), arm="icon").n_seeds == 1, "the seed that has the same items"
     moved = frame(run("icon", 0, short)).with_columns(item=pl.col("item") + 1)
     assert compared(pl.concat([moved, frame(run("random", 0, short))])) == []
-    assert compared(frame(run("icon", 0, [1]), run("random", 0, [0]))) == [], "one item tells nothing"
+    assert compared(frame(run("icon", 0, [1]), run("random", 0, [0]))) == [], "one item shows nothing"
     assert compared(frame(run("icon", 0, short), run("random", 1, short))) == [], "other seeds"
     assert compared(frame()) == []
 
@@ -296,9 +296,10 @@ def test_a_verdict_tells_whose_lengths_were_matched_and_how_the_arm_stands_to_fu
     seen = {"a": OPEN, "p": WORSE}
     rows = _rows(random=seen, length_matched=seen, full=seen, base={"a": BETTER, "p": BETTER})
     assert verdicts_of(as_frame(rows), "icon")["icon"] == (
-        "a loss: worse than random and length_matched in held-out perplexity; not distinguishable from random and length_matched "
-        "in accuracy; better than the base model in accuracy and held-out perplexity; worse than the full pool in held-out perplexity; "
-        "not distinguishable from the full pool in accuracy; 3 seeds"
+        "a loss: worse than random and length_matched in held-out perplexity; not distinguishable from random and "
+        "length_matched "
+        "in accuracy; better than the base model in accuracy and held-out perplexity; worse than the full pool in "
+        "held-out perplexity; not distinguishable from the full pool in accuracy; 3 seeds"
     )
     assert (
         "worse than random and length_matched (lengths of rico) in held-out"

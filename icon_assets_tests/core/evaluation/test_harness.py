@@ -90,7 +90,7 @@ GOOD = {"query": "q", "choices": ["a", "b"], "gold": 0}
         ({**GOOD, "query": ""}, "`query` holds an empty text"),
         ({**GOOD, "query": "\ud800"}, "surrogate"),
         ({**GOOD, "query": "a\0b"}, "NUL"),
-        ('{"query": "q", "query": "r", "choices": ["a", "b"], "gold": 0}', "`query` stands there 2 times"),
+        ('{"query": "q", "query": "r", "choices": ["a", "b"], "gold": 0}', "`query` occurs 2 times"),
         ('{"gold": 1' + "0" * 5000 + "}", "5001 digits"),
         ("[" * 100_000, "nested deeper"),
     ],

@@ -108,7 +108,9 @@ def test_a_broken_service_is_tried_a_bounded_number_of_times() -> None:
     waits: list[float] = []
     with (
         serving(judges.broken) as service,
-        pytest.raises(IconError, match=r"no answer from the judge, 5 times \(HTTP 500\); judgements so far are kept"),
+        pytest.raises(
+            IconError, match=r"no answer from the judge in 5 attempts \(HTTP 500\); judgements so far are kept"
+        ),
     ):
         judge_of(service, waits).ask("?", "one", "two")
     assert len(service.asked) == 5
@@ -120,7 +122,7 @@ def test_a_page_that_is_no_reply_of_a_model_is_no_judgement_and_is_waited_for() 
     with (
         serving(judges.no_json) as service,
         pytest.raises(
-            IconError, match=r"5 times \(what it sent is no reply of a chat model\); judgements so far are kept"
+            IconError, match=r"5 attempts \(what it sent is no reply of a chat model\); judgements so far are kept"
         ),
     ):
         judge_of(service, waits).ask("?", "one", "two")
@@ -178,12 +180,12 @@ def test_a_service_that_hangs_or_is_not_there_is_given_up() -> None:
         time.sleep(0.3)
         return judges.good(service, request)
 
-    with serving(slow) as service, pytest.raises(IconError, match=r"5 times \(.*timed out"):
+    with serving(slow) as service, pytest.raises(IconError, match=r"5 attempts \(.*timed out"):
         judge_of(service, timeout=0.05).ask("?", "one", "two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(IconError, match=r"5 times \(.*refused"):
+    with pytest.raises(IconError, match=r"5 attempts \(.*refused"):
         judge_of(f"http://127.0.0.1:{port}").ask("?", "one", "two")
 
 
@@ -228,7 +230,7 @@ def test_judgements_that_are_stored_already_keep_their_judge_s_name() -> None:
     [
         (judges.repeats_the_key_everywhere, "the judge refuses (HTTP 418: Bearer ***)"),
         (judges.moves_on_with_the_key, "the judge refuses (HTTP 307: )"),
-        (judges.fails_with_the_key, "5 times (HTTP 500)"),
+        (judges.fails_with_the_key, "5 attempts (HTTP 500)"),
         (judges.speaks_no_http, "<html>Bearer ***"),
     ],
 )
@@ -247,7 +249,14 @@ def test_wherever_a_service_repeats_the_key_it_is_neither_raised_nor_logged(
 @pytest.mark.parametrize("talk", [judges.drips_headers, judges.drips_news, judges.drips_a_body])
 def test_a_service_that_drips_is_given_up_at_the_deadline_of_the_whole_request(talk: judges.Talk) -> None:
     start = time.monotonic()
-    with judges.talking(talk) as url, pytest.raises(IconError, match=r"5 times \(timed out: no whole reply in 0.1 s\)"):
+    with (
+        judges.talking(talk) as url,
+        pytest.raises(
+            IconError,
+            match=r"5 attempts \(timed out: no whole reply in 0.1 "
+            r"s\)",
+        ),
+    ):
         judge_of(url, timeout=0.1).ask("?", "one", "two")
     assert time.monotonic() - start < 3
 
@@ -256,9 +265,9 @@ def test_a_service_that_drips_is_given_up_at_the_deadline_of_the_whole_request(t
     ("talk", "fault"),
     [
         (judges.never_ends, "its reply is larger than 4 MiB"),
-        (judges.has_endless_headers, "5 times ("),
+        (judges.has_endless_headers, "5 attempts ("),
         (judges.grows_when_unpacked, "no reply of a chat model"),
-        (judges.breaks_off, "5 times ("),
+        (judges.breaks_off, "5 attempts ("),
     ],
 )
 def test_a_reply_that_is_too_large_or_half_is_none_and_costs_little_memory(talk: judges.Talk, fault: str) -> None:

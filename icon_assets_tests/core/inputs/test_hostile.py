@@ -231,7 +231,8 @@ def peak():
 (source,), before, started = discover(Path(sys.argv[1])), peak(), time.perf_counter()
 ingested = ingest(source, 100_000)
 rows = sample_frame(source, ingested).height
-print(rows, *[f"{q.row}:{q.reason}" for q in ingested.quarantine], peak() - before, round(time.perf_counter() - started))
+reasons = [f"{q.row}:{q.reason}" for q in ingested.quarantine]
+print(rows, *reasons, peak() - before, round(time.perf_counter() - started))
 """
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory from /proc")
 

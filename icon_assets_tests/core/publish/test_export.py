@@ -321,7 +321,7 @@ def test_the_llama_factory_entry_names_file_and_columns_that_are_there(
 
 def test_an_arm_without_selection_gives_one_clear_line(workspace: Workspace) -> None:
     with pytest.raises(
-        IconError, match=r"arm rico: has no selection yet \(arms that have: full, icon, random\)"
+        IconError, match=r"arm rico: has no selection yet \(arms with one: full, icon, random\)"
     ) as caught:
         export(workspace, "rico", "alpaca")
     assert "\n" not in str(caught.value)
@@ -333,7 +333,7 @@ def test_samples_that_left_the_pool_are_not_left_out_silently(workspace: Workspa
     shard = store.query("SELECT shard FROM shards WHERE file = 'b.jsonl'").item()
     store.replace("samples", store.query("FROM delta.samples").clear(), shard=shard)
     put_shards(store, shard)
-    with pytest.raises(IconError, match="1 of its 7 samples are not in the pool any more"):
+    with pytest.raises(IconError, match="1 of its 7 samples are no longer in the pool"):
         export(workspace, "full", "alpaca")
 
 
@@ -346,7 +346,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_place_that_is_not_ours_is_refused_and_untouched(workspace: Workspace, outside: Path) -> None:
-    with pytest.raises(IconError, match=r"exists and is no export of icon-assets; choose another --out"):
+    with pytest.raises(IconError, match=r"exists and is not an export of icon-assets; choose a different --out"):
         export(workspace, "icon", "alpaca", outside)
     exported = export(workspace, "icon", "alpaca", outside / "new")
     assert export(workspace, "icon", "alpaca", outside / "new") == exported, "its own earlier export is replaced"
@@ -368,7 +368,7 @@ def test_nothing_of_the_workspace_is_written_over(workspace: Workspace, place: s
 def test_a_link_into_the_pool_is_no_way_round(workspace: Workspace) -> None:
     workspace.exports_dir.mkdir()
     (workspace.exports_dir / "link").symlink_to(workspace.root / "pool")
-    with pytest.raises(IconError, match="lies among the inputs"):
+    with pytest.raises(IconError, match="is among the inputs"):
         export(workspace, "icon", "alpaca", workspace.exports_dir / "link" / "x")
 
 

@@ -237,7 +237,7 @@ def test_every_section_is_filled_when_its_table_is(workspace: Workspace) -> None
     for shown in (
         "A loss: worse than random in held-out perplexity; 2 seeds.",
         "held_out perplexity against random: +0.20, +0.05 to +0.35",
-        "Length alone tells its samples from the rest (AUC 0.93: they are longer)",
+        "Length alone separates its samples from the rest (AUC 0.93: they are longer)",
         "25",
         "± 0.71, 2 seeds",
         "1,234,567",
@@ -262,7 +262,7 @@ def test_a_choice_of_the_shortest_is_marked_as_one_by_length_too(
     store.replace("trust_figures", rows.with_columns(value=pl.lit(auc), low=None, high=None))
     path = write_report(workspace).path
     assert (re.search(rf'<span class="worse">\s*{auc}', path.read_text("utf-8")) is not None) == bool(said)
-    assert ("Length alone tells" in Page(path).text) == bool(said)
+    assert ("Length alone separates" in Page(path).text) == bool(said)
     assert (said or "") in Page(path).text
 
 
@@ -356,7 +356,7 @@ def test_samples_that_were_not_scored_count_for_length_and_are_said_to_lack_exam
     assert trust["lengths"]["longest"] != 32.5, "that is the median of the scored ones"
     assert trust["pool_length"] != 17.5, "likewise"
     text = Page(write_report(workspace).path).text
-    assert "longest: of the 4 of 10 chosen that are scored" in text
+    assert "longest: of the 4 of 10 chosen samples that are scored" in text
     assert "longest4 of 10 scored" in text
     assert "Question number 39." not in text
 
@@ -364,10 +364,10 @@ def test_samples_that_were_not_scored_count_for_length_and_are_said_to_lack_exam
 def test_only_an_earlier_report_is_written_over(workspace: Workspace, tmp_path: Path) -> None:
     mine = tmp_path / "thesis.html"
     mine.write_text("<!doctype html>mine")
-    with pytest.raises(IconError, match=r"exists and is no report of icon-assets; choose another --out"):
+    with pytest.raises(IconError, match=r"exists and is not a report of icon-assets; choose a different --out"):
         write_report(workspace, mine)
     assert mine.read_text() == "<!doctype html>mine"
-    with pytest.raises(IconError, match="lies among the inputs"):
+    with pytest.raises(IconError, match="is among the inputs"):
         write_report(workspace, workspace.root / "pool" / "report.html")
     out = write_report(workspace, tmp_path / "out.html").path
     assert write_report(workspace, out).path == out
@@ -377,7 +377,7 @@ def test_samples_that_left_the_pool_do_not_stop_the_report(workspace: Workspace)
     store = Store(workspace.store_dir)
     gone: Any = store.query("FROM delta.samples").clear()
     store.replace("samples", gone)
-    assert "not in the pool any more" in Page(write_report(workspace).path).text
+    assert "no longer in the pool" in Page(write_report(workspace).path).text
 
 
 def test_a_selection_whose_scores_are_of_an_earlier_model_does_not_stop_the_report(workspace: Workspace) -> None:

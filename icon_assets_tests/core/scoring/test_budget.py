@@ -365,7 +365,7 @@ def test_only_drawn_samples_are_scored_and_a_larger_share_scores_only_the_newly_
             scorer.complete_shard(shard, world.CONTROLS)
         assert len(world.scored) == due * world.PROBES, share
     scored = [contributions(world.store, world.KEY, s, world.CONTROLS, None, share_ceiling(0.3)) for s in ("s0", "s1")]
-    assert pl.concat(scored)["sample_id"].sort().to_list() == ids[:few], "pairs of before stay, and count no more"
+    assert pl.concat(scored)["sample_id"].sort().to_list() == ids[:few], "previous pairs stay, but no longer count"
 
 
 def test_a_budget_keeps_to_the_draw(world: World) -> None:

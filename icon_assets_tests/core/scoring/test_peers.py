@@ -202,7 +202,7 @@ def test_the_draw_is_bounded_and_part_of_the_larger_one(tmp_path: Path, monkeypa
     monkeypatch.setattr(peers, "_STREAMED_AT_ONCE", 7)
     assert draw(world.store, KEY, 0).sample_ids == whole[:12]
     few = world.contributions()
-    assert len(few) == 60, "learned from twelve, told of all"
+    assert len(few) == 60, "learned from twelve, computed for all"
 
 
 def test_only_samples_that_have_scores_are_drawn_and_ranked(tmp_path: Path) -> None:

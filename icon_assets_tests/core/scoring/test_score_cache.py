@@ -18,7 +18,8 @@ KEY = "k"
 ANEW = """
     WITH own AS (SELECT sample_id FROM delta.pool WHERE shard = $shard),
     other AS (
-        SELECT DISTINCT sample_id FROM delta.pool ANTI JOIN own USING (sample_id) WHERE $ceiling IS NULL OR sample_id < $ceiling
+        SELECT DISTINCT sample_id FROM delta.pool ANTI JOIN own USING (sample_id)
+        WHERE $ceiling IS NULL OR sample_id < $ceiling
     )
     SELECT contribution FROM other
     LEFT JOIN (FROM sample_scores WHERE score_key = $key AND control = 'none') USING (sample_id)

@@ -250,7 +250,7 @@ def test_near_duplicates_are_passed_over_and_the_size_is_kept(tmp_path: Path) ->
     assert ids(diverse) == sorted(first, key=order.index)
     assert diverse.skipped == order.index(ids(diverse)[-1]) + 1 - 5
     with pytest.raises(
-        IconError, match=r"6 samples of 20, .* 15 are too near to a better one; raise selection\.diversity"
+        IconError, match=r"6 samples of 20, .* 15 are too similar to a better one; raise selection\.diversity"
     ):
         choose("icon", 0.3, POOL, embeddings, diversity=0.9)
 
@@ -304,7 +304,7 @@ def test_arms_of_the_settings_are_checked_before_anything_runs() -> None:
         check_arms(of("length_matched", reference="best"), ("none",))
     with pytest.raises(IconError, match=r"selection\.reference: 'rico' ranks by control 'random_tokens'"):
         check_arms(of("length_matched", reference="rico"), ("none",))
-    with pytest.raises(IconError, match=r"selection\.reference: length_matched copies another arm's lengths"):
+    with pytest.raises(IconError, match=r"selection\.reference: length_matched copies the lengths of a different arm"):
         check_arms(of("length_matched", reference="length_matched"), ("none",))
 
 

@@ -47,7 +47,10 @@ def test_inputs_can_be_followed_in_sql(tmp_path: Path) -> None:
     rows = store.query(
         """
         SELECT asset, i.asset AS made_from, i.digest AS input_digest, run_id
-        FROM (SELECT *, unnest(from_json(inputs, '[{"asset":"VARCHAR","partition":"VARCHAR","digest":"VARCHAR"}]')) AS i FROM ledger)
+        FROM (
+            SELECT *, unnest(from_json(inputs, '[{"asset":"VARCHAR","partition":"VARCHAR","digest":"VARCHAR"}]')) AS i
+            FROM ledger
+        )
         ORDER BY made_from
         """
     )

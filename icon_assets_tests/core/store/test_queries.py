@@ -314,7 +314,7 @@ def test_a_text_that_is_no_query_gives_one_line(shared: Store, text: str, messag
 
 def test_our_own_queries_go_through_the_same_door(shared: Store) -> None:
     assert shared.query('FROM quarantine WHERE "row" > $least', {"least": 2}).height == 2
-    with pytest.raises(IconError, match="COPY is not run here"):
+    with pytest.raises(IconError, match="COPY is not allowed here"):
         shared.query(f"COPY quarantine TO '{shared.root}/new.csv'")
     with duckdb.connect() as con:
         assert reading(con, "SELECT 1") == ["FROM (\nSELECT 1\n)"]
@@ -328,7 +328,10 @@ SPILLING = (
     "WITH x AS MATERIALIZED (SELECT md5(range::VARCHAR) AS m, range FROM range(2500000)) "
     "SELECT min(a.m)[:0] FROM x a, (FROM x LIMIT 1) b"
 )
-LARGE_SORT = "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(30000) a, range(30000) b)"
+LARGE_SORT = (
+    "SELECT sum(r) FROM (SELECT row_number() OVER (ORDER BY hash(a.range, b.range)) r FROM range(30000) a, "
+    "range(30000) b)"
+)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_selection_by_length_is_explained_by_length_and_warned_of() -> None:
     assert value(figures, "length_spearman") > 0.99
     rows = pl.DataFrame([{**vars(f), "arm": "longest"} for f in figures])
     assert warnings(rows, 0.8)[0] == (
-        "longest: chosen samples are longer (tokens): length alone tells them from the rest with AUC 1.00"
+        "longest: chosen samples are longer (tokens): length alone separates them from the rest with AUC 1.00"
     )
 
 
@@ -198,10 +198,10 @@ def test_probes_that_agree_keep_a_selection_and_probes_that_do_not_are_warned_of
     assert noise.detail == "0.15 would stay by chance alone; 200 draws of 64 probes, 400 samples"
     rows = pl.DataFrame([{**vars(f), "arm": "icon"} for f in (agree, noise)])
     assert warnings(rows, 0.8) == [
-        f"icon: with another set of as many probes {1 - noise.value:.0%} of it would be other samples "
+        f"icon: with another set of as many probes {1 - noise.value:.0%} of its samples would change "
         "(0.15 would stay by chance alone); raise probes.count"
     ]
-    assert probe_overlap(tops(pool), worth, 0) == [], "one probe alone tells nothing of another"
+    assert probe_overlap(tops(pool), worth, 0) == [], "one probe alone says nothing about another"
 
 
 def test_a_redrawn_choice_follows_the_token_budget_and_passes_over_what_the_selection_passes_over(
@@ -242,7 +242,7 @@ def test_draws_of_random_contexts_are_held_against_draws_that_share_no_seed(
     each = "single draws" if draws < 4 else f"{draws // 2} draws together"
     assert figure.detail == f"0.15 would stay by chance alone; {each} against others, where the arm averages {draws}"
     (said,) = warnings(pl.DataFrame([{**vars(figure), "arm": "rico"}]), 0.8)
-    assert said.endswith(f"of it would be other samples ({figure.detail}); raise controls.draws")
+    assert said.endswith(f"of its samples would change ({figure.detail}); raise controls.draws")
 
 
 def test_one_half_of_the_probes_is_held_against_the_other_where_they_are_asked_in_turn(tmp_path: Path) -> None:
@@ -273,8 +273,8 @@ def test_shares_of_strata_stand_beside_what_chance_gives() -> None:
     )
     said = warnings(pl.DataFrame([{**vars(f), "arm": "icon"} for f in figures.values()]), 0.8)
     assert said == [
-        "icon: 0% of it is prose, where the pool has 0.800",
-        "icon: 100% of it is math, where the pool has 0.200",
+        "icon: 0% of its samples are prose; their share of the pool is 0.800",
+        "icon: 100% of its samples are math; their share of the pool is 0.200",
     ]
     even = stratum_shares(strata, [f"{i:03}" for i in range(0, 200, 5)])
     assert warnings(pl.DataFrame([{**vars(f), "arm": "icon"} for f in even]), 0.8) == []
@@ -334,7 +334,7 @@ def test_overlap_with_other_arms_stands_beside_chance() -> None:
         ("random", 0.25, "by chance 0.100"),
     ]
     rows = pl.DataFrame([{**vars(f), "arm": "icon"} for f in figures])
-    assert warnings(rows, 0.8) == ["icon: 100% of it is also in longest: a comparison of the two says little"]
+    assert warnings(rows, 0.8) == ["icon: 100% of its samples are also in longest: a comparison of the two says little"]
 
 
 def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_all_figures_of_a_stored_selection(tmp_path: Path) -> None:
     lora = settings.model_copy(update={"selector": SelectorSettings(kind="lora")})
     for name in ("random", "length_matched", "icon_selector"):
         rows = trust_figures(world.store, KEY, lora, predicted, Choice(name, chosen.sample_ids, {}))
-        assert not {"probe_overlap", "control_overlap"} & set(rows["figure"]), f"{name} has nothing to draw anew"
+        assert not {"probe_overlap", "control_overlap"} & set(rows["figure"]), f"{name} has nothing to draw again"
 
     world.store.replace("trust_figures", figures.with_columns(subset_id=pl.lit("old")), arm="rico")
     ledger.record(world.store, Recipe("selected_subset", "rico"), "new", "run", {})
