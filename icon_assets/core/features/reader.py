@@ -5,10 +5,9 @@ The embedding is the mean of the last hidden states over prompt and response, we
 RDS+ (arXiv 2503.01807); not normalised. Nothing is computed twice, and a run that is killed loses `commit_seconds` at
 most."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -19,10 +18,10 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.features.stored import CHUNK_ROWS
 from icon_assets.core.model.flops import ModelShape
 from icon_assets.core.model.memory import freed_memory_kept
-from icon_assets.core.passes.costs import Bill, Spent, engine_bill
+from icon_assets.core.passes.committing import Committing, OnProgress
+from icon_assets.core.passes.costs import Spent, engine_bill
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
-from icon_assets.core.passes.progress import Progress
 from icon_assets.core.store.schema import sql_text
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import ScoringSettings
@@ -56,14 +55,14 @@ class Reader:
         load: Callable[[], ScoringEngine],
         shape: Callable[[], ModelShape],
         settings: ScoringSettings,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: OnProgress = lambda _: None,
     ) -> None:
         self._store = store
         self._key = key
         self._load = load
         self._shape = shape
         self._settings = settings
-        self._on_progress = on_progress or (lambda _: None)
+        self._on_progress = on_progress
 
     @cached_property
     def _engine(self) -> ScoringEngine:
@@ -79,7 +78,9 @@ class Reader:
         # By rows of the file, so that a resumed run has the same chunks.
         chunks = missing.with_columns(chunk=pl.col("row") // CHUNK_ROWS).partition_by("chunk", maintain_order=True)
 
-        def commit(rows: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], found: Mapping[int, Reading]) -> None:
+        def commit(
+            rows: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], found: Sequence[tuple[int, Reading]]
+        ) -> None:
             frame = [
                 {
                     "score_key": self._key.value,
@@ -88,7 +89,7 @@ class Reader:
                     "truncated": encoded[i].truncated,
                     **vars(reading),
                 }
-                for i, reading in found.items()
+                for i, reading in found
             ]
             self._store.append_new("sample_features", _frame(frame), SAMPLE_KEY)
 
@@ -102,14 +103,16 @@ class Reader:
             {"key": self._key.value},
         ).to_dicts()
 
-        def commit(rows: Sequence[Mapping[str, Any]], _: Sequence[Encoded], found: Mapping[int, Reading]) -> None:
+        def commit(
+            rows: Sequence[Mapping[str, Any]], _: Sequence[Encoded], found: Sequence[tuple[int, Reading]]
+        ) -> None:
             frame = [
                 {"score_key": self._key.value, "probe_id": rows[i]["probe_id"], "embedding": reading.embedding}
-                for i, reading in found.items()
+                for i, reading in found
             ]
             self._store.append_new("probe_features", _frame(frame), PROBE_KEY)
 
-        return self._complete(iter([rows] if rows else []), len(rows), commit)
+        return self._complete(iter([rows]), len(rows), commit)
 
     def _rows(self, shard: str, chunk: pl.DataFrame) -> list[dict[str, Any]]:
         """The texts of some samples. The range of rows lets the others unread."""
@@ -123,32 +126,16 @@ class Reader:
         return rows.join(chunk.select("row"), on="row", how="semi").to_dicts()
 
     def _complete(self, chunks: Iterator[list[dict[str, Any]]], total: int, commit: Callable[..., None]) -> Spent:
-        """Read chunk by chunk; commit at least every `commit_seconds`, and what is finished even on the way out."""
-        spent = Spent()
-        done = 0
-        start = time.monotonic()
-        bill: Bill | None = None
+        """Read chunk by chunk, and keep what is read."""
+        if not total:
+            return Spent()
+        bill = engine_bill(self._store, self._key, self._shape(), self._engine, WORK)
+        committing = Committing(bill, total, "samples", self._settings.commit_seconds, self._on_progress)
         for rows in chunks:
-            bill = bill or engine_bill(self._store, self._key, self._shape(), self._engine, WORK)
             encoded = [self._encoder.probe(row) for row in rows]
-            waiting = dict[int, Reading]()
-            try:
-                for found in read(self._engine, encoded):
-                    waiting |= found
-                    done += len(found)
-                    so_far = bill.since()
-                    seconds = time.monotonic() - start
-                    self._on_progress(Progress(done, total, spent.tokens + so_far.tokens, seconds, "samples"))
-                    if so_far.seconds >= self._settings.commit_seconds:
-                        ready = waiting
-                        waiting = dict[int, Reading]()
-                        commit(rows, encoded, ready)
-                        spent.add(bill.settle())
-            finally:
-                if waiting:
-                    commit(rows, encoded, waiting)
-                    spent.add(bill.settle())
-        return spent
+            together = (found.items() for found in read(self._engine, encoded))
+            committing.keep(together, partial(commit, rows, encoded))
+        return committing.spent
 
 
 def read(engine: ScoringEngine, encoded: Sequence[Encoded]) -> Iterator[dict[int, Reading]]:

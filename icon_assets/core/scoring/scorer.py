@@ -4,7 +4,6 @@ A pair that is stored under the same score_key is never computed again: a new pr
 row, a new control no candidate pass.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -16,10 +15,10 @@ from icon_assets.core.encoding.control_contexts import ControlContext
 from icon_assets.core.encoding.tokens import Context, Encoded
 from icon_assets.core.engine.engine import Pair, ScoringEngine
 from icon_assets.core.model.flops import ModelShape
+from icon_assets.core.passes.committing import Committing, OnProgress
 from icon_assets.core.passes.costs import Spent, engine_bill
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
-from icon_assets.core.passes.progress import Progress
 from icon_assets.core.scoring.budget import Budget
 from icon_assets.core.scoring.budgeted import Budgeted
 from icon_assets.core.scoring.contribution import contributions
@@ -42,7 +41,7 @@ class Scorer:
         load: Callable[[], ScoringEngine],
         shape: Callable[[], ModelShape],
         settings: ScoringSettings,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: OnProgress = lambda _: None,
     ) -> None:
         self._store = store
         self._key = key
@@ -51,7 +50,7 @@ class Scorer:
         self._shape = shape
         self._ceiling = share_ceiling(settings.direct_share)
         self._budgets: dict[tuple[ControlSettings, Budget], Budgeted] = {}
-        self._on_progress = on_progress or (lambda _: None)
+        self._on_progress = on_progress
 
     @cached_property
     def _engine(self) -> ScoringEngine:
@@ -203,33 +202,16 @@ class Scorer:
     def _run(
         self, work: str, contexts: list[list[int]], wanted: list[list[int]], commit: Callable[[list[Pair]], None]
     ) -> Spent:
-        """Score the wanted pairs; commit at least every `commit_seconds`, and what is finished even on the way out."""
+        """Score the wanted pairs, and keep them."""
         engine = self._engine
         probes = list(self._probes.values())
-        total = sum(map(len, wanted))
-        done = 0
-        spent = Spent()
         lengths = list(self._probe_tokens.values())
         engine.compile_for(sum(len(c) + sum(lengths[i] for i in w) for c, w in zip(contexts, wanted, strict=True)))
         bill = engine_bill(self._store, self._key, self._shape(), engine, work)
-        waiting = list[Pair]()
-        start = time.monotonic()
-        try:
-            for pairs in engine.score(contexts, probes, wanted):
-                waiting += pairs
-                done += len(pairs)
-                so_far = bill.since()
-                self._on_progress(Progress(done, total, spent.tokens + so_far.tokens, time.monotonic() - start))
-                if so_far.seconds >= self._settings.commit_seconds:
-                    ready = waiting
-                    waiting = []
-                    commit(ready)
-                    spent.add(bill.settle())
-        finally:
-            if waiting:
-                commit(waiting)
-                spent.add(bill.settle())
-        return spent
+        total = sum(map(len, wanted))
+        committing = Committing(bill, total, "pairs", self._settings.commit_seconds, self._on_progress)
+        committing.keep(engine.score(contexts, probes, wanted), commit)
+        return committing.spent
 
     def _pair_frame(self, rows: list[dict[str, Any]], probe_ids: list[str], pairs: list[Pair]) -> pl.DataFrame:
         return pl.DataFrame(
