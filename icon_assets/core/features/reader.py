@@ -14,10 +14,11 @@ import polars as pl
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.engine.engine import ScoringEngine
+from icon_assets.core.engine.reading import read_texts
 from icon_assets.core.errors import IconError
 from icon_assets.core.features.stored import CHUNK_ROWS
 from icon_assets.core.model.flops import ModelShape
-from icon_assets.core.model.memory import freed_memory_kept
+from icon_assets.core.model.memory import freed_memory_kept, in_halves
 from icon_assets.core.passes.committing import Committing, OnProgress
 from icon_assets.core.passes.costs import Spent, engine_bill
 from icon_assets.core.passes.encoder import Encoder
@@ -147,11 +148,14 @@ def read(engine: ScoringEngine, encoded: Sequence[Encoded]) -> Iterator[dict[int
     Raises:
         IconError: a single text does not fit into the device's memory, or the model gives no finite figures.
     """
+    device = engine.language_model.device.type
+    compute = partial(_read, engine)
+    halves = partial(_halves, engine)
     lengths = [(0, index, len(_whole(engine, text))) for index, text in enumerate(encoded)]
-    with freed_memory_kept(engine.language_model.device.type):
+    with freed_memory_kept(device):
         for group in engine.grouped(lengths):
             indices = [index for _, index in group]
-            found = _fitting(engine, [encoded[index] for index in indices])
+            found = list(in_halves([encoded[index] for index in indices], compute, halves, device))
             engine.meter.pairs += len(indices)
             yield dict(zip(indices, found, strict=True))
 
@@ -160,22 +164,14 @@ def _whole(engine: ScoringEngine, text: Encoded) -> list[int]:
     return [*engine.language_model.leading, *text.prompt_ids, *text.response_ids]
 
 
-def _fitting(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
-    """The texts in one forward, or in halves of it when memory does not suffice."""
-    import torch
-
-    try:
-        return _read(engine, texts)
-    except torch.OutOfMemoryError:
-        if len(texts) == 1:
-            raise IconError(
-                f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower scoring.max_prompt_tokens and "
-                "scoring.max_response_tokens, use a smaller model, or a device with more memory"
-            ) from None
-    if engine.language_model.device.type == "cuda":
-        torch.cuda.empty_cache()
+def _halves(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Sequence[Encoded]]:
+    if len(texts) == 1:
+        raise IconError(
+            f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower scoring.max_prompt_tokens and "
+            "scoring.max_response_tokens, use a smaller model, or a device with more memory"
+        ) from None
     middle = len(texts) // 2
-    return [*_fitting(engine, texts[:middle]), *_fitting(engine, texts[middle:])]
+    return [texts[:middle], texts[middle:]]
 
 
 def _read(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
@@ -185,7 +181,7 @@ def _read(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
     n_leading = len(engine.language_model.leading)
     responses = [len(text.response_ids) for text in texts]
     scored = [range(len(ids) - n, len(ids)) for ids, n in zip(whole, responses, strict=True)]
-    states, behind_prompt = engine.read(whole, scored)
+    states, behind_prompt = read_texts(engine, whole, scored)
     embeddings = [_pooled(each[n_leading:]) for each in states]
     del states  # before the next forward needs the memory
     readings = []
@@ -205,7 +201,7 @@ def _alone(engine: ScoringEngine, texts: Sequence[Encoded]) -> list["torch.Tenso
     """NLL of the response tokens that something stands before, without the prompt."""
     ids = [[*engine.language_model.leading, *text.response_ids] for text in texts]
     first = max(1, len(engine.language_model.leading))
-    _, nll = engine.read(ids, [range(first, len(each)) for each in ids])
+    _, nll = read_texts(engine, ids, [range(first, len(each)) for each in ids])
     return nll
 
 
