@@ -17,13 +17,14 @@ from filelock import FileLock
 from icon_assets.assets.lifecycle import is_sound, unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import DiskRefused, IconError, StoreDamaged
+from icon_assets.core.inputs.shards import named_shards
 from icon_assets.core.selection.arm import ON_DEMAND, needed_assets
 from icon_assets.core.store.ledger import Event, take_in
 from icon_assets.core.store.restoration import forget_missing
 from icon_assets.core.text import linked, plain, printable
 from icon_assets.dead_runs import PROCESS_TAG, process_name, release_dead_runs
 from icon_assets.interrupts import heard_interrupts
-from icon_assets.partitions import SHARDS, named_shards, sync_shards
+from icon_assets.partitions import SHARDS, sync_shards
 from icon_assets.resources import WorkspaceResource
 from icon_assets.workspace import Workspace
 
