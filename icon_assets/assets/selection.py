@@ -4,11 +4,12 @@ import dagster as dg
 import polars as pl
 
 from icon_assets.assets.features import probe_features, sample_features
-from icon_assets.assets.lifecycle import finish, kept, mendable, refuse_changed, unchanged, unchanged_and_newest
+from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged, unchanged_and_newest
 from icon_assets.assets.scoring import sample_scores
 from icon_assets.assets.selector import predicted_scores
 from icon_assets.core.digests import digest, frame_digest
 from icon_assets.core.planning.recipes import CODE_VERSIONS
+from icon_assets.core.quality import refuse_changed
 from icon_assets.core.selection.arm import controls_needed, draws, tables_of_arms
 from icon_assets.core.selection.candidates import Candidates, read_candidates
 from icon_assets.core.selection.choose import Subset, chosen_samples, is_comparable, scoring_cost, select, token_figures
@@ -106,7 +107,7 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
     recipe = icon.recipes.of("selected_subset", name)
     if event := kept(context, icon, recipe):
         return unchanged_and_newest(context, store, recipe, event, counts=is_comparable(store, name))
-    refuse_changed(icon, recipe.inputs)
+    refuse_changed(icon.workspace, recipe.inputs)
     pool = _candidates(icon, name)
     subset = select(name, pool)
     store.replace(

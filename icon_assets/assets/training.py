@@ -2,10 +2,10 @@
 
 import dagster as dg
 
-from icon_assets.assets.lifecycle import finish, mendable, refuse_changed, unchanged
+from icon_assets.assets.lifecycle import finish, mendable, unchanged
 from icon_assets.assets.model import base_model
 from icon_assets.core.planning.recipes import CODE_VERSIONS
-from icon_assets.core.quality import refuse
+from icon_assets.core.quality import refuse, refuse_changed
 from icon_assets.core.selection.arm import drawn_for
 from icon_assets.core.store import ledger
 from icon_assets.core.training.checkpoint import count_again, store_checkpoint, train_checkpoint
@@ -43,7 +43,7 @@ def training_assets(workspace: Workspace, selected_subset: dg.AssetsDefinition) 
             return unchanged(event)
         refuse(icon.workspace, "selected_subset", subset.partition)
         refuse(icon.workspace, "base_model")
-        refuse_changed(icon, (event.as_input() for event in ledger.current_shards(store, "raw_pool")))
+        refuse_changed(icon.workspace, (event.as_input() for event in ledger.current_shards(store, "raw_pool")))
 
         def on_step(step: int, total: int, loss: float) -> None:
             if step == total or step % 10 == 0:

@@ -1,4 +1,5 @@
-"""Which kernel the packed attention of a model runs on, whether its layers are compiled, and what to do when that fails.
+"""Which kernel the packed attention of a model runs on, whether its layers are compiled, and what happens when that
+fails.
 
 Compiling fuses everything elementwise; on a CPU the fused attention is built, too, where it can compute.
 """
