@@ -117,9 +117,4 @@ class LogProgress:
             self._said = 0.0
         if progress.seconds - self._said >= self._every_seconds:
             self._said = progress.seconds
-            rate = progress.tokens / progress.seconds
-            left = progress.seconds * (progress.total - progress.done) / max(progress.done, 1)
-            self._log.info(
-                f"{progress.done:,} of {progress.total:,} {progress.unit}, {progress.done / progress.seconds:,.0f} {progress.unit}/s, "
-                f"{rate:,.0f} tokens/s, about {left:,.0f} s left"
-            )
+            self._log.info(progress.line)

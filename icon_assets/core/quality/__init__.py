@@ -1,8 +1,8 @@
 """What must hold of everything that is stored: one rule each, why it exists, and what to do when it is broken.
 
 A rule looks at one partition of its asset, in one snapshot of the store, and changes nothing. Its docstring is what
-people read in the UI. Assets look through the same rules (`refuse`) before they spend money on what an earlier run has
-made."""
+people read in the UI. Assets look through the same rules before they spend money on what an earlier run has made
+(`refuse`), and before they keep it (`sound_event`)."""
 
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress

@@ -89,3 +89,8 @@ def test_parts_of_a_pass_are_committed_apart_and_reported_as_one() -> None:
         (7, 7, 40),
     ]
     assert {each.unit for each in one.reports} == {"texts"}
+
+
+def test_the_line_of_a_pass_says_how_far_how_fast_and_how_long() -> None:
+    line = Progress(1000, 4000, 50_000, 20.0, "samples").line
+    assert line == "1,000 of 4,000 samples, 50 samples/s, 2,500 tokens/s, about 60 s left"
