@@ -31,12 +31,10 @@ class Compiling:
         layers: compiled forwards by layer; empty where the layers are as they came.
     """
 
-    def __init__(self, language_model: LanguageModel, kernel: Kernel | None, agrees: Callable[[], bool]) -> None:
-        """`kernel`: None for those that suit the device, a faster one once it pays. `agrees`: whether packed forwards
-        as they are computed now give the model's own figures."""
+    def __init__(self, language_model: LanguageModel, kernel: Kernel | None) -> None:
+        """`kernel`: None for those that suit the device, a faster one once it pays."""
         self._model = language_model.model
         self._device = language_model.device
-        self._agrees = agrees
         self._may_fuse = kernel is None
         self._tried = False
         self.kernel: Kernel = kernel or _kernel_for(self._device)
@@ -46,21 +44,25 @@ class Compiling:
         """Whether `tokens` to compute are enough for a trial that has not been made yet."""
         return not self._tried and tokens >= COMPILED_FROM[self._device.type]
 
-    def try_out(self) -> None:
-        """Take the fused kernel and compiled layers, where this machine can have them and they give the same."""
+    def try_out(self, agrees: Callable[[], bool]) -> None:
+        """Take the fused kernel and compiled layers, where this machine can have them and they give the same.
+
+        Args:
+            agrees: whether packed forwards as they are computed now give the model's own figures.
+        """
         self._tried = True
         if _has_compiler(self._device):
-            self.fuse()
+            self.fuse(agrees)
             self.layers = _compiled_layers(self._model)
-            if not self._agrees():
+            if not agrees():
                 self.layers = {}
 
-    def fuse(self) -> None:
+    def fuse(self, agrees: Callable[[], bool]) -> None:
         """Take the fused kernel for the plain one, where it can be had and gives the same."""
         dtype = next(self._model.parameters()).dtype
         if self._may_fuse and self.kernel == "segments" and can_fuse(dtype, self._device):
             self.kernel = "fused"
-            if not self._agrees():
+            if not agrees():
                 self.kernel = "segments"
 
     def giving_way(self, forward: Callable[[], T]) -> T:

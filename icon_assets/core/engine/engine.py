@@ -105,7 +105,7 @@ class ScoringEngine:
         self._model = language_model.model
         self._device = language_model.device
         self._leading = language_model.leading
-        self.compiling = Compiling(language_model, kernel, lambda: self._agrees(self._forward_packed, PACKED))
+        self.compiling = Compiling(language_model, kernel)
         self.head = Head(self._model)
         # Forwards that may be under way on a device of its own while the host lays out the next one.
         self.ahead = 1 if self._device.type == "cuda" else 0
@@ -285,7 +285,11 @@ class ScoringEngine:
         return "batched" if self._agrees(self._forward_batched, PAIRS) else "one by one"
 
     def _packs(self) -> bool:
-        return self._model._can_set_attn_implementation() and self._agrees(self._forward_packed, PACKED)
+        return self._model._can_set_attn_implementation() and self.packed_agrees()
+
+    def packed_agrees(self) -> bool:
+        """Whether packed forwards, as they are computed now, give the model's own figures."""
+        return self._agrees(self._forward_packed, PACKED)
 
     def _agrees(self, forward: Callable[[Batch, list[Row]], Computed], rows: list[Row]) -> bool:
         """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
@@ -330,7 +334,7 @@ class ScoringEngine:
         Where the compiler fails, or what it made does not give the same, the engine goes on without."""
         tokens += self.meter.work.tokens  # small passes add up
         if self.mode == "packed" and self.compiling.pays(tokens):
-            self.compiling.try_out()
+            self.compiling.try_out(self.packed_agrees)
         return self.compiled
 
     @property

@@ -80,7 +80,7 @@ def test_without_the_fused_kernel_the_figures_stay_what_they_are(fault: str, mon
     elif fault == "a compiler that fails":
         monkeypatch.setenv("CXX", "/bin/false")
     library.cache_clear()
-    engine.compiling.fuse()
+    engine.compiling.fuse(engine.packed_agrees)
     library.cache_clear()
     assert engine.description == "packed"
     assert list(engine.score(CONTEXTS, PROBES, ALL)) == plain
