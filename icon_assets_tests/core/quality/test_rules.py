@@ -656,7 +656,7 @@ def test_a_product_is_kept_while_its_rows_are_sound_and_made_again_once_they_are
     event = sound_event(finished, recipe, "run", said.append)
     assert event is not None
     assert (event.partition, said, is_sound(finished, "raw_pool", A)) == (A, [], True)
-    change_rows(store, "samples", f"shard = '{A}'", instruction="Tampered with.")
+    change_rows(store, "samples", "file = 'a.jsonl'", instruction="Tampered with.")
     assert not is_sound(finished, "raw_pool", A)
     assert sound_event(finished, recipe, "run", said.append) is None
     assert said
