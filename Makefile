@@ -18,7 +18,7 @@ test: $(STAMP)  ## all tests, two at a time
 	$(BIN)/python -m pytest -n 2
 
 # What depends on the kind of CPU; instructions that this one has are taken away by their libraries' own variables.
-ENGINE_TESTS := $(addprefix icon_assets_tests/,e2e/test_bundled_model.py core/engine/test_engine.py core/engine/test_attention.py)
+ENGINE_TESTS := $(addprefix icon_assets_tests/,e2e/test_bundled_model.py core/engine/test_engine.py core/engine/test_compiling.py core/engine/test_attention.py)
 
 test-cpus: $(STAMP)  ## accuracy and engine as on CPUs without AMX, and with AVX2 only
 	ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 $(BIN)/python -m pytest -n 2 $(ENGINE_TESTS)

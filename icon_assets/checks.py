@@ -5,7 +5,6 @@ was not checked is not green. A blocking check stops only later steps of the sam
 (`refuse`)."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -15,13 +14,13 @@ from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES as DONE
 
 from icon_assets.assets.lifecycle import mendable
+from icon_assets.core.planning.freshness import pool_freshness
 from icon_assets.core.quality import rules_of
 from icon_assets.core.quality.rule import Finding, Rule, Subject
 from icon_assets.metadata import description, visible
 from icon_assets.resources import WorkspaceResource
 
 FRESHNESS = "scores_are_current"
-_PENDING = ("new", "stale", "removed")
 _SEVERITY = {True: dg.AssetCheckSeverity.WARN, False: dg.AssetCheckSeverity.ERROR}
 
 
@@ -50,17 +49,12 @@ def build_freshness_check() -> dg.AssetChecksDefinition:
 def freshness(icon: WorkspaceResource) -> dict[str, Any]:
     """Whether any shard is new, stale or removed, as `12 of 340 shards stale (model)`: arguments of a check's
     result."""
-    states = icon.shard_states()
-    counts = Counter(status for status, _ in states.values())
-    why = sorted({part for _, reason in states.values() for part in reason.split(", ") if part})
-    line = ", ".join(f"{counts[status]:,} of {len(states):,} shards {status}" for status in _PENDING if counts[status])
+    found = pool_freshness(icon.recipes)
     return {
-        "passed": not line,
+        "passed": found.is_current,
         "severity": dg.AssetCheckSeverity.WARN,
-        "description": description(
-            (line or f"all {len(states):,} shards are current") + (f" ({', '.join(why)})" if why else "")
-        ),
-        "metadata": {status: counts[status] for status in (*_PENDING, "unchanged")},
+        "description": description(found.line),
+        "metadata": found.counts,
     }
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import dagster as dg
 from sqlalchemy.exc import IntegrityError
 
-from icon_assets.core.errors import IconError
 from icon_assets.core.inputs.changes import on_record
 from icon_assets.core.inputs.shards import retire_shard, source_files
 from icon_assets.core.store.tables import Store
@@ -60,19 +59,6 @@ def _add_partitions(instance: dg.DagsterInstance, name: str, new: Sequence[str])
         instance.add_dynamic_partitions(name, new)
     except IntegrityError:  # another process added some of them first; on a second call Dagster leaves those out
         instance.add_dynamic_partitions(name, new)
-
-
-def named_shards(workspace: Workspace, names: Sequence[str], shards: Sequence[str]) -> Sequence[str]:
-    """The named ones of `shards`, by file below the pool folder or by partition key; all if none is named.
-
-    Raises:
-        IconError: a name that is neither.
-    """
-    files = {source.file: source.shard for source in source_files(workspace)} if names else {}
-    wanted = {files.get(name, name) for name in names}
-    if unknown := sorted(wanted - set(shards)):
-        raise IconError(f"{unknown[0]}: no such file in the pool; known are {', '.join(sorted(files)[:5])}")
-    return [shard for shard in shards if shard in wanted or not names]
 
 
 def arm_and_seed(context: dg.AssetExecutionContext) -> tuple[str, int]:

@@ -1,6 +1,6 @@
 """Resources of the assets: the workspace with its store, and the language model, loaded once per process."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +9,15 @@ import dagster as dg
 from icon_assets.core.engine.engine import ScoringEngine
 from icon_assets.core.errors import IconError
 from icon_assets.core.features.reader import Reader
-from icon_assets.core.inputs.changes import compare, on_record
-from icon_assets.core.inputs.shards import source_files
-from icon_assets.core.model.flops import device_name, model_shape
+from icon_assets.core.model.flops import model_shape
 from icon_assets.core.model.loading import LanguageModel, choose_device, load, load_tokenizer
 from icon_assets.core.model.prepare import ModelRecord, files_unchanged, read_record
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.passes.progress import Progress
-from icon_assets.core.planning.estimate import Pricer
-from icon_assets.core.planning.freshness import shard_states
-from icon_assets.core.planning.plan import Plan, make_plan
-from icon_assets.core.planning.preview import preview
+from icon_assets.core.planning.plan import Plan, plan_pool
 from icon_assets.core.planning.recipes import Recipes
 from icon_assets.core.scoring.scorer import Scorer
-from icon_assets.core.selection.arm import needed_assets
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import Settings
 from icon_assets.workspace import Workspace
@@ -81,45 +75,8 @@ class WorkspaceResource(dg.ConfigurableResource):
         return self.recipes.key
 
     def plan(self) -> Plan:
-        """The work and cost of the next scoring run. The pool and the probes must be ingested."""
-        workspace = self.workspace
-        store = self.store
-        key = self.score_key()
-        sources = source_files(workspace)
-        known = on_record(store)
-        found = list(compare(sources, known, workspace.settings.pool.settle_seconds))
-        gone = sorted(known.keys() - {source.shard for source in sources})
-        ahead = preview(store, found, gone, workspace.settings.pool.max_chars)
-        needed = needed_assets(workspace.settings.selection)
-        return make_plan(Recipes(workspace, ahead), found, gone, self._pricer(ahead, key), needed)
-
-    def shard_states(self) -> dict[str, tuple[str, str]]:
-        """Status (`new`, `stale`, `unchanged`, `removed`) and reason of every shard, by its file's size and time and by
-        the record of the store, as in `plan`, but without reading files and without prices."""
-        recipes = self.recipes
-        known = on_record(self.store)
-        sources = source_files(self.workspace)
-        states = shard_states(recipes, known)
-        states |= dict.fromkeys(known.keys() - {source.shard for source in sources}, ("removed", ""))
-        for file in compare(sources, known, recipes.settings.pool.settle_seconds):
-            if file.kind == "new":
-                states[file.source.shard] = ("new", "")
-            elif file.kind == "changed":
-                states[file.source.shard] = ("stale", "text")
-        return states
-
-    def _pricer(self, store: Store, key: ScoreKey) -> Pricer:
-        directory = self.base_model()[0].directory
-        shape = model_shape(directory)
-        settings = self.settings.scoring
-
-        def tokenizer():
-            return load_tokenizer(directory)
-
-        def device():
-            return device_name(self.device())
-
-        return Pricer(store, key, settings, shape, tokenizer, self.engine, device)
+        """What the next scoring run will compute and cost. The pool and the probes must be ingested."""
+        return plan_pool(self.workspace, self.store, self.engine)
 
     def engine(self) -> ScoringEngine:
         """The base model's engine, shared by the whole process."""
@@ -131,26 +88,14 @@ class WorkspaceResource(dg.ConfigurableResource):
         return Encoder(load_tokenizer(self.base_model()[0].directory), self.score_key())
 
     def reader(self, log: Any) -> Reader:
-        """A reader of samples on the base model. It reports progress as `scorer` does."""
-        directory = self.base_model()[0].directory
-
-        def shape():
-            return model_shape(directory)
-
-        settings = self.settings.scoring
-        return Reader(self.store, self.score_key(), self.engine, shape, settings, LogProgress(log))
+        """What reads samples one by one, on the base model; it reports as `scorer` does."""
+        shape = partial(model_shape, self.base_model()[0].directory)
+        return Reader(self.store, self.score_key(), self.engine, shape, self.settings.scoring, LogProgress(log))
 
     def scorer(self, log: Any) -> Scorer:
-        """A scorer on the base model, whose progress goes to the run's log and to the listeners in this process."""
-        directory = self.base_model()[0].directory
-        return Scorer(
-            self.store,
-            self.score_key(),
-            self.engine,
-            lambda: model_shape(directory),
-            self.settings.scoring,
-            LogProgress(log),
-        )
+        """A scorer on the base model, whose progress goes to the run's log and to whoever listens in this process."""
+        shape = partial(model_shape, self.base_model()[0].directory)
+        return Scorer(self.store, self.score_key(), self.engine, shape, self.settings.scoring, LogProgress(log))
 
 
 class LogProgress:
@@ -171,9 +116,4 @@ class LogProgress:
             self._said = 0.0
         if progress.seconds - self._said >= self._every_seconds:
             self._said = progress.seconds
-            rate = progress.tokens / progress.seconds
-            left = progress.seconds * (progress.total - progress.done) / max(progress.done, 1)
-            self._log.info(
-                f"{progress.done:,} of {progress.total:,} {progress.unit}, {progress.done / progress.seconds:,.0f} "
-                f"{progress.unit}/s, {rate:,.0f} tokens/s, about {left:,.0f} s left"
-            )
+            self._log.info(progress.line)

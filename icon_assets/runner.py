@@ -14,16 +14,18 @@ import dagster as dg
 import psutil
 from filelock import FileLock
 
-from icon_assets.assets.lifecycle import is_sound, unchanged_figures
+from icon_assets.assets.lifecycle import unchanged_figures
 from icon_assets.checks import build_checks
 from icon_assets.core.errors import DiskRefused, IconError, StoreDamaged
+from icon_assets.core.inputs.shards import named_shards
+from icon_assets.core.quality import is_sound
 from icon_assets.core.selection.arm import ON_DEMAND, needed_assets
 from icon_assets.core.store.ledger import Event, take_in
 from icon_assets.core.store.restoration import forget_missing
 from icon_assets.core.text import linked, plain, printable
 from icon_assets.dead_runs import PROCESS_TAG, process_name, release_dead_runs
 from icon_assets.interrupts import heard_interrupts
-from icon_assets.partitions import SHARDS, named_shards, sync_shards
+from icon_assets.partitions import SHARDS, sync_shards
 from icon_assets.resources import WorkspaceResource
 from icon_assets.workspace import Workspace
 
@@ -116,8 +118,8 @@ def run_stages(
             current = _current(icon, definition)
             for partition in _partitions(definition, shards):
                 stop_if_interrupted()
-                # No run for up-to-date partitions: each would take a second or more.
-                if partition in current and is_sound(icon, asset, partition):
+                # No run for what would find nothing to do: each takes a second or more.
+                if partition in current and is_sound(icon.workspace, asset, partition):
                     yield Outcome(asset, partition, unchanged_figures(current[partition]))
                     continue
                 on_start(asset, partition)

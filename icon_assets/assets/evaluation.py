@@ -1,6 +1,7 @@
 """Group `evaluation`: metrics of the base model and of every checkpoint, and the comparison of arms."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -10,17 +11,12 @@ from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged, unch
 from icon_assets.assets.model import base_model
 from icon_assets.core.digests import digest, file_digest, frame_digest
 from icon_assets.core.evaluation import comparison
-from icon_assets.core.evaluation.harness import choice_metrics
-from icon_assets.core.evaluation.held_out import HeldOutSample, held_out_metrics
 from icon_assets.core.evaluation.leaderboard import COSTS, wide_board, wide_differences
-from icon_assets.core.evaluation.metric import Metric
+from icon_assets.core.evaluation.measure import measure
+from icon_assets.core.evaluation.metric import Metric, item_rows, result_rows
 from icon_assets.core.evaluation.verdicts import verdicts_of
-from icon_assets.core.inputs.choice_items import read_choice_items
-from icon_assets.core.inputs.ingest import ingest, sample_frame
-from icon_assets.core.inputs.source_files import SourceFile
 from icon_assets.core.model.fine_tuned import load_fine_tuned
 from icon_assets.core.model.loading import load
-from icon_assets.core.model.memory import freed_memory_kept
 from icon_assets.core.planning.recipes import CODE_VERSIONS
 from icon_assets.core.publish.report import write_report
 from icon_assets.core.quality import refuse
@@ -34,16 +30,6 @@ from icon_assets.metadata import OWNERS, bars, column_schema, intervals, markdow
 from icon_assets.partitions import arm_and_seed, run_partitions
 from icon_assets.resources import WorkspaceResource
 from icon_assets.workspace import Workspace
-
-_RESULT_COLUMNS = {
-    "checkpoint_id": pl.String,
-    "arm": pl.String,
-    "seed": pl.Int64,
-    "task": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "stderr": pl.Float64,
-}
 
 
 @dg.asset(
@@ -191,46 +177,14 @@ def difference_metadata(differences: pl.DataFrame, confidence: float) -> dict[st
 
 def _counted(context: dg.AssetExecutionContext, store: Store, recipe: Recipe, event: Event) -> dg.MaterializeResult:
     """Results that are kept."""
-    counting = "SELECT count(*) > 0 FROM current_results WHERE checkpoint_id = $id"
-    counts = store.query(counting, {"id": event.summary["checkpoint_id"]}).item()
+    counts = comparison.counts(store, str(event.summary["checkpoint_id"]))
     return unchanged_and_newest(context, store, recipe, event, counts=counts)
 
 
 def _evaluate(context: dg.AssetExecutionContext, icon: WorkspaceResource, model: Any, tokenizer: Any) -> list[Metric]:
-    workspace = icon.workspace
-    settings = icon.settings.evaluation
-    tasks = {task.name: read_choice_items(workspace.input_path(task.path)) for task in settings.multiple_choice}
-    metrics: list[Metric] = []
-    with freed_memory_kept(icon.device()):
-        if tasks or settings.tasks:
-            metrics += choice_metrics(
-                model,
-                tokenizer,
-                tasks,
-                names=settings.tasks,
-                limit=settings.limit,
-                batch_size=settings.batch_size,
-                device=icon.device(),
-            )
-        if settings.held_out:
-            samples = _held_out(context, icon, settings.held_out)
-            metrics += held_out_metrics(model, samples, device=icon.device())
-    return metrics
-
-
-def _held_out(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: str) -> list[HeldOutSample]:
-    """Held-out samples under the fine-tuning template."""
-    workspace = icon.workspace
-    source = SourceFile(name, name, workspace.input_path(name))
-    ingested = ingest(source, workspace.settings.pool.max_chars)
-    for row in ingested.quarantine:
-        context.log.warning(f"{name}:{row.row}: left out of the held-out samples: {row.reason}, {row.detail}")
     record, _ = icon.base_model()
-    encoded = encode_samples(record, sample_frame(source, ingested), workspace.settings.training)
-    return [
-        HeldOutSample(located.row, located.stratum("all"), sample)
-        for located, sample in zip(ingested.samples, encoded, strict=True)
-    ]
+    encode = partial(encode_samples, record, settings=icon.settings.training)
+    return measure(icon.workspace, model, tokenizer, encode, device=icon.device(), warn=context.log.warning)
 
 
 def _store_results(
@@ -242,30 +196,17 @@ def _store_results(
     arm: str,
     seed: int,
 ) -> dg.MaterializeResult:
-    named = {"checkpoint_id": checkpoint_id, "arm": arm, "seed": seed}
-    rows = [{**named, "task": m.task, "metric": m.metric, "value": m.value, "stderr": m.stderr} for m in metrics]
-    frame = pl.DataFrame(rows, _RESULT_COLUMNS)
-    store.replace("eval_items", _items(metrics, checkpoint_id), checkpoint_id=checkpoint_id)
+    frame = result_rows(metrics, checkpoint_id, arm, seed)
+    store.replace("eval_items", item_rows(metrics, checkpoint_id), checkpoint_id=checkpoint_id)
     store.replace("eval_results", frame, checkpoint_id=checkpoint_id)
     return finish(
         context,
         store,
         recipe,
         frame_digest(frame),
-        {"checkpoint_id": checkpoint_id, "metrics": len(rows)},
+        {"checkpoint_id": checkpoint_id, "metrics": frame.height},
         {
             "results": markdown_table(frame.select("task", "metric", "value", "stderr")),
             "dagster/row_count": frame.height,
         },
     )
-
-
-def _items(metrics: Sequence[Metric], checkpoint_id: str) -> pl.DataFrame:
-    rows = [
-        (checkpoint_id, metric.task, metric.metric, item.item, item.value, item.weight)
-        for metric in metrics
-        for item in metric.items
-    ]
-    columns = ["checkpoint_id", "task", "metric", "item", "value", "weight"]
-    kinds = [pl.String, pl.String, pl.String, pl.Int64, pl.Float64, pl.Float64]
-    return pl.DataFrame(rows, dict(zip(columns, kinds, strict=True)), orient="row")

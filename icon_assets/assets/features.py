@@ -3,17 +3,17 @@
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
-from icon_assets.assets.lifecycle import finish, kept, mendable, refuse_changed, unchanged
+from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.assets.model import base_model
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.probes import probe_set
 from icon_assets.core.digests import frame_digest
+from icon_assets.core.features.stored import probe_embeddings, stored_figures
 from icon_assets.core.passes.costs import Spent
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.planning.recipes import CODE_VERSIONS
-from icon_assets.core.store.tables import Store
+from icon_assets.core.quality import refuse_changed
 from icon_assets.metadata import OWNERS, column_schema, histogram
 from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource
@@ -40,9 +40,9 @@ def sample_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) 
     recipe = icon.recipes.of("sample_features", shard)
     if event := kept(context, icon, recipe):
         return unchanged(event)
-    refuse_changed(icon, recipe.inputs)
+    refuse_changed(icon.workspace, recipe.inputs)
     spent = icon.reader(context.log).complete_shard(shard)
-    figures = _figures(store, key, shard)
+    figures = stored_figures(store, key, shard)
     metadata: dict[str, Any] = {"dagster/row_count": figures.height}
     if figures.height:
         per_token = (figures["nll_sum"] / figures["n_tokens"]).to_list()
@@ -67,26 +67,11 @@ def probe_features(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
     recipe = icon.recipes.of("probe_features")
     if event := kept(context, icon, recipe):
         return unchanged(event)
-    refuse_changed(icon, recipe.inputs)
+    refuse_changed(icon.workspace, recipe.inputs)
     spent = icon.reader(context.log).complete_probes()
-    rows = store.query(
-        "SELECT probe_id, embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key "
-        "ORDER BY probe_id",
-        {"key": key.value},
-    )
+    rows = probe_embeddings(store, key)
     summary = _summary(key, rows.height, spent)
     return finish(context, store, recipe, frame_digest(rows), summary, {"dagster/row_count": rows.height})
-
-
-def _figures(store: Store, key: ScoreKey, shard: str) -> pl.DataFrame:
-    """All columns but the embeddings, which are too large to show."""
-    return store.query(
-        """
-        SELECT sample_id, n_tokens, nll_sum, nll_alone, truncated FROM delta.sample_features
-        SEMI JOIN (FROM delta.pool WHERE shard = $shard) USING (sample_id) WHERE score_key = $key ORDER BY sample_id
-        """,
-        {"shard": shard, "key": key.value},
-    )
 
 
 def _summary(key: ScoreKey, n: int, spent: Spent) -> dict[str, int | float | str]:
@@ -94,10 +79,5 @@ def _summary(key: ScoreKey, n: int, spent: Spent) -> dict[str, int | float | str
         "score_key": key.value,
         "samples": n,
         "new_samples": spent.pairs,
-        "forwards": spent.forwards,
-        "tokens": spent.tokens,
-        "seconds": round(spent.seconds, 2),
-        "tokens_per_second": round(spent.tokens_per_second, 1),
-        "flops": spent.flops,
-        "peak_share": round(spent.peak_share, 3),
+        **spent.figures,
     }

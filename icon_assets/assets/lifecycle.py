@@ -2,20 +2,16 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import dagster as dg
 
-from icon_assets.core.errors import IconError, StoreDamaged
+from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors
-from icon_assets.core.quality import refuse, rules_of
-from icon_assets.core.quality.contents import contents_are_as_recorded, ids_are_of_their_text, unlike_record
-from icon_assets.core.quality.rule import REMAKE, Subject
+from icon_assets.core.quality import sound_event
 from icon_assets.core.store import ledger
-from icon_assets.core.store.ledger import Event, Input, Recipe
-from icon_assets.core.store.restoration import take_out
+from icon_assets.core.store.ledger import Event, Recipe
 from icon_assets.core.store.tables import Store
 from icon_assets.core.text import unlinked
 from icon_assets.metadata import visible
@@ -68,39 +64,8 @@ def _make_visible(record: logging.LogRecord) -> bool:
 
 
 def kept(context: dg.AssetExecutionContext, icon: WorkspaceResource, recipe: Recipe) -> Event | None:
-    """The newest event of the recipe's partition, if it was made by this recipe and its stored rows break no rule.
-
-    Broken rows are made again. Without this check they would stay for ever, because their inputs do not change."""
-    event = ledger.made(icon.store, recipe)
-    if event is None:
-        return None
-    with closing(Subject(icon.workspace, recipe.asset, recipe.partition)) as subject:
-        for rule in rules_of(recipe.asset):
-            if rule.mend == REMAKE and (finding := rule.look(subject)).wrong:
-                context.log.warning(f"made again: {rule.name}: {rule.line(finding)}")
-                if rule.look is contents_are_as_recorded:
-                    unlike = list(unlike_record(subject))
-                    ledger.withdraw(icon.store, recipe, event, context.run.run_id, [str(each) for each in unlike])
-                    take_out(icon.store, unlike)
-                return None
-    return event
-
-
-def refuse_changed(icon: WorkspaceResource, inputs: Iterable[Input]) -> None:
-    """Refuse inputs whose rows differ from what was written, before anything is spent.
-
-    Raises:
-        IconError: names the product and what was changed.
-    """
-    for each in inputs:
-        refuse(icon.workspace, each.asset, each.partition, contents_are_as_recorded, ids_are_of_their_text)
-
-
-def is_sound(icon: WorkspaceResource, asset: str, partition: str) -> bool:
-    """Whether the stored product can be read completely and breaks no rule of its asset."""
-    with suppress(StoreDamaged), closing(Subject(icon.workspace, asset, partition)) as subject:
-        return not any(rule.look(subject).wrong for rule in rules_of(asset))
-    return False
+    """The newest event of the recipe's partition, if it was made by this very recipe and is sound."""
+    return sound_event(icon.workspace, recipe, context.run.run_id, context.log.warning)
 
 
 def unchanged(event: Event) -> dg.MaterializeResult:

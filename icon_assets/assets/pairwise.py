@@ -5,28 +5,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
 from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.core.digests import frame_digest
 from icon_assets.core.evaluation.answers import greedy_answers
 from icon_assets.core.evaluation.judge import Judge
 from icon_assets.core.evaluation.pairwise import (
-    Result,
     answer_key,
+    answer_rows,
     judge_missing,
+    missing_answers,
     pairs_of,
-    prompt_text,
     read_prompts,
+    result_rows,
     results,
-    wilson,
 )
 from icon_assets.core.inputs.sample import Sample
 from icon_assets.core.model.fine_tuned import load_fine_tuned
 from icon_assets.core.planning.recipes import CODE_VERSIONS, pairwise_settings
 from icon_assets.core.quality import refuse
 from icon_assets.core.quality.training import files_are_as_recorded
-from icon_assets.core.store.tables import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.partitions import arm_and_seed, pairwise_partitions, run_partitions
 from icon_assets.resources import WorkspaceResource
@@ -62,7 +60,7 @@ def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> li
             return unchanged(event)
         checkpoint_id = str(upstream.summary["checkpoint_id"])
         wanted = [(name, prompt) for name, prompts in read_prompts(icon.workspace).items() for prompt in prompts]
-        missing = _missing(store, checkpoint_id, key, wanted)
+        missing = missing_answers(store, checkpoint_id, key, wanted)
         if missing:
             _answer(context, icon, str(upstream.summary["path"]), missing, _named(checkpoint_id, arm, seed, key))
         frame = store.query(
@@ -111,7 +109,7 @@ def pairwise_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> li
 
         asked = judge_missing(store, judge, pairs, *ids, at_once=pairwise.judge.requests_at_once, on_judged=on_judged)
         found = results(store, judge, pairs, *ids)
-        frame = _frame(
+        frame = result_rows(
             found,
             confidence,
             {
@@ -156,18 +154,6 @@ def _both_arms(workspace: Workspace, answers: dg.AssetsDefinition) -> dg.AssetDe
     return dg.AssetDep(answers, partition_mapping=mapping)
 
 
-def _missing(store: Store, checkpoint_id: str, key: str, wanted: list[tuple[str, Sample]]) -> list[tuple[str, Sample]]:
-    """Prompts without an answer under this key. Answers that are no longer needed are removed."""
-    stored = store.query("SELECT * FROM delta.answers WHERE checkpoint_id = $id", {"id": checkpoint_id})
-    due = {(name, prompt.sample_id) for name, prompt in wanted}
-    rows = stored.filter(pl.col("answer_key") == key).unique(["prompt_set", "prompt_id"]).to_dicts()
-    good = [row for row in rows if (row["prompt_set"], row["prompt_id"]) in due]
-    if len(good) < stored.height:
-        store.replace("answers", pl.DataFrame(good, schema=stored.schema), checkpoint_id=checkpoint_id)
-    answered = {(row["prompt_set"], row["prompt_id"]) for row in good}
-    return [(name, prompt) for name, prompt in wanted if (name, prompt.sample_id) not in answered]
-
-
 def _named(checkpoint_id: str, arm: str, seed: int, key: str) -> dict[str, Any]:
     return {"checkpoint_id": checkpoint_id, "arm": arm, "seed": seed, "answer_key": key}
 
@@ -195,39 +181,7 @@ def _answer(
     )
     done = 0
     for batch in batches:
-        rows = [
-            {
-                **named,
-                "prompt_set": missing[index][0],
-                "prompt_id": missing[index][1].sample_id,
-                "prompt": prompt_text(missing[index][1]),
-                "answer": answer.text,
-                "n_tokens": answer.n_tokens,
-                "finished": answer.finished,
-            }
-            for index, answer in batch
-        ]
-        icon.store.append("answers", pl.DataFrame(rows))
-        done += len(rows)
+        rows = answer_rows(((*missing[index], answer) for index, answer in batch), named)
+        icon.store.append("answers", rows)
+        done += rows.height
         context.log.info(f"{named['arm']} seed {named['seed']}: {done:,} of {len(missing):,} answers")
-
-
-def _frame(found: list[Result], confidence: float, named: Mapping[str, Any]) -> pl.DataFrame:
-    rows = []
-    for each in found:
-        low, high = wilson(each.win_rate, each.n, confidence) if each.win_rate is not None else (None, None)
-        rows.append(
-            {
-                **named,
-                "prompt_set": each.prompt_set,
-                "n": each.n,
-                "wins": each.wins,
-                "ties": each.ties,
-                "losses": each.losses,
-                "win_rate": each.win_rate,
-                "low": low,
-                "high": high,
-                "unreadable": each.unreadable,
-            }
-        )
-    return pl.DataFrame(rows, schema_overrides=dict.fromkeys(("win_rate", "low", "high"), pl.Float64))

@@ -3,13 +3,9 @@
 import dagster as dg
 
 from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
-from icon_assets.core.errors import IconError
-from icon_assets.core.inputs.changes import Found, compare, on_record, wait_until_settled
-from icon_assets.core.inputs.ingest import Ingested, ingest, quarantine_frame, sample_frame, shard_row
-from icon_assets.core.inputs.shards import revive_shard, source_files
-from icon_assets.core.inputs.source_files import SourceFile
+from icon_assets.core.inputs.ingest import ingest, quarantine_frame, sample_frame, shard_row
+from icon_assets.core.inputs.shards import in_other_shards, revive_shard, settled, shard_file
 from icon_assets.core.planning.recipes import CODE_VERSIONS, raw_pool_recipe
-from icon_assets.core.store.tables import Store
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource
@@ -41,10 +37,10 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
 
     Unusable rows go to `quarantine` with file, row and reason.
     """
-    source = _source(icon, context.partition_key)
+    source = shard_file(icon.workspace, context.partition_key)
     settings = icon.settings.pool
     store = icon.store
-    file = _as_it_lies(source, store, settings.settle_seconds)
+    file = settled(source, store, settings.settle_seconds)
     if event := kept(context, icon, raw_pool_recipe(source, file.digest, icon.settings)):
         if file.kind != "unchanged":
             revive_shard(store, source.shard, file.mtime_ns)
@@ -60,52 +56,22 @@ def raw_pool(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
         context.log.warning(f"{row['file']}:{row['row']}: quarantined, {row['reason']}: {row['detail']}")
     if quarantine.height > _LOGGED:  # an event costs milliseconds, and a file may hold a million bad rows
         context.log.warning(f"{source.file}: {quarantine.height - _LOGGED:,} more are in the table `quarantine`")
+    ids = [located.sample.sample_id for located in ingested.samples]
     recipe = raw_pool_recipe(source, ingested.digest, icon.settings)
     return finish(
         context,
         store,
         recipe,
         ingested.content_digest,
-        _summary(store, source, ingested),
+        {
+            "file": source.file,
+            "samples": len(ids),
+            "unique_samples": len(set(ids)),
+            "also_in_other_shards": in_other_shards(store, source.shard, ids),
+            "quarantined": len(ingested.quarantine),
+        },
         {
             "dagster/row_count": samples.height,
             "quarantined_rows": markdown_table(quarantine.select("row", "reason", "detail").head(20)),
         },
     )
-
-
-def _source(icon: WorkspaceResource, shard: str) -> SourceFile:
-    found = {source.shard: source for source in source_files(icon.workspace)}
-    if shard not in found:
-        raise _gone(shard)
-    return found[shard]
-
-
-def _as_it_lies(source: SourceFile, store: Store, settle_seconds: float) -> Found:
-    """The file compared with the record, once nobody is writing to it."""
-    if not source.refused:
-        wait_until_settled(source.path, settle_seconds)
-    file = next(compare([source], on_record(store), 0), None)
-    if file is None:
-        raise _gone(source.shard)
-    return file
-
-
-def _gone(shard: str) -> IconError:
-    return IconError(f"shard {shard}: its source file is gone; `icon-assets run` removes it from the pool")
-
-
-def _summary(store: Store, source: SourceFile, ingested: Ingested) -> dict[str, int | str]:
-    ids = [located.sample.sample_id for located in ingested.samples]
-    elsewhere = store.query(
-        "SELECT count(DISTINCT sample_id) AS n FROM delta.pool WHERE shard <> $shard "
-        "AND sample_id IN (SELECT unnest($ids))",
-        {"shard": source.shard, "ids": ids},
-    )["n"].item()
-    return {
-        "file": source.file,
-        "samples": len(ids),
-        "unique_samples": len(set(ids)),
-        "also_in_other_shards": elsewhere,
-        "quarantined": len(ingested.quarantine),
-    }

@@ -1,8 +1,5 @@
 """Group `probes`: the probe set that contributions are measured on."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import dagster as dg
 import polars as pl
 
@@ -10,17 +7,12 @@ from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.assets.pool import raw_pool
 from icon_assets.core.digests import lines_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.inputs.ingest import Quarantined, ingest
-from icon_assets.core.inputs.source_files import discover
 from icon_assets.core.planning.recipes import CODE_VERSIONS
-from icon_assets.core.probes.draw import Verdict, select_probes
-from icon_assets.core.probes.leakage import evaluation_references, pool_references
-from icon_assets.core.probes.overlap import Candidate, overlaps
-from icon_assets.core.store.schema import schemas
-from icon_assets.core.store.tables import Store
+from icon_assets.core.probes.draw import read_candidates, select_probes, verdict_rows
+from icon_assets.core.probes.leakage import evaluation_references, pool_references, pool_rows
+from icon_assets.core.probes.overlap import overlaps
 from icon_assets.metadata import OWNERS, column_schema, markdown_table
 from icon_assets.resources import WorkspaceResource
-from icon_assets.workspace import Workspace
 
 probe_files = dg.AssetSpec(
     "probe_files",
@@ -52,21 +44,21 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
     recipe = icon.recipes.of("probe_set")
     if event := kept(context, icon, recipe):
         return unchanged(event)
-    candidates, quarantined = _candidates(workspace)
+    candidates, quarantined = read_candidates(workspace)
     verdicts = select_probes(
         candidates,
         settings.count,
         settings.seed,
         settings.near_duplicate,
-        overlaps(candidates, pool_references(_pool_rows(store))),
+        overlaps(candidates, pool_references(pool_rows(store))),
         overlaps(candidates, evaluation_references(workspace)),
     )
     chosen = sorted(v.candidate.probe_id for v in verdicts if v.status == "selected")
     if not chosen:
         raise IconError(f"{workspace.input_path(settings.path)}: no usable probe among {len(candidates)}; add probes")
     if len(chosen) < settings.count:
-        context.log.warning(f"only {len(chosen)} probes are usable, but probes.count is {settings.count}")
-    frame = _frame(verdicts, quarantined)
+        context.log.warning(f"{len(chosen)} probes are usable, {settings.count} were asked for (probes.count)")
+    frame = verdict_rows(verdicts, quarantined)
     store.replace("probe_candidates", frame)
     counts = frame.group_by("status").len().sort("status")
     strata = frame.filter(pl.col("status") == "selected").group_by("stratum").len().sort("stratum")
@@ -88,46 +80,3 @@ def probe_set(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.
             ),
         },
     )
-
-
-def _candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
-    candidates = []
-    quarantined = []
-    for source in discover(workspace.input_path(workspace.settings.probes.path), "probes.path"):
-        ingested = ingest(source, workspace.settings.pool.max_chars)
-        quarantined += [(source.file, row) for row in ingested.quarantine]
-        candidates += [
-            Candidate(located.sample, located.stratum(source.file), source.file, located.row)
-            for located in ingested.samples
-        ]
-    return candidates, quarantined
-
-
-def _pool_rows(store: Store) -> Iterator[dict[str, Any]]:
-    """Shard by shard: the texts of a large pool need not all be in memory."""
-    for shard in store.query("SELECT shard FROM shards ORDER BY file")["shard"]:
-        rows = store.query('FROM delta.pool WHERE shard = $shard ORDER BY "row"', {"shard": shard})
-        yield from rows.iter_rows(named=True)
-
-
-def _frame(verdicts: list[Verdict], quarantined: list[tuple[str, Quarantined]]) -> pl.DataFrame:
-    rows = [
-        {
-            "probe_id": v.candidate.probe_id,
-            "stratum": v.candidate.stratum,
-            "instruction": v.candidate.sample.instruction,
-            "input": v.candidate.sample.input,
-            "response": v.candidate.sample.response,
-            "turns": v.candidate.sample.turns_json(),
-            "file": v.candidate.file,
-            "row": v.candidate.row,
-            "status": v.status,
-            "detail": v.detail,
-        }
-        for v in verdicts
-    ] + [
-        {"file": file, "row": row.row, "status": "quarantined", "detail": f"{row.reason}: {row.detail}"}
-        for file, row in quarantined
-    ]
-    names = schemas()["probe_candidates"].names
-    return pl.DataFrame(rows, schema={name: pl.Int64 if name == "row" else pl.String for name in names})

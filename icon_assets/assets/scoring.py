@@ -3,7 +3,7 @@
 import dagster as dg
 import polars as pl
 
-from icon_assets.assets.lifecycle import finish, kept, mendable, refuse_changed, unchanged
+from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.assets.model import base_model
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.probes import probe_set
@@ -12,11 +12,11 @@ from icon_assets.core.passes.costs import Spent
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.planning.freshness import because
 from icon_assets.core.planning.recipes import CODE_VERSIONS
-from icon_assets.core.quality import refuse
+from icon_assets.core.quality import refuse, refuse_changed
 from icon_assets.core.quality.scores import no_sample_is_a_probe
+from icon_assets.core.scoring.controls import baseline, perplexity_by_stratum
 from icon_assets.core.scoring.drift import drift
 from icon_assets.core.store import ledger
-from icon_assets.core.store.tables import Store
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table
 from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource
@@ -40,7 +40,7 @@ def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
     recipe = icon.recipes.of("probe_baseline")
     if event := kept(context, icon, recipe):
         return unchanged(event)
-    refuse_changed(icon, recipe.inputs)
+    refuse_changed(icon.workspace, recipe.inputs)
     row = {
         "score_key": key.value,
         "model_digest": key.model_digest,
@@ -53,7 +53,7 @@ def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
     if before and not ledger.differences(before, recipe):  # made again, together with the controls
         spent.add(scorer.complete_controls(icon.settings.controls))
     store.append("score_keys", pl.DataFrame([row]))
-    frame = _baseline(store, key)
+    frame = baseline(store, key)
     return finish(
         context,
         store,
@@ -62,27 +62,8 @@ def probe_baseline(context: dg.AssetExecutionContext, icon: WorkspaceResource) -
         _summary(key, spent),
         {
             "dagster/row_count": frame.height,
-            "perplexity_by_stratum": markdown_table(_by_stratum(frame)),
+            "perplexity_by_stratum": markdown_table(perplexity_by_stratum(frame)),
         },
-    )
-
-
-def _baseline(store: Store, key: ScoreKey) -> pl.DataFrame:
-    return store.query(
-        """
-        SELECT probe_id, stratum, nll_sum, n_tokens, truncated FROM control_scores JOIN probes USING (probe_id)
-        WHERE score_key = $score_key AND control = 'none' ORDER BY probe_id
-        """,
-        {"score_key": key.value},
-    )
-
-
-def _by_stratum(frame: pl.DataFrame) -> pl.DataFrame:
-    perplexity = (pl.col("nll_sum") / pl.col("n_tokens")).exp()
-    return (
-        frame.group_by("stratum")
-        .agg(probes=pl.len(), median_perplexity=perplexity.median(), highest_perplexity=perplexity.max())
-        .sort("stratum")
     )
 
 
@@ -111,7 +92,7 @@ def sample_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource) ->
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "sample_scores", shard, no_sample_is_a_probe)
-    refuse_changed(icon, recipe.inputs)
+    refuse_changed(icon.workspace, recipe.inputs)
     why = because(ledger.newest(store, "sample_scores", shard), recipe)
     scorer = icon.scorer(context.log)
     spent = scorer.complete_shard(shard, settings, budget)
@@ -146,12 +127,7 @@ def _summary(key: ScoreKey, spent: Spent) -> dict[str, int | float | str]:
         "score_key": key.value,
         "new_pairs": spent.pairs,
         "control_pairs": spent.control_pairs,
-        "forwards": spent.forwards,
-        "tokens": spent.tokens,
-        "seconds": round(spent.seconds, 2),
-        "tokens_per_second": round(spent.tokens_per_second, 1),
-        "flops": spent.flops,
-        "peak_share": round(spent.peak_share, 3),
+        **spent.figures,
         "engine": spent.engine,
     }
 

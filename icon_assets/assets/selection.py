@@ -1,31 +1,26 @@
 """Group `selection`: each arm's choice of training samples, and how far to trust it."""
 
-from functools import lru_cache
-from typing import Any
-
 import dagster as dg
 import polars as pl
 
 from icon_assets.assets.features import probe_features, sample_features
-from icon_assets.assets.lifecycle import finish, kept, mendable, refuse_changed, unchanged, unchanged_and_newest
+from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged, unchanged_and_newest
 from icon_assets.assets.scoring import sample_scores
 from icon_assets.assets.selector import predicted_scores
 from icon_assets.core.digests import digest, frame_digest
-from icon_assets.core.model.prepare import ModelRecord
-from icon_assets.core.passes.costs import total_cost
 from icon_assets.core.planning.recipes import CODE_VERSIONS
-from icon_assets.core.selection.arm import controls_needed, draws, tables_of_arms, work_owed
-from icon_assets.core.selection.candidates import TOKENS, Candidates, read_candidates
-from icon_assets.core.selection.choose import Subset, select, token_budget
+from icon_assets.core.quality import refuse_changed
+from icon_assets.core.selection.arm import controls_needed, draws, tables_of_arms
+from icon_assets.core.selection.candidates import Candidates, read_candidates
+from icon_assets.core.selection.choose import Subset, chosen_samples, is_comparable, scoring_cost, select, token_figures
 from icon_assets.core.store import ledger
-from icon_assets.core.store.tables import Store
-from icon_assets.core.training.encode import encode_samples
+from icon_assets.core.training.encode import training_tokens
 from icon_assets.core.trust.figures import Choice, trust_figures
 from icon_assets.core.trust.warnings import warnings
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_list, markdown_table
 from icon_assets.partitions import arm_partitions
 from icon_assets.resources import WorkspaceResource
-from icon_assets.settings import Settings, TrainingSettings
+from icon_assets.settings import Settings
 from icon_assets.workspace import Workspace
 
 
@@ -78,7 +73,9 @@ def selection_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
             return unchanged(event)
         subsets = recipes.made("selected_subset")
         chosen = {
-            name: _chosen(store, name, subsets[name].digest) for name in subsets if name in settings.selection.arms
+            name: chosen_samples(store, name, subsets[name].digest)
+            for name in subsets
+            if name in settings.selection.arms
         }
         selected = Choice(arm, chosen.pop(arm), {name: set(ids) for name, ids in chosen.items()})
         figures = trust_figures(store, icon.score_key(), settings, _candidates(icon, arm), selected)
@@ -109,9 +106,8 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
     settings = icon.settings
     recipe = icon.recipes.of("selected_subset", name)
     if event := kept(context, icon, recipe):
-        counts = store.query("SELECT is_comparable FROM subsets WHERE arm = $arm", {"arm": name}).item()
-        return unchanged_and_newest(context, store, recipe, event, counts=counts)
-    refuse_changed(icon, recipe.inputs)
+        return unchanged_and_newest(context, store, recipe, event, counts=is_comparable(store, name))
+    refuse_changed(icon.workspace, recipe.inputs)
     pool = _candidates(icon, name)
     subset = select(name, pool)
     store.replace(
@@ -125,8 +121,8 @@ def _choose(context: dg.AssetExecutionContext, icon: WorkspaceResource, name: st
         "samples": subset.rows.height,
         "pool_samples": pool.samples.height,
         **({"skipped_near_duplicates": subset.skipped} if settings.selection.diversity else {}),
-        **_token_figures(subset, pool),
-        **_scoring_cost(store, icon.score_key().value, name, settings),
+        **token_figures(subset, pool),
+        **scoring_cost(store, icon.score_key(), name, settings.selection),
     }
     return finish(
         context,
@@ -158,49 +154,8 @@ def _candidates(icon: WorkspaceResource, arm: str) -> Candidates:
     if settings.selection.budget != "tokens":
         return pool
     shards = tuple((event.partition, event.digest) for event in ledger.current_shards(store, "raw_pool"))
-    tokens = _training_tokens(store, icon.base_model()[0], settings.training.model_dump_json(), shards)
+    tokens = training_tokens(store, icon.base_model()[0], settings.training.model_dump_json(), shards)
     return Candidates(pool.samples.join(tokens, on="sample_id", maintain_order="left"), pool.settings, pool.embeddings)
-
-
-@lru_cache(maxsize=1)
-def _training_tokens(
-    store: Store, record: ModelRecord, settings_json: str, shards: tuple[tuple[str, str], ...]
-) -> pl.DataFrame:
-    """Tokens that each sample has in training, once per epoch; counted once for all arms of a run."""
-    settings = TrainingSettings.model_validate_json(settings_json)
-    counted = list[pl.DataFrame]()
-    for shard, _ in shards:
-        rows = store.query("FROM delta.pool WHERE shard = $shard", {"shard": shard})
-        lengths = [len(each.prompt_ids) + len(each.response_ids) for each in encode_samples(record, rows, settings)]
-        counted.append(rows.select("sample_id").with_columns(pl.Series(TOKENS, lengths, pl.Int64)))
-    return pl.concat(counted).unique("sample_id", keep="first", maintain_order=True)
-
-
-def _token_figures(subset: Subset, pool: Candidates) -> dict[str, int | float]:
-    if TOKENS not in pool.samples.columns:
-        return {}
-    taken = subset.rows.join(pool.samples.select("sample_id", TOKENS), on="sample_id")
-    return {
-        "training_tokens": int(taken[TOKENS].sum()),
-        "pool_training_tokens": int(pool.samples[TOKENS].sum()),
-        "token_budget": token_budget(pool),
-    }
-
-
-def _chosen(store: Store, arm: str, subset_id: str) -> list[str]:
-    """Sample ids of a subset, best first."""
-    rows = store.query(
-        'SELECT sample_id FROM selections WHERE arm = $arm AND subset_id = $subset ORDER BY "rank"',
-        {"arm": arm, "subset": subset_id},
-    )
-    return rows["sample_id"].to_list()
-
-
-def _scoring_cost(store: Store, key: str, arm: str, settings: Settings) -> dict[str, Any]:
-    """The kinds of `scoring_costs` that the arm needs, and their cost so far."""
-    owes = work_owed(arm, settings.selection)
-    tokens, seconds = total_cost(store, key, owes)
-    return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1), "owes": owes}
 
 
 def _pictures(subset: Subset, pool: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:

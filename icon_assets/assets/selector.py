@@ -1,33 +1,19 @@
 """Group `selection`, before the arms: the model that learned to predict contribution, and its predictions for the whole
 pool."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import dagster as dg
 import polars as pl
 
 from icon_assets.assets.features import sample_features
-from icon_assets.assets.lifecycle import finish, kept, mendable, refuse_changed, unchanged
+from icon_assets.assets.lifecycle import finish, kept, mendable, unchanged
 from icon_assets.assets.pool import raw_pool
 from icon_assets.assets.scoring import sample_scores
-from icon_assets.core.digests import canonical_json, directory_digest, frame_digest
+from icon_assets.core.digests import frame_digest
 from icon_assets.core.errors import IconError
-from icon_assets.core.files import new_directory, sole_writer
 from icon_assets.core.planning.recipes import CODE_VERSIONS, learned_control
-from icon_assets.core.quality import refuse
-from icon_assets.core.selector.learning import (
-    SELECTOR,
-    Trained,
-    scored_samples,
-    write_card,
-)
-from icon_assets.core.selector.light import predict_by_features, train_light
-from icon_assets.core.selector.lora import predict_by_classifier, train_classifier
-from icon_assets.core.selector.skill import crowding, skill
-from icon_assets.core.store.ledger import Recipe
+from icon_assets.core.quality import refuse, refuse_changed
+from icon_assets.core.selector.learning import scored_samples
+from icon_assets.core.selector.made import Base, make_selector, predict, store_selector
 from icon_assets.metadata import OWNERS, column_schema, histogram, markdown_table, scatter
 from icon_assets.partitions import SHARDS
 from icon_assets.resources import WorkspaceResource
@@ -63,114 +49,30 @@ def selector(context: dg.AssetExecutionContext, icon: WorkspaceResource) -> dg.M
     recipe = icon.recipes.of("selector")
     if event := kept(context, icon, recipe):
         return unchanged(event)
-    refuse_changed(icon, recipe.inputs)
+    refuse_changed(icon.workspace, recipe.inputs)
     scored = scored_samples(store, icon.score_key(), control, settings.selector.samples)
-    name = f"{settings.selector.kind}-{recipe.fingerprint[:8]}"
-    target = workspace.selectors_dir / name
-    with sole_writer(target), new_directory(target) as partial:
-        trained = _train(context, icon, scored, partial)
-        write_card(
-            partial,
-            {
-                "selector_id": recipe.fingerprint,
-                "kind": settings.selector.kind,
-                "control": control,
-                "n_train": trained.n_train,
-                "settings": dict(recipe.settings),
-                **trained.figures,
-            },
-        )
-        product = directory_digest(partial)
-    metrics = skill(scored, trained.held_out, settings.selector)
-    if trained.in_sample is not None:
-        metrics = pl.concat([metrics, crowding(trained.in_sample, trained.held_out, settings.selector)])
-    made = _Made(recipe, control, target.relative_to(workspace.root).as_posix(), product, trained, metrics)
-    _store(icon, made)
+
+    def say(epoch: int, precision: float) -> None:
+        context.log.info(f"epoch {epoch} of {settings.selector.lora.epochs}: average precision {precision:.3f}")
+
+    made = make_selector(workspace, icon.score_key(), recipe, control, scored, lambda: _base(icon), say)
+    store_selector(store, made, settings.selector.kind, icon.base_model()[0].digest)
     return finish(
         context,
         store,
         recipe,
-        product,
+        made.digest,
         made.summary,
         {
-            "skill": markdown_table(metrics),
+            "skill": markdown_table(made.metrics),
             "predicted_against_measured": scatter(
-                trained.held_out.join(scored, on="sample_id").select("score", "contribution").rows(),
+                made.trained.held_out.join(scored, on="sample_id").select("score", "contribution").rows(),
                 f"Held-out samples, control {control}",
                 "predicted",
                 "contribution",
             ),
         },
     )
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A trained selector and its directory."""
-
-    recipe: Recipe
-    control: str
-    path: str
-    digest: str
-    trained: Trained
-    metrics: pl.DataFrame
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        own = self.metrics.filter(pl.col("predictor") == SELECTOR).select("metric", "value").iter_rows()
-        return {
-            "selector_id": self.recipe.fingerprint,
-            "path": self.path,
-            "train_samples": self.trained.n_train,
-            "held_out_samples": self.trained.held_out.height,
-            **{name: round(value, 4) for name, value in own},
-            **self.trained.figures,
-        }
-
-
-def _train(
-    context: dg.AssetExecutionContext, icon: WorkspaceResource, scored: pl.DataFrame, directory: Path
-) -> Trained:
-    settings = icon.settings
-    if settings.selector.kind == "light":
-        return train_light(icon.store, icon.score_key(), scored, settings.selector, directory)
-    record, dtype = icon.base_model()
-
-    def say(epoch: int, precision: float) -> None:
-        context.log.info(f"epoch {epoch} of {settings.selector.lora.epochs}: average precision {precision:.3f}")
-
-    return train_classifier(
-        icon.store,
-        icon.score_key(),
-        record,
-        icon.encoder(),
-        scored,
-        settings.selector,
-        directory,
-        dtype,
-        icon.device(),
-        say,
-    )
-
-
-def _store(icon: WorkspaceResource, made: _Made) -> None:
-    """Store the metrics first, because the row in `selectors` makes the selector the current one."""
-    own = made.recipe.fingerprint
-    store = icon.store
-    row = {
-        "selector_id": own,
-        "kind": icon.settings.selector.kind,
-        "model_digest": icon.base_model()[0].digest,
-        "control": made.control,
-        "n_train": made.trained.n_train,
-        "n_held_out": made.trained.held_out.height,
-        "path": made.path,
-        "digest": made.digest,
-        "settings": canonical_json(dict(made.recipe.settings)),
-        "created_at": store.now_after("selectors", "created_at"),
-    }
-    store.replace("selector_metrics", made.metrics.with_columns(selector_id=pl.lit(own)), selector_id=own)
-    store.append("selectors", pl.DataFrame([row]))
 
 
 @dg.asset(
@@ -197,9 +99,9 @@ def predicted_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource)
     if event := kept(context, icon, recipe):
         return unchanged(event)
     refuse(icon.workspace, "selector")
-    refuse_changed(icon, recipe.inputs)
-    parts = list(_predicted(icon, shard, icon.workspace.root / str(made.summary["path"])))
-    scores = pl.concat(parts) if parts else pl.DataFrame(schema={"sample_id": pl.String, "score": pl.Float64})
+    refuse_changed(icon.workspace, recipe.inputs)
+    directory = icon.workspace.root / str(made.summary["path"])
+    scores = predict(store, icon.score_key(), shard, icon.settings.selector.kind, directory, lambda: _base(icon))
     selector_id = str(made.summary["selector_id"])
     rows = scores.with_columns(shard=pl.lit(shard), selector_id=pl.lit(selector_id)).sort("score", "sample_id")
     store.replace("predicted_scores", rows, shard=shard)
@@ -208,10 +110,6 @@ def predicted_scores(context: dg.AssetExecutionContext, icon: WorkspaceResource)
     return finish(context, store, recipe, frame_digest(rows), summary, {"dagster/row_count": rows.height, **pictures})
 
 
-def _predicted(icon: WorkspaceResource, shard: str, directory: Path) -> Iterator[pl.DataFrame]:
-    if icon.settings.selector.kind == "light":
-        return predict_by_features(icon.store, icon.score_key(), shard, directory)
+def _base(icon: WorkspaceResource) -> Base:
     record, dtype = icon.base_model()
-    return predict_by_classifier(
-        icon.store, icon.score_key(), shard, record, icon.encoder(), directory, dtype, icon.device()
-    )
+    return Base(record, dtype, icon.device(), icon.encoder())

@@ -25,8 +25,9 @@ from icon_assets.core.model.loading import load_tokenizer
 from icon_assets.core.passes.costs import Spent
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.scoring.budget import Budget, pilot_size
+from icon_assets.core.scoring.budgeted import Budgeted
 from icon_assets.core.scoring.contribution import contributions, influences, matrix
-from icon_assets.core.scoring.scorer import PAIR_KEY, Scorer
+from icon_assets.core.scoring.scorer import PAIR_KEY
 from icon_assets.core.store.schema import sql_text
 from icon_assets.core.store.tables import Store
 from icon_assets.resources import WorkspaceResource
@@ -115,9 +116,7 @@ class Exact:
         self.scores = dict(self.frame.select("sample_id", "contribution").iter_rows())
         self.top = self._top(self.scores)
         encoder = Encoder(load_tokenizer(icon.base_model()[0].directory), self.key)
-        self.encoded = probes = {
-            r["probe_id"]: encoder.probe(r) for r in self.store.query("FROM probes").iter_rows(named=True)
-        }
+        probes = {r["probe_id"]: encoder.probe(r) for r in self.store.query("FROM probes").iter_rows(named=True)}
         self.probe_tokens = {p: e.n_input for p, e in probes.items()}
         self.n_probes = len(probes)
         self.contexts = dict(self.store.query("SELECT sample_id, n_context_tokens FROM contexts").iter_rows())
@@ -155,14 +154,12 @@ class Exact:
     def budgeted(self, budget: Budget, seed: int) -> dict[str, Any]:
         budget = Budget(budget.share, budget.fraction, budget.control, budget.error_rate, budget.pilot, seed)
         with tempfile.TemporaryDirectory(prefix="icon-benchmark-") as folder:
-            replay = Replay(self, Store(Path(folder)))
-            for (
-                shard
-            ) in self.shards:  # one after the other, as the asset does; each sees what is known of those before it
-                replay.complete_shard(shard, self.controls, budget)
-                scores = replay.scores(shard, self.controls, budget)
-                replay.store.replace("sample_scores", scores, shard=shard, score_key=self.key.value)
-            scores = pl.concat([replay.scores(shard, self.controls, budget) for shard in self.shards])
+            replay = Replay(self, Store(Path(folder)), budget)
+            budgeted = replay.budgeted
+            for shard in self.shards:  # as the asset does: each sees what is known of those before it
+                budgeted.complete_shard(shard, replay.complete)
+                replay.store.replace("sample_scores", budgeted.scores(shard), shard=shard, score_key=self.key.value)
+            scores = pl.concat([budgeted.scores(shard) for shard in self.shards])
         frame = scores.filter(pl.col("control") == self.control)
         found = self._top(dict(frame.select("sample_id", "contribution").iter_rows()))
         estimated = frame.filter(pl.col("standard_error") > 0, pl.col("n_probes") < self.n_probes).join(
@@ -189,21 +186,19 @@ class Exact:
         return len(found & self.top) / len(self.top)
 
 
-class Replay(Scorer):
-    """The real scorer over a copy of the store; missing pairs are looked up."""
+class Replay:
+    """The real budgeted pass over a copy of the store; missing pairs are looked up."""
 
-    def __init__(self, exact: Exact, store: Store) -> None:
-        icon = exact.icon
-        super().__init__(store, exact.key, lambda: None, lambda: None, icon.settings.scoring)  # pyright: ignore
+    def __init__(self, exact: Exact, store: Store, budget: Budget) -> None:
         self.store = store
         self._exact = exact
         self.pairs = 0
         self.tokens = 0
         for table in ("shards", "samples", "control_scores", "probe_candidates"):
             store.append(table, exact.store.query(f"FROM delta.{table}"))
-        self._probes = exact.encoded
+        self.budgeted = Budgeted(store, exact.key, exact.controls, budget, None, lambda: exact.probe_tokens)
 
-    def _complete_pairs(self, shard: str | None, samples: list[str] | None, probes: list[str] | None) -> Spent:
+    def complete(self, shard: str | None, samples: list[str] | None = None, probes: list[str] | None = None) -> Spent:
         missing = self.store.query(
             sql_text("missing_pairs.sql"),
             {

@@ -121,7 +121,7 @@ def made_up_model() -> Iterator[None]:
     engine = MadeUpEngine()
     shape = ModelShape(10**8, 12, 768, 768, 2_000)
     with ExitStack() as stack:
-        for module in ("resources", "core.price", "core.costs"):
+        for module in ("resources", "core.planning.plan", "core.planning.estimate", "core.passes.costs"):
             for name, value in {
                 "_cached_engine": lambda *_: engine,
                 "model_shape": lambda _: shape,

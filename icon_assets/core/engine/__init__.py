@@ -1,5 +1,5 @@
-"""Many (context, probe) pairs per forward, with the same figures as one pair per forward.
+"""Many (context, probe) pairs per forward, with the same figures as one pair per forward; whole texts, read together.
 
-Belongs here: packing, attention, compiling, the trial of every faster way against the model's plain forward. Does not
-belong here: tables, score keys, controls, budgets. Data comes as token ids and leaves as NLL per pair.
+Belongs here: packing, attention, compiling, the model's head, the trial of every faster way against the model's plain
+forward. Does not: tables, score keys, controls, budgets. Data comes as token ids and leaves as NLL and hidden states.
 """

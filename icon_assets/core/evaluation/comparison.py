@@ -74,6 +74,12 @@ _Run = tuple[str, int]
 _Pair = tuple[str, str]
 
 
+def counts(store: Store, checkpoint_id: str) -> bool:
+    """Whether results of this checkpoint are among those that are compared."""
+    counting = "SELECT count(*) > 0 FROM current_results WHERE checkpoint_id = $id"
+    return store.query(counting, {"id": checkpoint_id}).item()
+
+
 def current_items(store: Store) -> pl.DataFrame:
     """Items of all results that count on the leaderboard, with arm and seed."""
     return store.query(

@@ -3,7 +3,7 @@
 Judges favour the answer that they see first. Every pair is therefore shown in both orders, and counts as won only if
 both agree."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ import polars as pl
 from icon_assets.core.digests import digest
 from icon_assets.core.encoding.prompts import transcript
 from icon_assets.core.errors import IconError
+from icon_assets.core.evaluation.answers import Answer
 from icon_assets.core.evaluation.judge import FIRST, SECOND, TIE, UNREADABLE, Judge, Judgement
 from icon_assets.core.inputs.ingest import ingest
 from icon_assets.core.inputs.sample import Sample
@@ -112,6 +113,38 @@ def answer_key(settings: Settings) -> str:
     pairwise = settings.evaluation.pairwise
     assert pairwise is not None
     return digest([settings.training.template, pairwise.max_new_tokens])
+
+
+def missing_answers(
+    store: Store, checkpoint_id: str, key: str, wanted: list[tuple[str, Sample]]
+) -> list[tuple[str, Sample]]:
+    """Prompts without an answer under this key. Answers that are not asked for any more are taken out."""
+    stored = store.query("SELECT * FROM delta.answers WHERE checkpoint_id = $id", {"id": checkpoint_id})
+    due = {(name, prompt.sample_id) for name, prompt in wanted}
+    rows = stored.filter(pl.col("answer_key") == key).unique(["prompt_set", "prompt_id"]).to_dicts()
+    good = [row for row in rows if (row["prompt_set"], row["prompt_id"]) in due]
+    if len(good) < stored.height:
+        store.replace("answers", pl.DataFrame(good, schema=stored.schema), checkpoint_id=checkpoint_id)
+    answered = {(row["prompt_set"], row["prompt_id"]) for row in good}
+    return [(name, prompt) for name, prompt in wanted if (name, prompt.sample_id) not in answered]
+
+
+def answer_rows(answered: Iterable[tuple[str, Sample, Answer]], named: Mapping[str, Any]) -> pl.DataFrame:
+    """Rows of the table `answers`, of prompt sets, prompts and the answers to them; `named`: whose answers they are."""
+    return pl.DataFrame(
+        [
+            {
+                **named,
+                "prompt_set": prompt_set,
+                "prompt_id": prompt.sample_id,
+                "prompt": prompt_text(prompt),
+                "answer": answer.text,
+                "n_tokens": answer.n_tokens,
+                "finished": answer.finished,
+            }
+            for prompt_set, prompt, answer in answered
+        ]
+    )
 
 
 def pairs_of(store: Store, checkpoint_id: str, other_id: str) -> list[Pair]:
@@ -231,6 +264,28 @@ def _result(prompt_set: str, verdicts: Sequence[tuple[str, str]]) -> Result:
     losses = readable.count((SECOND, FIRST))
     ties = len(readable) - wins - losses
     return Result(prompt_set, wins, ties, losses, len(verdicts) - len(readable), readable.count((FIRST, FIRST)))
+
+
+def result_rows(found: Sequence[Result], confidence: float, named: Mapping[str, Any]) -> pl.DataFrame:
+    """Rows of the table `pairwise_results`; `named`: the columns that all of them share."""
+    rows = []
+    for each in found:
+        low, high = wilson(each.win_rate, each.n, confidence) if each.win_rate is not None else (None, None)
+        rows.append(
+            {
+                **named,
+                "prompt_set": each.prompt_set,
+                "n": each.n,
+                "wins": each.wins,
+                "ties": each.ties,
+                "losses": each.losses,
+                "win_rate": each.win_rate,
+                "low": low,
+                "high": high,
+                "unreadable": each.unreadable,
+            }
+        )
+    return pl.DataFrame(rows, schema_overrides=dict.fromkeys(("win_rate", "low", "high"), pl.Float64))
 
 
 def wilson(share: float, n: int, confidence: float) -> tuple[float, float]:

@@ -5,24 +5,24 @@ The embedding is the mean of the last hidden states over prompt and response, we
 RDS+ (arXiv 2503.01807); not normalised. Nothing is computed twice, and a killed run loses at most `commit_seconds` of
 work."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.engine.engine import ScoringEngine
+from icon_assets.core.engine.reading import read_texts
 from icon_assets.core.errors import IconError
 from icon_assets.core.features.stored import CHUNK_ROWS
 from icon_assets.core.model.flops import ModelShape
-from icon_assets.core.model.memory import freed_memory_kept
-from icon_assets.core.passes.costs import Bill, Spent, engine_bill
+from icon_assets.core.model.memory import freed_memory_kept, in_halves
+from icon_assets.core.passes.committing import Committing, OnProgress
+from icon_assets.core.passes.costs import Spent, engine_bill
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
-from icon_assets.core.passes.progress import Progress
 from icon_assets.core.store.schema import sql_text
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import ScoringSettings
@@ -56,14 +56,14 @@ class Reader:
         load: Callable[[], ScoringEngine],
         shape: Callable[[], ModelShape],
         settings: ScoringSettings,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: OnProgress = lambda _: None,
     ) -> None:
         self._store = store
         self._key = key
         self._load = load
         self._shape = shape
         self._settings = settings
-        self._on_progress = on_progress or (lambda _: None)
+        self._on_progress = on_progress
 
     @cached_property
     def _engine(self) -> ScoringEngine:
@@ -79,7 +79,9 @@ class Reader:
         # By rows of the file, so that a resumed run has the same chunks.
         chunks = missing.with_columns(chunk=pl.col("row") // CHUNK_ROWS).partition_by("chunk", maintain_order=True)
 
-        def commit(rows: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], found: Mapping[int, Reading]) -> None:
+        def commit(
+            rows: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], found: Sequence[tuple[int, Reading]]
+        ) -> None:
             frame = [
                 {
                     "score_key": self._key.value,
@@ -88,7 +90,7 @@ class Reader:
                     "truncated": encoded[i].truncated,
                     **vars(reading),
                 }
-                for i, reading in found.items()
+                for i, reading in found
             ]
             self._store.append_new("sample_features", _frame(frame), SAMPLE_KEY)
 
@@ -102,14 +104,16 @@ class Reader:
             {"key": self._key.value},
         ).to_dicts()
 
-        def commit(rows: Sequence[Mapping[str, Any]], _: Sequence[Encoded], found: Mapping[int, Reading]) -> None:
+        def commit(
+            rows: Sequence[Mapping[str, Any]], _: Sequence[Encoded], found: Sequence[tuple[int, Reading]]
+        ) -> None:
             frame = [
                 {"score_key": self._key.value, "probe_id": rows[i]["probe_id"], "embedding": reading.embedding}
-                for i, reading in found.items()
+                for i, reading in found
             ]
             self._store.append_new("probe_features", _frame(frame), PROBE_KEY)
 
-        return self._complete(iter([rows] if rows else []), len(rows), commit)
+        return self._complete(iter([rows]), len(rows), commit)
 
     def _rows(self, shard: str, chunk: pl.DataFrame) -> list[dict[str, Any]]:
         """The texts of some samples. Because of the range of rows, other texts are not read."""
@@ -123,32 +127,16 @@ class Reader:
         return rows.join(chunk.select("row"), on="row", how="semi").to_dicts()
 
     def _complete(self, chunks: Iterator[list[dict[str, Any]]], total: int, commit: Callable[..., None]) -> Spent:
-        """Read chunk by chunk. Commit at least every `commit_seconds`, and also finished texts when interrupted."""
-        spent = Spent()
-        done = 0
-        start = time.monotonic()
-        bill: Bill | None = None
+        """Read chunk by chunk, and keep what is read."""
+        if not total:
+            return Spent()
+        bill = engine_bill(self._store, self._key, self._shape(), self._engine, WORK)
+        committing = Committing(bill, total, "samples", self._settings.commit_seconds, self._on_progress)
         for rows in chunks:
-            bill = bill or engine_bill(self._store, self._key, self._shape(), self._engine, WORK)
             encoded = [self._encoder.probe(row) for row in rows]
-            waiting = dict[int, Reading]()
-            try:
-                for found in read(self._engine, encoded):
-                    waiting |= found
-                    done += len(found)
-                    so_far = bill.since()
-                    seconds = time.monotonic() - start
-                    self._on_progress(Progress(done, total, spent.tokens + so_far.tokens, seconds, "samples"))
-                    if so_far.seconds >= self._settings.commit_seconds:
-                        ready = waiting
-                        waiting = dict[int, Reading]()
-                        commit(rows, encoded, ready)
-                        spent.add(bill.settle())
-            finally:
-                if waiting:
-                    commit(rows, encoded, waiting)
-                    spent.add(bill.settle())
-        return spent
+            together = (found.items() for found in read(self._engine, encoded))
+            committing.keep(together, partial(commit, rows, encoded))
+        return committing.spent
 
 
 def read(engine: ScoringEngine, encoded: Sequence[Encoded]) -> Iterator[dict[int, Reading]]:
@@ -159,11 +147,14 @@ def read(engine: ScoringEngine, encoded: Sequence[Encoded]) -> Iterator[dict[int
     Raises:
         IconError: a single text does not fit into the device's memory, or the model gives no finite figures.
     """
+    device = engine.language_model.device.type
+    compute = partial(_read, engine)
+    halves = partial(_halves, engine)
     lengths = [(0, index, len(_whole(engine, text))) for index, text in enumerate(encoded)]
-    with freed_memory_kept(engine.language_model.device.type):
+    with freed_memory_kept(device):
         for group in engine.grouped(lengths):
             indices = [index for _, index in group]
-            found = _fitting(engine, [encoded[index] for index in indices])
+            found = list(in_halves([encoded[index] for index in indices], compute, halves, device))
             engine.meter.pairs += len(indices)
             yield dict(zip(indices, found, strict=True))
 
@@ -172,23 +163,14 @@ def _whole(engine: ScoringEngine, text: Encoded) -> list[int]:
     return [*engine.language_model.leading, *text.prompt_ids, *text.response_ids]
 
 
-def _fitting(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
-    """The texts in one forward, or in halves of it when memory does not suffice."""
-    import torch
-
-    try:
-        return _read(engine, texts)
-    except torch.OutOfMemoryError:
-        if len(texts) == 1:
-            raise IconError(
-                f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower "
-                "scoring.max_prompt_tokens and "
-                "scoring.max_response_tokens, use a smaller model, or a device with more memory"
-            ) from None
-    if engine.language_model.device.type == "cuda":
-        torch.cuda.empty_cache()
+def _halves(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Sequence[Encoded]]:
+    if len(texts) == 1:
+        raise IconError(
+            f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower scoring.max_prompt_tokens and "
+            "scoring.max_response_tokens, use a smaller model, or a device with more memory"
+        ) from None
     middle = len(texts) // 2
-    return [*_fitting(engine, texts[:middle]), *_fitting(engine, texts[middle:])]
+    return [texts[:middle], texts[middle:]]
 
 
 def _read(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
@@ -198,7 +180,7 @@ def _read(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Reading]:
     n_leading = len(engine.language_model.leading)
     responses = [len(text.response_ids) for text in texts]
     scored = [range(len(ids) - n, len(ids)) for ids, n in zip(whole, responses, strict=True)]
-    states, behind_prompt = engine.read(whole, scored)
+    states, behind_prompt = read_texts(engine, whole, scored)
     embeddings = [_pooled(each[n_leading:]) for each in states]
     del states  # before the next forward needs the memory
     readings = []
@@ -219,7 +201,7 @@ def _alone(engine: ScoringEngine, texts: Sequence[Encoded]) -> list["torch.Tenso
     """NLL, without the prompt, of the response tokens that have a token before them."""
     ids = [[*engine.language_model.leading, *text.response_ids] for text in texts]
     first = max(1, len(engine.language_model.leading))
-    _, nll = engine.read(ids, [range(first, len(each)) for each in ids])
+    _, nll = read_texts(engine, ids, [range(first, len(each)) for each in ids])
     return nll
 
 

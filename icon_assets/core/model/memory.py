@@ -1,13 +1,18 @@
-"""Moving data to a device, and reusing the memory that tensors on a CPU free."""
+"""Memory on the way to a device, what becomes of the memory that tensors on a CPU give back, and work that needs more
+memory than there is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from icon_assets.core.model.native import library
 
 if TYPE_CHECKING:
     import torch
+
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 def on_device(values: "Sequence[Any] | torch.Tensor", device: "torch.device") -> "torch.Tensor":
@@ -36,3 +41,30 @@ def freed_memory_kept(device: str) -> Iterator[None]:
         yield
     finally:
         shelf.close_shelf()
+
+
+def in_halves(
+    part: Part, compute: Callable[[Part], Iterable[Result]], halve: Callable[[Part], Sequence[Part]], device: str
+) -> Iterator[Result]:
+    """What `compute` gives for the whole part or, where memory does not suffice, for its halves, and their halves.
+
+    Args:
+        compute: runs out of memory, if at all, before its first result: none comes twice.
+        halve: asked for a part that did not fit; it raises where one can't be halved.
+        device: `cuda` or `cpu`.
+
+    Yields:
+        Results in the order of the parts.
+    """
+    import torch
+
+    try:
+        yield from compute(part)
+    except torch.OutOfMemoryError:
+        halves = halve(part)
+    else:
+        return
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    for half in halves:
+        yield from in_halves(half, compute, halve, device)

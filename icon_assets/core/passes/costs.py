@@ -40,6 +40,18 @@ class Spent:
         self.engine = other.engine or self.engine
 
     @property
+    def figures(self) -> dict[str, int | float]:
+        """What a person reads of it, besides what was computed."""
+        return {
+            "forwards": self.forwards,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 2),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "flops": self.flops,
+            "peak_share": round(self.peak_share, 3),
+        }
+
+    @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
 

@@ -1,7 +1,11 @@
 """Which shards are up to date, and why the others are not."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+from icon_assets.core.inputs.changes import compare, on_record
+from icon_assets.core.inputs.shards import source_files
 from icon_assets.core.planning.recipes import Recipes, Unready
 from icon_assets.core.store.ledger import Event, Recipe, differences
 
@@ -17,6 +21,48 @@ _PARTS = {
     "score_key.scoring_version": "code",
 }
 _DERIVED = {"probe_baseline"}  # changes with the parts above
+PENDING = ("new", "stale", "removed")
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Status (`new`, `stale`, `unchanged`, `removed`) and reason of every shard."""
+
+    states: Mapping[str, tuple[str, str]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Shards of each status."""
+        counts = Counter(status for status, _ in self.states.values())
+        return {status: counts[status] for status in (*PENDING, "unchanged")}
+
+    @property
+    def is_current(self) -> bool:
+        return not any(self.counts[status] for status in PENDING)
+
+    @property
+    def line(self) -> str:
+        """Such as `12 of 340 shards stale (model)`."""
+        n = len(self.states)
+        pending = ((status, self.counts[status]) for status in PENDING)
+        line = ", ".join(f"{count:,} of {n:,} shards {status}" for status, count in pending if count)
+        why = sorted({part for _, reason in self.states.values() for part in reason.split(", ") if part})
+        return (line or f"all {n:,} shards are current") + (f" ({', '.join(why)})" if why else "")
+
+
+def pool_freshness(recipes: Recipes) -> Freshness:
+    """Of every shard by its file's size and time and by the record of the store: what `plan` says, without looking into
+    files and without prices."""
+    known = on_record(recipes.store)
+    sources = source_files(recipes.workspace)
+    states = shard_states(recipes, known)
+    states |= dict.fromkeys(known.keys() - {source.shard for source in sources}, ("removed", ""))
+    for file in compare(sources, known, recipes.settings.pool.settle_seconds):
+        if file.kind == "new":
+            states[file.source.shard] = ("new", "")
+        elif file.kind == "changed":
+            states[file.source.shard] = ("stale", "text")
+    return Freshness(states)
 
 
 def because(event: Event | None, recipe: Recipe) -> str:

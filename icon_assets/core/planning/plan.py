@@ -4,7 +4,7 @@ A sample is stale when it has had scores but pairs of it are missing. A stale sh
 then only derived again.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,19 +12,26 @@ import polars as pl
 
 from icon_assets.core.digests import share_ceiling
 from icon_assets.core.encoding.tokens import Context
-from icon_assets.core.inputs.changes import Found
+from icon_assets.core.engine.engine import ScoringEngine
+from icon_assets.core.inputs.changes import Found, compare, on_record
+from icon_assets.core.inputs.shards import source_files
+from icon_assets.core.model.flops import device_name, model_shape
+from icon_assets.core.model.loading import choose_device, load_tokenizer
 from icon_assets.core.passes.costs import Speed
 from icon_assets.core.passes.encoder import pool_rows
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.planning.estimate import Price, Pricer, Todo
 from icon_assets.core.planning.freshness import shard_states
+from icon_assets.core.planning.preview import preview
 from icon_assets.core.planning.recipes import Recipes
 from icon_assets.core.scoring.budget import Budget, rungs
 from icon_assets.core.scoring.controls import NO_CONTEXT, controls_for, missing_controls
 from icon_assets.core.scoring.scorer import pool_size
+from icon_assets.core.selection.arm import needed_assets
 from icon_assets.core.store.ledger import differences
 from icon_assets.core.store.schema import sql_text
 from icon_assets.core.store.tables import Store
+from icon_assets.workspace import Workspace
 
 _DRAWN = 200  # samples whose lengths represent all of them
 
@@ -75,6 +82,36 @@ class Plan:
             name: asdict(fields[name]) for name in ("price", "naive", "speed", "reading") if fields[name] is not None
         }
         return {**fields, **records, "shards": self.shards.to_dicts()}
+
+
+def plan_pool(workspace: Workspace, store: Store, load_engine: Callable[[], ScoringEngine]) -> Plan:
+    """The plan of a workspace; its store is only read. The pool and the probes must be ingested.
+
+    Args:
+        load_engine: of the base model, for a trial where no speed is on record.
+
+    Raises:
+        IconError: something that scores are made from has not been materialized yet.
+    """
+    recipes = Recipes(workspace, store)
+    key = recipes.key
+    settings = workspace.settings
+    sources = source_files(workspace)
+    known = on_record(store)
+    found = list(compare(sources, known, settings.pool.settle_seconds))
+    gone = sorted(known.keys() - {source.shard for source in sources})
+    ahead = preview(store, found, gone, settings.pool.max_chars)
+    directory = recipes.base_model()[0].directory
+    pricer = Pricer(
+        ahead,
+        key,
+        settings.scoring,
+        model_shape(directory),
+        lambda: load_tokenizer(directory),
+        load_engine,
+        lambda: device_name(choose_device(settings.model.device)),
+    )
+    return make_plan(Recipes(workspace, ahead), found, gone, pricer, needed_assets(settings.selection))
 
 
 def make_plan(

@@ -6,8 +6,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import polars as pl
+
 from icon_assets.core.digests import draw_key
+from icon_assets.core.inputs.ingest import Quarantined, ingest
+from icon_assets.core.inputs.source_files import discover
 from icon_assets.core.probes.overlap import Candidate, near_duplicates
+from icon_assets.core.store.schema import schemas
+from icon_assets.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,20 @@ class Verdict:
     candidate: Candidate
     status: str
     detail: str = ""
+
+
+def read_candidates(workspace: Workspace) -> tuple[list[Candidate], list[tuple[str, Quarantined]]]:
+    """The candidates in the files of `probes.path`, and the rows that can't be used, with their files."""
+    candidates = []
+    quarantined = []
+    for source in discover(workspace.input_path(workspace.settings.probes.path), "probes.path"):
+        ingested = ingest(source, workspace.settings.pool.max_chars)
+        quarantined += [(source.file, row) for row in ingested.quarantine]
+        candidates += [
+            Candidate(located.sample, located.stratum(source.file), source.file, located.row)
+            for located in ingested.samples
+        ]
+    return candidates, quarantined
 
 
 def select_probes(
@@ -68,3 +88,27 @@ def _round_robin(candidates: Sequence[Candidate]) -> list[Candidate]:
         strata[candidate.stratum].append(candidate)
     longest = max(map(len, strata.values()), default=0)
     return [strata[name][turn] for turn in range(longest) for name in sorted(strata) if turn < len(strata[name])]
+
+
+def verdict_rows(verdicts: Sequence[Verdict], quarantined: Sequence[tuple[str, Quarantined]]) -> pl.DataFrame:
+    """Rows of the table `probe_candidates`."""
+    rows = [
+        {
+            "probe_id": v.candidate.probe_id,
+            "stratum": v.candidate.stratum,
+            "instruction": v.candidate.sample.instruction,
+            "input": v.candidate.sample.input,
+            "response": v.candidate.sample.response,
+            "turns": v.candidate.sample.turns_json(),
+            "file": v.candidate.file,
+            "row": v.candidate.row,
+            "status": v.status,
+            "detail": v.detail,
+        }
+        for v in verdicts
+    ] + [
+        {"file": file, "row": row.row, "status": "quarantined", "detail": f"{row.reason}: {row.detail}"}
+        for file, row in quarantined
+    ]
+    names = schemas()["probe_candidates"].names
+    return pl.DataFrame(rows, schema={name: pl.Int64 if name == "row" else pl.String for name in names})

@@ -14,7 +14,15 @@ from icon_assets.core.inputs.ingest import ingest
 from icon_assets.core.inputs.sample import Sample, sample_of
 from icon_assets.core.inputs.source_files import SourceFile
 from icon_assets.core.probes.overlap import Candidate, Index, Reference
+from icon_assets.core.store.tables import Store
 from icon_assets.workspace import Workspace
+
+
+def pool_rows(store: Store) -> Iterator[dict[str, Any]]:
+    """Rows of the table `samples`, shard by shard: the texts of a large pool need not all be in memory."""
+    for shard in store.query("SELECT shard FROM shards ORDER BY file")["shard"]:
+        rows = store.query('FROM delta.pool WHERE shard = $shard ORDER BY "row"', {"shard": shard})
+        yield from rows.iter_rows(named=True)
 
 
 def pool_references(rows: Iterable[Mapping[str, Any]]) -> Iterator[Reference]:

@@ -1,6 +1,8 @@
-"""The control contexts that scoring needs, and those that are not stored yet."""
+"""Which control contexts scoring needs, which of them are not stored yet, and what probes are worth without context."""
 
 from collections.abc import Iterable, Sequence
+
+import polars as pl
 
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.scoring.contribution import control_lengths, control_seeds
@@ -52,3 +54,24 @@ def knots(measured: Sequence[int], lengths: Sequence[int]) -> list[int]:
         above = [knot for knot in measured if knot >= length]
         needed |= {(below or above)[-1 if below else 0], (above or below)[0 if above else -1]}
     return sorted(needed)
+
+
+def baseline(store: Store, key: ScoreKey) -> pl.DataFrame:
+    """The probes without context, by id: probe_id, stratum, nll_sum (nats), n_tokens, truncated."""
+    return store.query(
+        """
+        SELECT probe_id, stratum, nll_sum, n_tokens, truncated FROM control_scores JOIN probes USING (probe_id)
+        WHERE score_key = $score_key AND control = 'none' ORDER BY probe_id
+        """,
+        {"score_key": key.value},
+    )
+
+
+def perplexity_by_stratum(frame: pl.DataFrame) -> pl.DataFrame:
+    """Of such rows: probes, median and highest perplexity."""
+    perplexity = (pl.col("nll_sum") / pl.col("n_tokens")).exp()
+    return (
+        frame.group_by("stratum")
+        .agg(probes=pl.len(), median_perplexity=perplexity.median(), highest_perplexity=perplexity.max())
+        .sort("stratum")
+    )

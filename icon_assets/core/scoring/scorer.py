@@ -4,13 +4,10 @@ A pair that is stored under the same score_key is never computed again: a new pr
 row, a new control no candidate pass.
 """
 
-import time
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from icon_assets.core.digests import share_ceiling
@@ -18,15 +15,14 @@ from icon_assets.core.encoding.control_contexts import ControlContext
 from icon_assets.core.encoding.tokens import Context, Encoded
 from icon_assets.core.engine.engine import Pair, ScoringEngine
 from icon_assets.core.model.flops import ModelShape
+from icon_assets.core.passes.committing import Committing, OnProgress
 from icon_assets.core.passes.costs import Spent, engine_bill
 from icon_assets.core.passes.encoder import Encoder
 from icon_assets.core.passes.key import ScoreKey
-from icon_assets.core.passes.progress import Progress
-from icon_assets.core.scoring.budget import Budget, affordable, cut, rungs, undecided
-from icon_assets.core.scoring.contribution import Pilot, contributions, influences, matrix
+from icon_assets.core.scoring.budget import Budget
+from icon_assets.core.scoring.budgeted import Budgeted
+from icon_assets.core.scoring.contribution import contributions
 from icon_assets.core.scoring.controls import CONTROL_KEY, NO_CONTEXT, Control, controls_for, missing_controls
-from icon_assets.core.scoring.probe_model import ProbeModel
-from icon_assets.core.scoring.score_cache import known_scores
 from icon_assets.core.store.inventory import without_contexts
 from icon_assets.core.store.schema import sql_text
 from icon_assets.core.store.tables import Store
@@ -45,7 +41,7 @@ class Scorer:
         load: Callable[[], ScoringEngine],
         shape: Callable[[], ModelShape],
         settings: ScoringSettings,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: OnProgress = lambda _: None,
     ) -> None:
         self._store = store
         self._key = key
@@ -53,9 +49,8 @@ class Scorer:
         self._settings = settings
         self._shape = shape
         self._ceiling = share_ceiling(settings.direct_share)
-        self._pilots: dict[Budget, list[str]] = {}
-        self._learned: dict[Budget, Pilot] = {}
-        self._on_progress = on_progress or (lambda _: None)
+        self._budgets: dict[tuple[ControlSettings, Budget], Budgeted] = {}
+        self._on_progress = on_progress
 
     @cached_property
     def _engine(self) -> ScoringEngine:
@@ -90,104 +85,26 @@ class Scorer:
         for samples of their lengths.
         """
         if budget is None:
-            return self._complete(shard, settings)
-        spent = self._complete(None, settings, samples=self.pilot(budget))
-        if len(self.pilot(budget)) < budget.pilot:  # this was the whole pool
-            return spent
-        order = self._probe_order(settings, budget)
-        sizes = rungs(len(self._probe_ids), budget.share)
-        candidates: list[str] | None = None  # at first every sample of the shard
-        for rung, size in enumerate(sizes):
-            spent.add(self._complete(shard, settings, samples=candidates, probes=order[:size]))
-            if size < len(order):
-                candidates = self._near_the_cut(shard, settings, budget, order, sizes, rung)
-        return spent
+            return self._complete(settings, shard)
+        return self._budgeted(settings, budget).complete_shard(shard, partial(self._complete, settings))
 
     def scores(self, shard: str, settings: ControlSettings, budget: Budget | None = None) -> pl.DataFrame:
         """Rows of the table `sample_scores` for one shard, from what is stored."""
-        pilot = self._taught(settings, budget) if budget else None
-        return contributions(self._store, self._key, shard, settings, pilot, self._ceiling)
+        if budget is None:
+            return contributions(self._store, self._key, shard, settings, None, self._ceiling)
+        return self._budgeted(settings, budget).scores(shard)
 
-    def _near_the_cut(
-        self, shard: str, settings: ControlSettings, budget: Budget, order: list[str], sizes: list[int], rung: int
-    ) -> list[str]:
-        """The samples for the next rung: undecided ones, as many as the budget allows."""
-        scores = self.scores(shard, settings, budget)
-        estimates = scores.filter(pl.col("control") == budget.control)
-        if estimates.is_empty():
-            return []
-        near = undecided(estimates, self._cut(shard, estimates, settings, budget), budget.critical_value(len(sizes)))
-        # Tokens up to each rung; every rung computes the context again.
-        tokens = [sum(self._probe_tokens[probe_id] for probe_id in order[:size]) for size in sizes]
-        spent = 0
-        possible = 0
-        costs = {}
-        for sample_id, n_probes, context in estimates.select("sample_id", "n_probes", "n_context_tokens").iter_rows():
-            done = max(1, bisect_right(sizes, n_probes))
-            spent += tokens[done - 1] + context * (done if n_probes < len(order) else 1)
-            possible += tokens[-1] + context
-            costs[sample_id] = max(0, tokens[rung + 1] - tokens[done - 1]) + context
-        # The rest is spread evenly over the following rungs (sequential halving; Karnin et al. 2013). Otherwise, with
-        # wide intervals, the next rung would take it all.
-        allowance = (round(budget.share * possible) - spent) // (len(sizes) - 1 - rung)
-        return affordable(near, [costs[sample_id] for sample_id in near], allowance)
-
-    def _cut(self, shard: str, estimates: pl.DataFrame, settings: ControlSettings, budget: Budget) -> float:
-        """The current estimate of the score that separates the top fraction of the pool.
-
-        It uses this shard's estimates and the last computed scores of other shards. The pilot, which is drawn from the
-        whole pool, represents samples without a score.
-        """
-        known = known_scores(self._store, self._key.value, budget.control, self._ceiling).elsewhere(shard)
-        scored = pl.Series(known[~np.isnan(known)])
-        pilot = self._pilot_influences(settings, budget).group_by("sample_id").agg(pl.col("x").mean())["x"]
-        missing = (len(known) - scored.len()) / max(1, pilot.len())
-        values = pl.concat([estimates["contribution"], scored, pilot])
-        weights = pl.concat(
-            [
-                pl.repeat(1.0, estimates.height + scored.len(), eager=True),
-                pl.repeat(missing, pilot.len(), eager=True),
-            ]
-        )
-        return cut(values, weights, budget.fraction)
-
-    def _probe_order(self, settings: ControlSettings, budget: Budget) -> list[str]:
-        """The order of the probes for every sample, learned from the pilot: those that say most per token come
-        first."""
-        _, probe_ids, x = matrix(self._pilot_influences(settings, budget))
-        costs = np.array([self._probe_tokens[probe_id] for probe_id in probe_ids], float)
-        return [probe_ids[index] for index in ProbeModel.fit(x, x).order(costs)]
-
-    def _pilot_influences(self, settings: ControlSettings, budget: Budget) -> pl.DataFrame:
-        """The influences of the completed pilot, under the control that decides."""
-        return self._taught(settings, budget).influences.filter(pl.col("control") == budget.control)
-
-    def _taught(self, settings: ControlSettings, budget: Budget) -> Pilot:
-        """The calibration from the completed pilot."""
-        if budget not in self._learned:
-            samples = self.pilot(budget)
-            table = influences(self._store, self._key, None, settings, samples)
-            self._learned[budget] = Pilot.learn(samples, table, self._probe_tokens)
-        return self._learned[budget]
+    def _budgeted(self, settings: ControlSettings, budget: Budget) -> Budgeted:
+        """The one of this budget: what its pilot teaches is learned once."""
+        if (settings, budget) not in self._budgets:
+            self._budgets[settings, budget] = Budgeted(
+                self._store, self._key, settings, budget, self._ceiling, lambda: self._probe_tokens
+            )
+        return self._budgets[settings, budget]
 
     @cached_property
     def _probe_tokens(self) -> dict[str, int]:
         return {probe_id: p.n_input for probe_id, p in self._probes.items()}
-
-    def pilot(self, budget: Budget) -> list[str]:
-        """The samples of the pool that get every probe: a random draw that hardly changes when the pool grows."""
-        if budget not in self._pilots:
-            self._pilots[budget] = self._store.query_pool(
-                """
-                SELECT sample_id
-                FROM (SELECT DISTINCT sample_id FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling)
-                ORDER BY md5($seed || sample_id) LIMIT $n
-                """,
-                seed=str(budget.seed),
-                n=budget.pilot,
-                ceiling=self._ceiling,
-            )["sample_id"].to_list()
-        return self._pilots[budget]
 
     @cached_property
     def _probe_ids(self) -> list[str]:
@@ -195,8 +112,8 @@ class Scorer:
 
     def _complete(
         self,
-        shard: str | None,
         settings: ControlSettings,
+        shard: str | None,
         samples: list[str] | None = None,
         probes: list[str] | None = None,
     ) -> Spent:
@@ -286,33 +203,16 @@ class Scorer:
     def _run(
         self, work: str, contexts: list[list[int]], wanted: list[list[int]], commit: Callable[[list[Pair]], None]
     ) -> Spent:
-        """Score the wanted pairs. Commit at least every `commit_seconds`, and also finished pairs when interrupted."""
+        """Score the wanted pairs, and keep them."""
         engine = self._engine
         probes = list(self._probes.values())
-        total = sum(map(len, wanted))
-        done = 0
-        spent = Spent()
         lengths = list(self._probe_tokens.values())
         engine.compile_for(sum(len(c) + sum(lengths[i] for i in w) for c, w in zip(contexts, wanted, strict=True)))
         bill = engine_bill(self._store, self._key, self._shape(), engine, work)
-        waiting = list[Pair]()
-        start = time.monotonic()
-        try:
-            for pairs in engine.score(contexts, probes, wanted):
-                waiting += pairs
-                done += len(pairs)
-                so_far = bill.since()
-                self._on_progress(Progress(done, total, spent.tokens + so_far.tokens, time.monotonic() - start))
-                if so_far.seconds >= self._settings.commit_seconds:
-                    ready = waiting
-                    waiting = []
-                    commit(ready)
-                    spent.add(bill.settle())
-        finally:
-            if waiting:
-                commit(waiting)
-                spent.add(bill.settle())
-        return spent
+        total = sum(map(len, wanted))
+        committing = Committing(bill, total, "pairs", self._settings.commit_seconds, self._on_progress)
+        committing.keep(engine.score(contexts, probes, wanted), commit)
+        return committing.spent
 
     def _pair_frame(self, rows: list[dict[str, Any]], probe_ids: list[str], pairs: list[Pair]) -> pl.DataFrame:
         return pl.DataFrame(

@@ -1,17 +1,22 @@
-"""The choice of an arm from the top of its ranking, with the same size rule for all arms."""
+"""The choice of an arm: how much of the top of its ranking is taken, the same for all arms; and what is stored of it."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import polars as pl
 
 from icon_assets.core.digests import digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.features.similarity import Sieve
-from icon_assets.core.selection.arm import arm_and_draw, rank, with_reference
+from icon_assets.core.passes.costs import total_cost
+from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.selection.arm import arm_and_draw, rank, with_reference, work_owed
 from icon_assets.core.selection.candidates import TOKENS, Candidates
+from icon_assets.core.store.tables import Store
+from icon_assets.settings import SelectionSettings
 
 _SIEVED_AT_ONCE = 4_096
 
@@ -112,3 +117,36 @@ def subset_size(name: str, pool_samples: int, fraction: float) -> int:
 def subset_id(name: str, sample_ids: Sequence[str]) -> str:
     """The id of a subset, from its arm and its samples, best first."""
     return digest([name, list(sample_ids)])
+
+
+def token_figures(subset: Subset, pool: Candidates) -> dict[str, int | float]:
+    """What the subset and the pool have in training, and what was allowed; nothing where samples are counted."""
+    if TOKENS not in pool.samples.columns:
+        return {}
+    taken = subset.rows.join(pool.samples.select("sample_id", TOKENS), on="sample_id")
+    return {
+        "training_tokens": int(taken[TOKENS].sum()),
+        "pool_training_tokens": int(pool.samples[TOKENS].sum()),
+        "token_budget": token_budget(pool),
+    }
+
+
+def chosen_samples(store: Store, arm: str, subset_id: str) -> list[str]:
+    """Sample ids of a subset, best first."""
+    rows = store.query(
+        'SELECT sample_id FROM selections WHERE arm = $arm AND subset_id = $subset ORDER BY "rank"',
+        {"arm": arm, "subset": subset_id},
+    )
+    return rows["sample_id"].to_list()
+
+
+def is_comparable(store: Store, name: str) -> bool:
+    """Whether the newest subset of an arm, or of one of its draws, was chosen as the newest of all were."""
+    return store.query("SELECT is_comparable FROM subsets WHERE arm = $arm", {"arm": name}).item()
+
+
+def scoring_cost(store: Store, key: ScoreKey, name: str, settings: SelectionSettings) -> dict[str, Any]:
+    """Which kinds of `scoring_costs` the arm owes, and what they have cost so far."""
+    owes = work_owed(name, settings)
+    tokens, seconds = total_cost(store, key.value, owes)
+    return {"scoring_tokens": tokens, "scoring_seconds": round(seconds, 1), "owes": owes}

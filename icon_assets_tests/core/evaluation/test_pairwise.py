@@ -9,17 +9,23 @@ import polars as pl
 import pytest
 
 from icon_assets.core.errors import IconError
+from icon_assets.core.evaluation.answers import Answer
 from icon_assets.core.evaluation.judge import Judge
 from icon_assets.core.evaluation.pairwise import (
     Pair,
+    Result,
+    answer_rows,
     check_pairwise,
     judge_missing,
+    missing_answers,
     pairs_of,
     prompt_text,
     read_prompts,
+    result_rows,
     results,
     wilson,
 )
+from icon_assets.core.inputs.sample import Sample
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import JudgeSettings, Settings
 from icon_assets.workspace import Workspace
@@ -225,3 +231,27 @@ def test_the_address_of_a_judge_holds_neither_key_nor_query() -> None:
     assert json.loads(JudgeSettings(url="https://host/v1", model="m").model_dump_json())["options"] == {
         "temperature": 0
     }
+
+
+def test_what_is_answered_under_the_key_is_not_missing_and_what_nobody_asks_for_is_taken_out(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, second, third = (Sample(text, "", "") for text in ("Why?", "Who?", "When?"))
+    named = {"checkpoint_id": MINE, "arm": "icon", "seed": 0}
+    answer = Answer("So.", 2, True)
+    store.append(
+        "answers", answer_rows([("talk", first, answer), ("talk", third, answer)], {**named, "answer_key": "k"})
+    )
+    store.append("answers", answer_rows([("talk", second, answer)], {**named, "answer_key": "of before"}))
+    wanted = [("talk", first), ("talk", second)]
+    assert missing_answers(store, MINE, "k", wanted) == [("talk", second)]
+    left = store.query("SELECT prompt_id, prompt, answer, n_tokens, finished FROM delta.answers")
+    assert left.rows() == [(first.sample_id, "Why?", "So.", 2, True)]
+    assert missing_answers(store, OTHER, "k", wanted) == wanted
+
+
+def test_results_are_rows_with_intervals_and_without_them_where_nothing_was_judged() -> None:
+    rows = result_rows([Result("code", 3, 1, 0, 2, 1), Result("talk", 0, 0, 0, 4, 0)], 0.95, {"arm": "icon"})
+    judged, unjudged = rows.to_dicts()
+    assert (judged["n"], judged["win_rate"], judged["unreadable"], judged["arm"]) == (4, 0.875, 2, "icon")
+    assert (judged["low"], judged["high"]) == wilson(0.875, 4, 0.95)
+    assert (unjudged["n"], unjudged["win_rate"], unjudged["low"], unjudged["high"]) == (0, None, None, None)

@@ -93,16 +93,17 @@ def test_without_a_bos_the_first_token_cancels() -> None:
 
 
 def test_texts_that_do_not_fit_together_are_read_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = ScoringEngine(language_model("llama", bos=True), 4096)
+    loaded = language_model("llama", bos=True)
+    engine = ScoringEngine(loaded, 4096)
     whole = {i: r for found in read(engine, TEXTS) for i, r in found.items()}
-    unlimited = engine.read
+    unlimited = loaded.model.model.forward
 
-    def limited(texts: Any, scored: Any) -> Any:
-        if sum(map(len, texts)) > limit:
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["input_ids"].numel() > limit:
             raise torch.OutOfMemoryError
-        return unlimited(texts, scored)
+        return unlimited(*args, **kwargs)
 
-    monkeypatch.setattr(engine, "read", limited)
+    monkeypatch.setattr(loaded.model.model, "forward", limited)
     limit = 50
     parts = {i: r for found in read(engine, TEXTS) for i, r in found.items()}
     assert all(parts[i].nll_sum == pytest.approx(whole[i].nll_sum, abs=1e-4) for i in whole)
@@ -178,26 +179,28 @@ def test_every_sample_is_read_once_wherever_it_stands(world: World) -> None:
 
 
 def test_a_run_that_ends_in_the_middle_keeps_what_it_read_and_the_next_gives_equal_bits(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = World(tmp_path / "other")
     undisturbed.reader().complete_shard("a")
-    real = world.engine.read
+    world.reader().complete_probes()  # from here on the engine knows how it reads: no forward is a trial
+    layers = world.engine.language_model.model.model
+    real = layers.forward
     calls = 0
 
-    def failing(*arguments: Any) -> Any:
+    def failing(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > 4:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*args, **kwargs)
 
-    world.engine.read = failing  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(layers, "forward", failing)
     with pytest.raises(KeyboardInterrupt):
         world.reader().complete_shard("a")
     kept = world.rows()
     assert 0 < kept.height < 12
-    world.engine.read = real
+    monkeypatch.undo()
     assert world.reader().complete_shard("a").pairs == 12 - kept.height
     assert world.rows().equals(undisturbed.rows())
 

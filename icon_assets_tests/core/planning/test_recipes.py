@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 import icon_assets
-from icon_assets.core.digests import digest
+from icon_assets.core.digests import canonical_json, digest
 from icon_assets.core.inputs.ingest import Ingested, shard_row
 from icon_assets.core.inputs.source_files import SourceFile
 from icon_assets.core.planning import recipes as recipes_module
@@ -68,7 +68,14 @@ def _blank(product: Product) -> Event:
 
 def _made_by(event: Event, recipe: Recipe) -> Event:
     """Made again, and come out as it was."""
-    return replace(event, fingerprint=recipe.fingerprint, inputs=recipe.inputs)
+    settings = json.loads(canonical_json(dict(recipe.settings)))
+    return replace(
+        event,
+        fingerprint=recipe.fingerprint,
+        inputs=recipe.inputs,
+        settings=settings,
+        code_version=recipe.code_version,
+    )
 
 
 class Remembered(Store):

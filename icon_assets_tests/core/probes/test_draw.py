@@ -1,11 +1,18 @@
 """Choosing probes: even, seeded, decontaminated."""
 
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from icon_assets.core.inputs.ingest import Quarantined
 from icon_assets.core.inputs.sample import Sample
-from icon_assets.core.probes.draw import select_probes
+from icon_assets.core.probes.draw import read_candidates, select_probes, verdict_rows
 from icon_assets.core.probes.overlap import Candidate, Index, Reference, near_duplicates, overlaps
+from icon_assets.core.store.schema import schemas
+from icon_assets.settings import Settings
+from icon_assets.workspace import Workspace
+from icon_assets_tests.conftest import alpaca, write_jsonl
 
 
 def candidate(n: int, stratum: str = "s", response: str | None = None) -> Candidate:
@@ -99,3 +106,19 @@ def test_every_candidate_gets_exactly_one_verdict() -> None:
         "selected",
         "spare",
     ]
+
+
+def test_every_candidate_is_a_row_with_its_verdict_and_so_is_every_row_that_can_not_be_used() -> None:
+    verdicts = select_probes([candidate(1), candidate(1), candidate(2)], 1, 0, 0.6, {}, {})
+    rows = verdict_rows(verdicts, [("p.jsonl", Quarantined(4, "empty", "no response"))])
+    assert sorted(rows["status"]) == ["duplicate", "quarantined", "selected", "spare"]
+    assert rows.columns == schemas()["probe_candidates"].names
+    bad = rows.row(-1, named=True)
+    assert (bad["file"], bad["row"], bad["detail"], bad["probe_id"]) == ("p.jsonl", 4, "empty: no response", None)
+
+
+def test_candidates_are_read_from_the_files_of_the_settings(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "probes" / "probes.jsonl", [alpaca("Name a lake.", "Como."), {"instruction": "Name a sea."}])
+    candidates, quarantined = read_candidates(Workspace(tmp_path, Settings()))
+    assert [(c.sample.instruction, c.file, c.row) for c in candidates] == [("Name a lake.", "probes.jsonl", 1)]
+    assert [(file, bad.row) for file, bad in quarantined] == [("probes.jsonl", 2)]

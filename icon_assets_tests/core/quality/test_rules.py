@@ -15,7 +15,8 @@ from deltalake import write_deltalake
 from icon_assets.core.errors import IconError
 from icon_assets.core.inputs.shards import retire_shard
 from icon_assets.core.inputs.source_files import shard_key
-from icon_assets.core.quality import RULES, refuse, rules_of
+from icon_assets.core.planning.recipes import Recipes
+from icon_assets.core.quality import RULES, is_sound, refuse, rules_of, sound_event
 from icon_assets.core.quality.rule import Finding, Rule, Subject
 from icon_assets.core.quality.selection import subset_holds_no_probe
 from icon_assets.core.scoring.drift import drift
@@ -656,3 +657,18 @@ def test_drift_compares_a_shard_with_its_last_run(tmp_path: Path) -> None:
     assert turned["drift_mean_shift"] == pytest.approx(-0.1 / 0.5916, abs=1e-3)
     assert drift(store, "other", after) == {}
     assert drift(store, "a", after.clear()) == {}
+
+
+def test_a_product_is_kept_while_its_rows_are_sound_and_made_again_once_they_are_not(finished: Workspace) -> None:
+    store = Store(finished.store_dir)
+    recipe = Recipes(finished, store).of("raw_pool", A)
+    said: list[str] = []
+    event = sound_event(finished, recipe, "run", said.append)
+    assert event is not None
+    assert (event.partition, said, is_sound(finished, "raw_pool", A)) == (A, [], True)
+    change_rows(store, "samples", "file = 'a.jsonl'", instruction="Tampered with.")
+    assert not is_sound(finished, "raw_pool", A)
+    assert sound_event(finished, recipe, "run", said.append) is None
+    assert said
+    assert all(line.startswith("made again: ") for line in said)
+    assert sound_event(finished, recipe, "run", said.append) is None, "it was withdrawn"

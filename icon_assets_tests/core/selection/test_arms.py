@@ -24,7 +24,7 @@ from icon_assets.core.selection.arm import (
     work_owed,
 )
 from icon_assets.core.selection.candidates import TOKENS, Candidates
-from icon_assets.core.selection.choose import Subset, select, subset_size
+from icon_assets.core.selection.choose import Subset, select, subset_size, token_budget, token_figures
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import SelectionSettings
 from icon_assets_tests.conftest import put_embeddings
@@ -360,3 +360,16 @@ def test_one_pool_gives_every_draw_of_every_arm_whatever_was_asked_before() -> N
 def test_an_arm_that_nothing_is_drawn_for_has_one_subset_for_all_seeds(arm: str) -> None:
     assert draws(arm, (0, 1)) == [arm]
     assert drawn_for(arm, (0, 1), 1) == arm
+
+
+def test_training_tokens_are_reported_only_where_they_are_counted() -> None:
+    settings = SelectionSettings(fraction=0.25)
+    pool = Candidates(POOL, settings)
+    subset = select("longest", pool)
+    taken = POOL.filter(pl.col("sample_id").is_in(subset.rows["sample_id"].to_list()))[TOKENS].sum()
+    assert token_figures(subset, pool) == {
+        "training_tokens": taken,
+        "pool_training_tokens": POOL[TOKENS].sum(),
+        "token_budget": token_budget(pool),
+    }
+    assert token_figures(subset, Candidates(POOL.drop(TOKENS), settings)) == {}
