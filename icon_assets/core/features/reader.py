@@ -166,8 +166,8 @@ def _whole(engine: ScoringEngine, text: Encoded) -> list[int]:
 def _halves(engine: ScoringEngine, texts: Sequence[Encoded]) -> list[Sequence[Encoded]]:
     if len(texts) == 1:
         raise IconError(
-            f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower scoring.max_prompt_tokens and "
-            "scoring.max_response_tokens, use a smaller model, or a device with more memory"
+            f"out of memory on one sample of {len(_whole(engine, texts[0]))} tokens; lower scoring.max_prompt_tokens "
+            "and scoring.max_response_tokens, use a smaller model, or a device with more memory"
         ) from None
     middle = len(texts) // 2
     return [texts[:middle], texts[middle:]]

@@ -38,7 +38,8 @@ def stored_figures(store: Store, key: ScoreKey, shard: str) -> pl.DataFrame:
 def probe_embeddings(store: Store, key: ScoreKey) -> pl.DataFrame:
     """probe_id and embedding of the probes, by id."""
     return store.query(
-        "SELECT probe_id, embedding FROM probe_features SEMI JOIN probes USING (probe_id) WHERE score_key = $key ORDER BY probe_id",
+        "SELECT probe_id, embedding FROM probe_features SEMI JOIN probes USING (probe_id) "
+        "WHERE score_key = $key ORDER BY probe_id",
         {"key": key.value},
     )
 

@@ -61,9 +61,10 @@ def _gone(shard: str) -> IconError:
 
 
 def in_other_shards(store: Store, shard: str, sample_ids: Sequence[str]) -> int:
-    """How many of these samples stand in other shards of the pool, too."""
+    """How many of these samples are in other shards of the pool, too."""
     return store.query(
-        "SELECT count(DISTINCT sample_id) AS n FROM delta.pool WHERE shard <> $shard AND sample_id IN (SELECT unnest($ids))",
+        "SELECT count(DISTINCT sample_id) AS n FROM delta.pool "
+        "WHERE shard <> $shard AND sample_id IN (SELECT unnest($ids))",
         {"shard": shard, "ids": sample_ids},
     )["n"].item()
 

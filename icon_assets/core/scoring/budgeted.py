@@ -79,7 +79,8 @@ class Budgeted:
         """A random draw from the pool that growth of the pool hardly changes."""
         return self._store.query_pool(
             """
-            SELECT sample_id FROM (SELECT DISTINCT sample_id FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling)
+            SELECT sample_id
+            FROM (SELECT DISTINCT sample_id FROM delta.pool WHERE $ceiling IS NULL OR sample_id < $ceiling)
             ORDER BY md5($seed || sample_id) LIMIT $n
             """,
             seed=str(self._budget.seed),

@@ -123,7 +123,10 @@ def store_checkpoint(store: Store, run: TrainedCheckpoint, recipe: Recipe) -> No
 def count_again(store: Store, checkpoint_id: str) -> None:
     """A checkpoint that is kept is what was trained last, also when others were trained in another way meanwhile."""
     row = store.query(
-        "FROM delta.checkpoints SEMI JOIN (FROM checkpoints WHERE NOT is_current) USING (checkpoint_id) WHERE checkpoint_id = $id",
+        """
+        FROM delta.checkpoints SEMI JOIN (FROM checkpoints WHERE NOT is_current) USING (checkpoint_id)
+        WHERE checkpoint_id = $id
+        """,
         {"id": checkpoint_id},
     )
     if row.height:
