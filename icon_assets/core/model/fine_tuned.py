@@ -1,13 +1,11 @@
 """What a training left, loaded again: a full model, or an adapter merged into its base model."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.errors import IconError
 from icon_assets.core.model.loading import refuse_device
+from icon_assets.core.model.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,22 +28,6 @@ def load(
     return model.to(torch.device(device)), AutoTokenizer.from_pretrained(str(tokenizer_dir or model_dir), **local)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, and no warnings about names that are changing between trl and transformers."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
 def load_fine_tuned(
     base_dir: Path, checkpoint_dir: Path, dtype: str, device: str
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -62,11 +44,11 @@ def load_fine_tuned(
 
     refuse_device(device)
     if (checkpoint_dir / ADAPTER_CONFIG).is_file():
-        with quiet():
+        with quiet_libraries():
             model, tokenizer = load(base_dir, "float32", "cpu", tokenizer_dir=checkpoint_dir)
             model = _merged(model, checkpoint_dir)
     elif (checkpoint_dir / "config.json").is_file():
-        with quiet():
+        with quiet_libraries():
             model, tokenizer = load(checkpoint_dir, dtype, "cpu")
     else:
         raise IconError(f"{checkpoint_dir}: holds neither an adapter nor a model; materialize the checkpoint again")

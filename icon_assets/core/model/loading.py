@@ -2,8 +2,6 @@
 only.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from icon_assets.core.encoding.tokens import leading_ids
 from icon_assets.core.errors import IconError
 from icon_assets.core.model.native import multiplies_bfloat16
+from icon_assets.core.model.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -77,21 +76,6 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Progress bars and notices of transformers stay out of logs and of our own live progress."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
 
 
 def refuse_device(device: str) -> None:

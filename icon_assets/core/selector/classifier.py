@@ -6,9 +6,8 @@ few samples are labelled 1. Which samples are, and how well it does, is decided 
 
 import json
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ import numpy as np
 from icon_assets.core.engine.packing import similar_lengths
 from icon_assets.core.errors import IconError
 from icon_assets.core.model.flops import Work, context_work
-from icon_assets.core.model.loading import load_tokenizer, quiet_libraries
+from icon_assets.core.model.loading import load_tokenizer
 from icon_assets.core.model.memory import freed_memory_kept
+from icon_assets.core.model.quiet import quiet_libraries
 from icon_assets.settings import ClassifierSettings
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Classifier:
             modules_to_save=_head(base),
         )
         try:
-            with _quiet_peft():
+            with quiet_libraries():
                 model: Any = get_peft_model(base, config)
         except ValueError as error:
             reason = " ".join(str(error).split())
@@ -91,7 +91,7 @@ class Classifier:
         """What `save` wrote."""
         from peft import PeftModel
 
-        with _quiet_peft():
+        with quiet_libraries():
             model: Any = PeftModel.from_pretrained(_base(base_dir, 0, dtype), str(directory))
         return cls(model.to(device).eval(), dtype, device)
 
@@ -198,14 +198,6 @@ class Classifier:
         import torch
 
         return torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bfloat16")
-
-
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Without the warning that peft asks by a name that transformers gives up."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
 
 
 def _base(base_dir: Path, seed: int, dtype: str) -> Any:
