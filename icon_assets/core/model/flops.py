@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from icon_assets.core.model.loading import load_config
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,8 @@ def model_shape(directory: Path) -> ModelShape:
     from math import prod
 
     from safetensors import safe_open
-    from transformers import AutoConfig
 
-    loaded: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    config = loaded.get_text_config()
+    config = load_config(directory)
     hidden = config.hidden_size
     heads = config.num_attention_heads
     vocabulary = config.vocab_size

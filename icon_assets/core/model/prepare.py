@@ -8,11 +8,11 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from icon_assets.core.digests import files_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors, new_directory, sole_writer
+from icon_assets.core.model.loading import load_config
 from icon_assets.core.model.quiet import quiet_libraries
 from icon_assets.settings import ModelSettings
 
@@ -162,10 +162,7 @@ def _model_files(directory: Path) -> list[str]:
 
 
 def _write_record(name: str, revision: str, directory: Path) -> None:
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    text = config.get_text_config()
+    text = load_config(directory)
     record = {
         "name": name,
         "revision": revision,

@@ -17,7 +17,7 @@ import numpy as np
 from icon_assets.core.engine.packing import similar_lengths
 from icon_assets.core.errors import IconError
 from icon_assets.core.model.flops import Work, context_work
-from icon_assets.core.model.loading import load_tokenizer
+from icon_assets.core.model.loading import load_model, load_tokenizer
 from icon_assets.core.model.memory import freed_memory_kept
 from icon_assets.core.model.quiet import quiet_libraries
 from icon_assets.settings import ClassifierSettings
@@ -202,19 +202,10 @@ class Classifier:
 
 def _base(base_dir: Path, seed: int, dtype: str) -> Any:
     """The base model with a head of two labels, seeded, and a token for padding."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, set_seed
+    from transformers import set_seed
 
     set_seed(seed % 2**32)  # numpy takes no more
-    with quiet_libraries():
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            base_dir,
-            num_labels=2,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+    model = load_model(base_dir, dtype, labels=2)
     tokenizer = load_tokenizer(base_dir)
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     model.config.pad_token_id = next(token for token in known if token is not None)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.model.fine_tuned import ADAPTER_CONFIG, load
+from icon_assets.core.model.fine_tuned import ADAPTER_CONFIG
+from icon_assets.core.model.loading import load_model, load_tokenizer
 from icon_assets.core.training.cpu_kernels import ATTENTION, adapter_class, register
 from icon_assets.settings import TrainingSettings
 
@@ -46,7 +47,8 @@ def load_trainable(
         register()
     attention = ATTENTION if on_cpu and settings.packing else None
     full = settings.method == "full"
-    model, tokenizer = load(base_dir, "float32" if full else dtype, device, attention=attention)
+    model = load_model(base_dir, "float32" if full else dtype, device, attention=attention)
+    tokenizer = load_tokenizer(base_dir)
     set_seed(seed)
     return (model if full else _with_adapter(model, settings, on_cpu)), tokenizer
 
