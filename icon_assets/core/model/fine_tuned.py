@@ -1,17 +1,14 @@
 """What a training left, loaded again: a full model, or an adapter merged into its base model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.adapter import ADAPTER_CONFIG, with_saved_adapter
 from icon_assets.core.model.loading import load_model, load_tokenizer, refuse_device
-from icon_assets.core.model.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def load_fine_tuned(
@@ -30,17 +27,10 @@ def load_fine_tuned(
 
     refuse_device(device)
     if (checkpoint_dir / ADAPTER_CONFIG).is_file():
-        model = _merged(load_model(base_dir, "float32"), checkpoint_dir)
+        model = with_saved_adapter(load_model(base_dir, "float32"), checkpoint_dir).merge_and_unload()
     elif (checkpoint_dir / "config.json").is_file():
         model = load_model(checkpoint_dir, dtype)
     else:
         raise IconError(f"{checkpoint_dir}: holds neither an adapter nor a model; materialize the checkpoint again")
     placed = model.to(device=torch.device(device), dtype=getattr(torch, dtype)).eval()
     return placed, load_tokenizer(checkpoint_dir)
-
-
-def _merged(model: "PreTrainedModel", adapter_dir: Path) -> Any:
-    from peft import PeftModel
-
-    with quiet_libraries():
-        return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False).merge_and_unload()

@@ -4,7 +4,6 @@ rest.
 Token ids and labels in, P(label 1) out. The head is trained with the adapter, and both classes weigh the same, however
 few samples are labelled 1. Which samples are, and how well it does, is decided elsewhere."""
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,10 +15,10 @@ import numpy as np
 
 from icon_assets.core.engine.packing import similar_lengths
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.adapter import save_adapter, with_new_adapter, with_saved_adapter
 from icon_assets.core.model.flops import Work, context_work
 from icon_assets.core.model.loading import load_model, load_tokenizer
 from icon_assets.core.model.memory import freed_memory_kept
-from icon_assets.core.model.quiet import quiet_libraries
 from icon_assets.settings import ClassifierSettings
 
 if TYPE_CHECKING:
@@ -61,26 +60,17 @@ class Classifier:
         Raises:
             IconError: `selector.lora.targets` names no module of the model.
         """
-        from peft import LoraConfig, get_peft_model
-
         base = _base(base_dir, seed, dtype)
-        targets = settings.targets
-        config = LoraConfig(
-            task_type="SEQ_CLS",
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            modules_to_save=_head(base),
+        model = with_new_adapter(
+            base,
+            "SEQ_CLS",
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            targets=settings.targets,
+            setting="selector.lora.targets",
+            trained_too=_head(base),
         )
-        try:
-            with quiet_libraries():
-                model: Any = get_peft_model(base, config)
-        except ValueError as error:
-            reason = " ".join(str(error).split())
-            raise IconError(
-                f"selector.lora.targets: {targets!r} ({reason}); name modules of it, or all-linear"
-            ) from error
         for parameter in model.parameters():
             if parameter.requires_grad:  # steps at usual rates are too small for bfloat16
                 parameter.data = parameter.data.float()
@@ -89,21 +79,12 @@ class Classifier:
     @classmethod
     def load(cls, base_dir: Path, directory: Path, dtype: str, device: str) -> "Classifier":
         """What `save` wrote."""
-        from peft import PeftModel
-
-        with quiet_libraries():
-            model: Any = PeftModel.from_pretrained(_base(base_dir, 0, dtype), str(directory))
+        model = with_saved_adapter(_base(base_dir, 0, dtype), directory)
         return cls(model.to(device).eval(), dtype, device)
 
     def save(self, directory: Path, base_name: str) -> None:
         """Adapter and head as safetensors, with no path of this machine."""
-        self.model.save_pretrained(str(directory), save_embedding_layers=False)
-        (directory / "README.md").unlink(missing_ok=True)
-        path = directory / "adapter_config.json"
-        config = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": base_name}
-        if isinstance(config["target_modules"], list):
-            config["target_modules"].sort()
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        save_adapter(self.model, directory, base_name)
 
     def train(
         self,

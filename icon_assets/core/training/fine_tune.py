@@ -12,6 +12,7 @@ from pathlib import Path
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.adapter import ADAPTER_WEIGHTS
 from icon_assets.core.model.flops import Work, model_shape
 from icon_assets.core.model.loading import refuse_device
 from icon_assets.core.training.states import identity, last_state, step_of
@@ -137,7 +138,7 @@ def _adapter_parameters(checkpoint_dir: Path) -> int | None:
 
     from safetensors import safe_open
 
-    path = checkpoint_dir / "adapter_model.safetensors"
+    path = checkpoint_dir / ADAPTER_WEIGHTS
     if not path.is_file():
         return None
     with safe_open(path, framework="np") as tensors:
