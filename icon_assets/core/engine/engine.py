@@ -22,6 +22,7 @@ from icon_assets.core.engine.trial import PACKED, PAIRS, Trial, rotary_limit, wi
 from icon_assets.core.errors import IconError
 from icon_assets.core.model.flops import Work
 from icon_assets.core.model.loading import LanguageModel
+from icon_assets.core.model.logits import head_nll, token_nll
 from icon_assets.core.model.memory import freed_memory_kept, on_device
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 SCORING_VERSION = 1
 Mode = Literal["packed", "batched", "one by one"]
-_HEAD_ROWS = 512  # scored positions whose vocabulary logits exist at a time
-_LOGIT_ROWS = 32  # of them in float32 at a time: few enough to stay in a CPU's cache
 CPU_TOKENS = 4096  # per forward on a CPU, where more are not faster
 CUDA_TOKENS = 65536  # at most, where memory suffices
 _LEAST_TOKENS = 1024
@@ -285,11 +284,9 @@ class ScoringEngine:
                 column = scored % len(ids[0])
                 columns = column.unique()  # sorted
                 logits = self._model(**inputs, logits_to_keep=columns).logits
-                return _nll(logits[row, torch.searchsorted(columns, column)], targets).double()
+                return token_nll(logits[row, torch.searchsorted(columns, column)], targets).double()
             hidden = self._inner(**inputs).last_hidden_state.flatten(0, 1)[scored]
-            head = self._head
-            parts = zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
-            return torch.cat([_nll(head(rows), wanted) for rows, wanted in parts]).double()
+            return head_nll(self._head, hidden, targets).double()
 
     def read(
         self, texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]
@@ -326,12 +323,10 @@ class ScoringEngine:
                 output = self._model(**inputs, output_hidden_states=True, logits_to_keep=columns)
                 hidden = output.hidden_states[-1]
                 places = torch.searchsorted(columns, before)
-                nll = _nll(output.logits[rows, places], targets)
+                nll = token_nll(output.logits[rows, places], targets)
             else:
                 hidden = self._inner(**inputs).last_hidden_state
-                head = self._head
-                parts = zip(hidden[rows, before].split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
-                nll = torch.cat([_nll(head(states), wanted) for states, wanted in parts])
+                nll = head_nll(self._head, hidden[rows, before], targets)
         lengths = [len(text) for text in texts]
         self.meter.forwards += 1
         self.meter.work += Work(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), len(targets))
@@ -474,14 +469,3 @@ def _ahead(forwards: Iterator[Computed], n: int) -> Iterator[Computed]:
         yield from waiting
         raise
     yield from waiting
-
-
-def _nll(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-    """NLL in nats per row of `logits` [n, vocabulary], in float32, a few rows at a time."""
-    import torch
-
-    parts = []
-    step = _LOGIT_ROWS if logits.device.type == "cpu" else _HEAD_ROWS
-    for rows, wanted in zip(logits.split(step), targets.split(step), strict=True):
-        parts.append(torch.nn.functional.cross_entropy(rows.float(), wanted, reduction="none"))
-    return torch.cat(parts)

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_LOGIT_ROWS = 256  # rows of float32 logits at a time: bounds memory
+_HEAD_ROWS = 512  # positions whose vocabulary logits exist at a time: bounds memory
+_CPU_ROWS = 32  # of them in float32 at a time: few enough to stay in a CPU's cache
 
 
 def placed(model: "PreTrainedModel", device: str) -> "PreTrainedModel":
@@ -47,11 +48,27 @@ def last_logits(model: "PreTrainedModel", rows: Sequence[tuple[tuple[int, ...], 
 
 
 def nll(logits: "torch.Tensor", targets: tuple[int, ...]) -> float:
-    """NLL in nats summed over `targets`, from their logits [targets, vocabulary] of any dtype, in float32."""
+    """NLL in nats summed over `targets`, from their logits [targets, vocabulary] of any dtype."""
+    import torch
+
+    return token_nll(logits, torch.tensor(targets, dtype=torch.long, device=logits.device)).double().sum().item()
+
+
+def token_nll(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+    """NLL in nats per row of `logits` [n, vocabulary], in float32, a few rows at a time: a row's figure is the same,
+    whatever rows are beside it."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    wanted = torch.tensor(targets, device=logits.device)
-    parts = zip(logits.split(_LOGIT_ROWS), wanted.split(_LOGIT_ROWS), strict=True)
-    losses = [cross_entropy(rows.float(), ids, reduction="none") for rows, ids in parts]
-    return torch.cat(losses).double().sum().item()
+    step = _CPU_ROWS if logits.device.type == "cpu" else _HEAD_ROWS
+    parts = zip(logits.split(step), targets.split(step), strict=True)
+    return torch.cat([cross_entropy(rows.float(), wanted, reduction="none") for rows, wanted in parts])
+
+
+def head_nll(head: Any, hidden: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+    """NLL as of `token_nll`, from the states [n, hidden] that `head` makes logits of; those of few rows exist at a
+    time."""
+    import torch
+
+    parts = zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
+    return torch.cat([token_nll(head(states), wanted) for states, wanted in parts])
