@@ -20,6 +20,7 @@ from icon_assets.core.engine.forward import Batch, Packed
 from icon_assets.core.engine.packing import Row, halve, plan_forwards, similar_lengths
 from icon_assets.core.engine.trial import PACKED, PAIRS, Trial, rotary_limit, window
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.batches import padded
 from icon_assets.core.model.flops import Work
 from icon_assets.core.model.loading import LanguageModel
 from icon_assets.core.model.logits import head_nll, token_nll
@@ -234,9 +235,8 @@ class ScoringEngine:
     def _forward_batched(self, batch: Batch, rows: list[Row]) -> Computed:
         """One pair per row, padded on the right; the model runs with its own attention."""
         alone = [batch.pack([row], "segments") for row in rows]
-        width = max(len(packed.ids) for packed in alone)
-        ids = [packed.ids + [0] * (width - len(packed.ids)) for packed in alone]
-        mask = [[1] * len(packed.ids) + [0] * (width - len(packed.ids)) for packed in alone]
+        ids, mask = padded([packed.ids for packed in alone])
+        width = len(ids[0])
         flat = Packed(
             scored=[i * width + position for i, packed in enumerate(alone) for position in packed.scored],
             targets=[target for packed in alone for target in packed.targets],
@@ -301,7 +301,7 @@ class ScoringEngine:
         """
         import torch
 
-        width = max(map(len, texts))
+        ids, mask = padded(texts)
         device = self._device
         rows = torch.tensor([row for row, places in enumerate(scored) for _ in places], device=device, dtype=torch.long)
         before = torch.tensor([place - 1 for places in scored for place in places], device=device, dtype=torch.long)
@@ -310,11 +310,9 @@ class ScoringEngine:
             device=device,
             dtype=torch.long,
         )
-        padded = any(len(text) < width for text in texts)
-        mask = [[1] * len(text) + [0] * (width - len(text)) for text in texts]
         inputs: dict[str, Any] = {
-            "input_ids": torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device),
-            "attention_mask": torch.tensor(mask, device=device) if padded else None,
+            "input_ids": torch.tensor(ids, device=device),
+            "attention_mask": None if all(map(all, mask)) else torch.tensor(mask, device=device),
             "use_cache": False,
         }
         with torch.inference_mode():

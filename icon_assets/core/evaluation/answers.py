@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from icon_assets.core.encoding.prompts import Rendered, Template, render_for_training
 from icon_assets.core.encoding.tokens import closing_ids, encode, leading_ids
 from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.model.batches import padded
 from icon_assets.core.model.logits import placed
 
 if TYPE_CHECKING:
@@ -67,10 +68,8 @@ def _generate(
     from transformers import GenerationConfig
 
     any_model: Any = model
-    width = max(len(ids) for ids in prompts)
     # Padded left, so that every answer begins in the same column. What the padding is does not matter: it is masked.
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])
-    real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    ids, real = (torch.tensor(each, device=model.device) for each in padded(prompts, left=True))
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -82,8 +81,8 @@ def _generate(
     # Whatever the model's makers recommend, such as sampling or a penalty on repetition, is no part of the comparison.
     any_model.generation_config = config
     with torch.no_grad():
-        whole = any_model.generate(ids.to(model.device), attention_mask=real.to(model.device), generation_config=config)
-    return [_answer(tokenizer, row, ends) for row in whole[:, width:].tolist()]
+        whole = any_model.generate(ids, attention_mask=real, generation_config=config)
+    return [_answer(tokenizer, row, ends) for row in whole[:, ids.shape[1] :].tolist()]
 
 
 def _end_ids(model: Any, tokenizer: "PreTrainedTokenizerBase") -> set[int]:

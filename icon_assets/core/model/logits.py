@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from icon_assets.core.model.batches import padded
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -28,19 +30,15 @@ def last_logits(model: "PreTrainedModel", rows: Sequence[tuple[tuple[int, ...], 
     """
     import torch
 
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    real = torch.zeros_like(ids)
-    wanted = torch.zeros_like(ids, dtype=torch.bool)
+    ids, real = padded([tokens for tokens, _ in rows])
+    wanted = torch.zeros(len(ids), len(ids[0]), dtype=torch.bool)
     for row, (tokens, n) in enumerate(rows):
         assert 0 < n <= len(tokens), "a continuation longer than the model's positions"
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        real[row, : len(tokens)] = 1
         wanted[row, len(tokens) - n : len(tokens)] = True
     with torch.no_grad():
         logits = model(
-            input_ids=ids.to(model.device),
-            attention_mask=real.to(model.device),
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(real, device=model.device),
             logits_to_keep=wanted.to(model.device),
             use_cache=False,
         ).logits

@@ -16,6 +16,7 @@ import numpy as np
 from icon_assets.core.engine.packing import similar_lengths
 from icon_assets.core.errors import IconError
 from icon_assets.core.model.adapter import save_adapter, with_new_adapter, with_saved_adapter
+from icon_assets.core.model.batches import padded
 from icon_assets.core.model.flops import Work, context_work
 from icon_assets.core.model.loading import load_model, load_tokenizer
 from icon_assets.core.model.memory import freed_memory_kept
@@ -166,10 +167,7 @@ class Classifier:
         """Of both labels, in float32. The texts hold no special tokens, so that padding is told from them."""
         import torch
 
-        width = max(map(len, texts))
-        padding = self.model.config.pad_token_id
-        ids = torch.tensor([[*text, *[padding] * (width - len(text))] for text in texts], device=self._device)
-        mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=self._device)
+        ids, mask = (torch.tensor(each, device=self._device) for each in padded(texts, self.model.config.pad_token_id))
         self.passes.texts += len(texts)
         self.passes.forwards += 1
         with self._mixed():
