@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from icon_assets.core.encoding.prompts import Rendered, Template, render_for_training
 from icon_assets.core.encoding.tokens import closing_ids, encode, leading_ids
 from icon_assets.core.inputs.sample import Sample
-from icon_assets.core.model.batches import padded
+from icon_assets.core.model.batches import by_length, padded
 from icon_assets.core.model.logits import placed
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def greedy_answers(
     rendered = [render_for_training(prompt, template, tokenizer) for prompt in prompts]
     ids = [_prompt_ids(tokenizer, each, room) for each in rendered]
     ends = {*_end_ids(model, tokenizer), *(closing_ids(tokenizer, rendered[0]) if rendered else [])}
-    order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in by_length([len(each) for each in ids], texts=batch_size):
         said = _generate(model, tokenizer, [ids[index] for index in batch], max_new_tokens, ends)
         yield list(zip(batch, said, strict=True))
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from icon_assets.core.errors import IconError
 from icon_assets.core.evaluation.metric import Item, Metric
 from icon_assets.core.inputs.choice_items import ChoiceItem
+from icon_assets.core.model.batches import by_length
 from icon_assets.core.model.logits import last_logits, nll, placed
 from icon_assets.core.model.quiet import quiet_libraries
 
@@ -175,9 +176,9 @@ def _log_likelihoods(
     for index, (context, continuation) in enumerate(pairs):
         sharing[(context + continuation)[-(max_length + 1) : -1]].append(index)
     answers = [(0.0, False)] * len(pairs)
-    order = sorted(sharing, key=lambda ids: (-len(ids), ids))
-    for start in range(0, len(order), batch_size):
-        keys = order[start : start + batch_size]
+    order = sorted(sharing)
+    for group in by_length([len(ids) for ids in order], texts=batch_size):
+        keys = [order[place] for place in group]
         rows = [(ids, max(len(pairs[index][1]) for index in sharing[ids])) for ids in keys]
         for ids, logits in zip(keys, last_logits(model, rows), strict=True):
             for index in sharing[ids]:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from icon_assets.core.engine.packing import similar_lengths
 from icon_assets.core.errors import IconError
 from icon_assets.core.model.adapter import save_adapter, with_new_adapter, with_saved_adapter
-from icon_assets.core.model.batches import padded
+from icon_assets.core.model.batches import by_length, padded
 from icon_assets.core.model.flops import Work, context_work
 from icon_assets.core.model.loading import load_model, load_tokenizer
 from icon_assets.core.model.memory import freed_memory_kept
@@ -124,11 +123,11 @@ class Classifier:
         self.model.eval()
         found = np.zeros(len(texts))
         with torch.inference_mode(), freed_memory_kept(self._device):
-            for group in similar_lengths([(0, i, len(text)) for i, text in enumerate(texts)], _TOKENS):
-                indices = [index for _, index in group]
-                logits = self._logits([texts[index] for index in indices]).double()
-                self.passes.read += _work([texts[index] for index in indices])
-                found[indices] = logits.softmax(-1)[:, 1].cpu().numpy()
+            for group in by_length([len(text) for text in texts], tokens=_TOKENS, shortest_first=True):
+                together = [texts[index] for index in group]
+                logits = self._logits(together).double()
+                self.passes.read += _work(together)
+                found[group] = logits.softmax(-1)[:, 1].cpu().numpy()
         if not np.isfinite(found).all():
             raise IconError("selector: the classifier diverged; lower selector.lora.learning_rate")
         return found
@@ -147,15 +146,12 @@ class Classifier:
             self.model.gradient_checkpointing_enable()
 
         def step(texts: Sequence[Sequence[int]], labels: np.ndarray, weights: np.ndarray) -> None:
-            order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))  # little padding
-            for start in range(0, len(order), settings.micro_batch_size):
-                part = order[start : start + settings.micro_batch_size]
+            for part in by_length([len(text) for text in texts], texts=settings.micro_batch_size):
+                together = [texts[i] for i in part]
                 wanted = torch.tensor(labels[part], device=self._device).long()
-                loss = torch.nn.functional.cross_entropy(
-                    self._logits([texts[i] for i in part]), wanted, reduction="none"
-                )
+                loss = torch.nn.functional.cross_entropy(self._logits(together), wanted, reduction="none")
                 (loss @ torch.tensor(weights[part], device=self._device).float() / float(weights.sum())).backward()
-                self.passes.learned += _work([texts[i] for i in part])
+                self.passes.learned += _work(together)
             torch.nn.utils.clip_grad_norm_(trained, _LONGEST_STEP)
             optimizer.step()
             rate.step()

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icon_assets.core.model.batches import padded
+from icon_assets.core.model.batches import by_length, padded
 
 TEXTS = st.lists(st.lists(st.integers(0, 9)), min_size=1, max_size=8)
 
@@ -24,3 +24,37 @@ def test_the_mask_gives_every_text_back_and_the_rest_is_padding(
         assert [token for token, kept in zip(row, real, strict=True) if kept] == text
         assert [token for token, kept in zip(row, real, strict=True) if not kept] == [padding] * real.count(0)
         assert real == sorted(real, reverse=not left)
+
+
+LENGTHS = st.lists(st.integers(0, 40), max_size=30)
+
+
+@given(LENGTHS, st.integers(1, 7), st.integers(1, 200), st.booleans())
+def test_every_text_is_in_one_group_and_neither_limit_is_passed(
+    lengths: list[int], texts: int, tokens: int, shortest_first: bool
+) -> None:
+    groups = by_length(lengths, texts=texts, tokens=tokens, shortest_first=shortest_first)
+    order = [index for group in groups for index in group]
+    sign = 1 if shortest_first else -1
+    assert order == sorted(range(len(lengths)), key=lambda index: (sign * lengths[index], index))
+    for group in groups:
+        assert 0 < len(group) <= texts
+        assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= tokens
+
+
+@given(LENGTHS, st.integers(1, 200), st.data())
+def test_shortest_first_what_is_left_after_any_group_is_grouped_as_it_was(
+    lengths: list[int], tokens: int, data: st.DataObject
+) -> None:
+    groups = by_length(lengths, tokens=tokens, shortest_first=True)
+    done = data.draw(st.integers(0, len(groups)))
+    left = sorted(index for group in groups[done:] for index in group)
+    again = by_length([lengths[index] for index in left], tokens=tokens, shortest_first=True)
+    assert [[left[place] for place in group] for group in again] == groups[done:]
+
+
+def test_groups_are_filled_as_far_as_the_limit_allows() -> None:
+    assert by_length([3, 9, 3, 5], tokens=10) == [[1], [3, 0], [2]]
+    assert by_length([3, 9, 3, 5], tokens=10, shortest_first=True) == [[0, 2], [3], [1]]
+    assert by_length([1, 1, 1, 1, 1], texts=2) == [[0, 1], [2, 3], [4]]
+    assert by_length([], tokens=10) == []
