@@ -1,4 +1,4 @@
 """One language model: prepared, loaded, counted, and its logits at the wanted positions.
 
-Belongs here: where a model comes from, how it gets into memory, FLOPs, memory, native kernels. Does not: pairs, scores,
-training. Data comes as a name in the settings and leaves as a model in memory with its record."""
+Belongs here: where a model comes from, how it gets into memory, adapters, padded batches, FLOPs, memory, native kernels.
+Does not: pairs, scores, training. Data comes as a name in the settings and leaves as a model in memory with its record."""
