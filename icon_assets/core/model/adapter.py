@@ -35,13 +35,12 @@ def with_new_adapter(
     """
     from peft import LoraConfig, get_peft_model
 
-    names = targets if isinstance(targets, str) else list(targets)
     config = LoraConfig(
         task_type=task,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=names,
+        target_modules=targets if isinstance(targets, str) else list(targets),
         modules_to_save=None if trained_too is None else list(trained_too),
     )
     if classes:
@@ -51,7 +50,7 @@ def with_new_adapter(
             return get_peft_model(model, config)
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise IconError(f"{setting}: {names!r} ({reason}); name modules of it, or all-linear") from error
+        raise IconError(f"{setting}: {targets!r} ({reason}); name modules of it, or all-linear") from error
 
 
 def with_saved_adapter(model: Any, directory: Path) -> Any:

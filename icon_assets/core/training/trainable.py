@@ -55,13 +55,14 @@ def load_trainable(
 def _with_adapter(model: Any, settings: TrainingSettings, on_cpu: bool) -> Any:
     import torch
 
+    targets = settings.lora_targets
     return with_new_adapter(
         model,
         "CAUSAL_LM",
         rank=settings.lora_rank,
         alpha=settings.lora_alpha,
         dropout=settings.lora_dropout,
-        targets=settings.lora_targets,
+        targets=targets if isinstance(targets, str) else list(targets),  # an error shows them as a file has them
         setting="training.lora_targets",
         classes={torch.nn.Linear: adapter_class()} if on_cpu else None,
     )
