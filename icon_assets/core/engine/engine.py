@@ -21,9 +21,11 @@ from icon_assets.core.engine.head import Head
 from icon_assets.core.engine.packing import Row, halve, plan_forwards, similar_lengths
 from icon_assets.core.engine.trial import PACKED, PAIRS, Trial, rotary_limit, window
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.batches import padded
 from icon_assets.core.model.flops import Work
 from icon_assets.core.model.loading import LanguageModel
-from icon_assets.core.model.memory import freed_memory_kept, in_halves, on_device
+from icon_assets.core.model.logits import head_nll, token_nll
+from icon_assets.core.model.memory import freed_memory_kept, on_device
 
 if TYPE_CHECKING:
     import torch
@@ -224,9 +226,8 @@ class ScoringEngine:
     def _forward_batched(self, batch: Batch, rows: list[Row]) -> Computed:
         """One pair per row, padded on the right; the model runs with its own attention."""
         alone = [batch.pack([row], "segments") for row in rows]
-        width = max(len(packed.ids) for packed in alone)
-        ids = [packed.ids + [0] * (width - len(packed.ids)) for packed in alone]
-        mask = [[1] * len(packed.ids) + [0] * (width - len(packed.ids)) for packed in alone]
+        ids, mask = padded([packed.ids for packed in alone])
+        width = len(ids[0])
         flat = Packed(
             scored=[i * width + position for i, packed in enumerate(alone) for position in packed.scored],
             targets=[target for packed in alone for target in packed.targets],
@@ -264,8 +265,63 @@ class ScoringEngine:
             **more,
         }
         scored = on_device(packed.scored, device)
-        width = len(ids[0])
-        return self.head.nll(inputs, scored // width, scored % width, on_device(packed.targets, device), apart=apart)
+        targets = on_device(packed.targets, device)
+        with torch.inference_mode():
+            if not chunked:  # a model that does more after its layers than a product with the head
+                row = scored // len(ids[0])
+                column = scored % len(ids[0])
+                columns = column.unique()  # sorted
+                logits = self._model(**inputs, logits_to_keep=columns).logits
+                return token_nll(logits[row, torch.searchsorted(columns, column)], targets).double()
+            hidden = self._inner(**inputs).last_hidden_state.flatten(0, 1)[scored]
+            return head_nll(self._head, hidden, targets).double()
+
+    def read(
+        self, texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]
+    ) -> tuple[list["torch.Tensor"], list["torch.Tensor"]]:
+        """Read whole texts in one forward, padded on the right, by the model's own attention.
+
+        Args:
+            texts: token ids, BOS included; scored: per text, the places of the tokens to score, from 1.
+
+        Returns:
+            Per text the last hidden states [tokens, hidden], and the NLL in nats at the scored places, float64 on the CPU.
+        """
+        import torch
+
+        ids, mask = padded(texts)
+        device = self._device
+        rows = torch.tensor([row for row, places in enumerate(scored) for _ in places], device=device, dtype=torch.long)
+        before = torch.tensor([place - 1 for places in scored for place in places], device=device, dtype=torch.long)
+        targets = torch.tensor(
+            [text[place] for text, places in zip(texts, scored, strict=True) for place in places],
+            device=device,
+            dtype=torch.long,
+        )
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor(ids, device=device),
+            "attention_mask": None if all(map(all, mask)) else torch.tensor(mask, device=device),
+            "use_cache": False,
+        }
+        with torch.inference_mode():
+            if not self._chunked_head:
+                columns = before.unique() if before.numel() else torch.zeros(1, device=device, dtype=torch.long)
+                output = self._model(**inputs, output_hidden_states=True, logits_to_keep=columns)
+                hidden = output.hidden_states[-1]
+                places = torch.searchsorted(columns, before)
+                nll = token_nll(output.logits[rows, places], targets)
+            else:
+                hidden = self._inner(**inputs).last_hidden_state
+                nll = head_nll(self._head, hidden[rows, before], targets)
+        lengths = [len(text) for text in texts]
+        self.meter.forwards += 1
+        self.meter.work += Work(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), len(targets))
+        states = [hidden[row, :length] for row, length in enumerate(lengths)]
+        return states, list(nll.double().cpu().split([len(places) for places in scored]))
+
+    @property
+    def _head(self) -> Any:
+        return self._model.get_output_embeddings()
 
     def _pairs(self, computed: Computed) -> list[Pair]:
         """The pairs of a forward, after waiting for it. Its work is counted from here on."""

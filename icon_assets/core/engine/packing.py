@@ -7,6 +7,8 @@ context, so a row is split only if it does not fit.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from icon_assets.core.model.batches import by_length
+
 
 @dataclass(frozen=True)
 class Row:
@@ -73,9 +75,5 @@ def halve(rows: Sequence[Row]) -> list[list[Row]]:
 
 def similar_lengths(pairs: Sequence[tuple[int, int, int]], budget: int) -> list[list[tuple[int, int]]]:
     """Group (context, probe, tokens) for padded batches: shortest first, at most `budget` padded tokens a group."""
-    groups: list[list[tuple[int, int]]] = []
-    for context, probe, tokens in sorted(pairs, key=lambda pair: pair[2]):
-        if not groups or (len(groups[-1]) + 1) * tokens > budget:
-            groups.append([])
-        groups[-1].append((context, probe))
-    return groups
+    groups = by_length([tokens for _, _, tokens in pairs], tokens=budget, shortest_first=True)
+    return [[pairs[index][:2] for index in group] for group in groups]

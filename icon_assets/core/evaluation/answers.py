@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from icon_assets.core.encoding.prompts import Rendered, Template, render_for_training
 from icon_assets.core.encoding.tokens import closing_ids, encode, leading_ids
 from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.model.batches import by_length, padded
 from icon_assets.core.model.logits import placed
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ def greedy_answers(
     rendered = [render_for_training(prompt, template, tokenizer) for prompt in prompts]
     ids = [_prompt_ids(tokenizer, each, room) for each in rendered]
     ends = {*_end_ids(model, tokenizer), *(closing_ids(tokenizer, rendered[0]) if rendered else [])}
-    order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in by_length([len(each) for each in ids], texts=batch_size):
         said = _generate(model, tokenizer, [ids[index] for index in batch], max_new_tokens, ends)
         yield list(zip(batch, said, strict=True))
 
@@ -67,10 +66,8 @@ def _generate(
     from transformers import GenerationConfig
 
     any_model: Any = model
-    width = max(len(ids) for ids in prompts)
-    # Padded left, so that every answer begins in the same column. The padding is masked, so any id will do.
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])
-    real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    # Padded left, so that every answer begins in the same column. What the padding is does not matter: it is masked.
+    ids, real = (torch.tensor(each, device=model.device) for each in padded(prompts, left=True))
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -82,8 +79,8 @@ def _generate(
     # The generation settings of the model, such as sampling or a repetition penalty, are not part of the comparison.
     any_model.generation_config = config
     with torch.no_grad():
-        whole = any_model.generate(ids.to(model.device), attention_mask=real.to(model.device), generation_config=config)
-    return [_answer(tokenizer, row, ends) for row in whole[:, width:].tolist()]
+        whole = any_model.generate(ids, attention_mask=real, generation_config=config)
+    return [_answer(tokenizer, row, ends) for row in whole[:, ids.shape[1] :].tolist()]
 
 
 def _end_ids(model: Any, tokenizer: "PreTrainedTokenizerBase") -> set[int]:

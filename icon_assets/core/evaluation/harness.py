@@ -6,7 +6,6 @@ forwards are computed here.
 
 import copy
 import io
-import logging
 import math
 import os
 import random
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from icon_assets.core.errors import IconError
 from icon_assets.core.evaluation.metric import Item, Metric
 from icon_assets.core.inputs.choice_items import ChoiceItem
+from icon_assets.core.model.batches import by_length
 from icon_assets.core.model.logits import last_logits, nll, placed
+from icon_assets.core.model.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _SEED = 1234  # the harness's own default
 _BOOTSTRAP_DRAWS = 100  # only for metrics without a closed formula; accuracies have one
-_NOISY_LOGGERS = ("lm_eval", "datasets", "huggingface_hub")
 
 
 def choice_metrics(
@@ -59,7 +59,7 @@ def choice_metrics(
     """
     if not tasks and not names:
         return []
-    with _quiet(), _seeded(), _bootstrap_in_process() if names else nullcontext():
+    with quiet_libraries(), _seeded(), _bootstrap_in_process() if names else nullcontext():
         from lm_eval.evaluator import evaluate
         from lm_eval.tasks import TaskManager
 
@@ -176,9 +176,9 @@ def _log_likelihoods(
     for index, (context, continuation) in enumerate(pairs):
         sharing[(context + continuation)[-(max_length + 1) : -1]].append(index)
     answers = [(0.0, False)] * len(pairs)
-    order = sorted(sharing, key=lambda ids: (-len(ids), ids))
-    for start in range(0, len(order), batch_size):
-        keys = order[start : start + batch_size]
+    order = sorted(sharing)
+    for group in by_length([len(ids) for ids in order], texts=batch_size):
+        keys = [order[place] for place in group]
         rows = [(ids, max(len(pairs[index][1]) for index in sharing[ids])) for ids in keys]
         for ids, logits in zip(keys, last_logits(model, rows), strict=True):
             for index in sharing[ids]:
@@ -219,29 +219,6 @@ def _items(samples: Sequence[Mapping[str, Any]], metric: str, rule: str, mean: f
     if not math.isclose(sum(numbers) / len(numbers), mean, rel_tol=1e-9, abs_tol=1e-12):
         return ()
     return tuple(Item(int(sample["doc_id"]), value) for sample, value in zip(own, numbers, strict=True))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the log lines and progress bars of the harness and of its download libraries."""
-    from tqdm import tqdm
-
-    original = tqdm.__init__
-
-    def without_bar(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **{**kwargs, "disable": True})
-
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        tqdm.__init__ = without_bar
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        tqdm.__init__ = original
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextmanager

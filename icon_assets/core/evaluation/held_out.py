@@ -2,13 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.evaluation.metric import NLL, PERPLEXITY, Item, Metric
 from icon_assets.core.inputs.evaluation_files import HELD_OUT
+from icon_assets.core.model.batches import by_length
 from icon_assets.core.model.logits import last_logits, nll, placed
 
 if TYPE_CHECKING:
@@ -78,20 +79,10 @@ def _summed_nll(model: "PreTrainedModel", samples: Sequence[Encoded], tokens_per
     inputs = [(sample.prompt_ids + sample.response_ids)[:-1] for sample in samples]
     targets = [sample.response_ids if sample.prompt_ids else sample.response_ids[1:] for sample in samples]
     answers = [(0.0, len(wanted)) for wanted in targets]
-    lengths = [len(ids) if wanted else 0 for ids, wanted in zip(inputs, targets, strict=True)]
-    for batch in _batches(lengths, tokens_per_batch):
+    predicting = [index for index, wanted in enumerate(targets) if wanted]
+    for group in by_length([len(inputs[index]) for index in predicting], tokens=tokens_per_batch):
+        batch = [predicting[place] for place in group]
         rows = [(inputs[index], len(targets[index])) for index in batch]
         for index, logits in zip(batch, last_logits(model, rows), strict=True):
             answers[index] = (nll(logits, targets[index]), len(targets[index]))
     return answers
-
-
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of the positive lengths, longest first, up to `budget` padded tokens (or one) at a time."""
-    kept = [index for index, length in enumerate(lengths) if length]
-    order = sorted(kept, key=lambda index: -lengths[index])
-    start = 0
-    while start < len(order):
-        stop = start + max(1, budget // lengths[order[start]])
-        yield order[start:stop]
-        start = stop

@@ -1,49 +1,14 @@
 """Loading a fine-tuned model: a full model, or an adapter merged into its base model."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.model.loading import refuse_device
+from icon_assets.core.model.adapter import ADAPTER_CONFIG, with_saved_adapter
+from icon_assets.core.model.loading import load_model, load_tokenizer, refuse_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-def load(
-    model_dir: Path, dtype: str, device: Any, tokenizer_dir: Path | None = None, attention: str | None = None
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model and tokenizer from a directory only. `attention`: replaces the model's own."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(model_dir), dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation=attention, **local
-    )
-    return model.to(torch.device(device)), AutoTokenizer.from_pretrained(str(tokenizer_dir or model_dir), **local)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, and no warnings about deprecated names between trl and transformers."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_fine_tuned(
@@ -62,19 +27,10 @@ def load_fine_tuned(
 
     refuse_device(device)
     if (checkpoint_dir / ADAPTER_CONFIG).is_file():
-        with quiet():
-            model, tokenizer = load(base_dir, "float32", "cpu", tokenizer_dir=checkpoint_dir)
-            model = _merged(model, checkpoint_dir)
+        model = with_saved_adapter(load_model(base_dir, "float32"), checkpoint_dir).merge_and_unload()
     elif (checkpoint_dir / "config.json").is_file():
-        with quiet():
-            model, tokenizer = load(checkpoint_dir, dtype, "cpu")
+        model = load_model(checkpoint_dir, dtype)
     else:
         raise IconError(f"{checkpoint_dir}: holds neither an adapter nor a model; materialize the checkpoint again")
-    placed: Any = model
-    return placed.to(device=torch.device(device), dtype=getattr(torch, dtype)).eval(), tokenizer
-
-
-def _merged(model: "PreTrainedModel", adapter_dir: Path) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False).merge_and_unload()
+    placed = model.to(device=torch.device(device), dtype=getattr(torch, dtype)).eval()
+    return placed, load_tokenizer(checkpoint_dir)

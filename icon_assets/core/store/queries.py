@@ -24,6 +24,7 @@ import psutil
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors
 from icon_assets.core.store.landlock import write_only_below
+from icon_assets.core.store.schema import literal, literals
 from icon_assets.core.store.statements import reading
 from icon_assets.settings import SqlSettings
 
@@ -141,7 +142,7 @@ def made_for(database: Path) -> Path | None:
     """The store that a published file was made for; None if it does not say so, or is damaged."""
     with duckdb.connect(config={"python_enable_replacements": False}) as con:
         try:
-            con.execute(f"ATTACH {_literal(str(database))} AS scores (READ_ONLY); USE scores")
+            con.execute(f"ATTACH {literal(str(database))} AS scores (READ_ONLY); USE scores")
             return _origin(con)[0]
         except (MadeElsewhere, duckdb.Error):
             return None
@@ -226,14 +227,14 @@ def _confined(published: Published, bounds: Bounds, spill: Path) -> Iterator[duc
         **({"threads": bounds.threads} if bounds.threads else {}),
     }
     with duckdb.connect(config=config) as con:
-        con.execute(f"ATTACH {_literal(str(published.database))} AS scores (READ_ONLY); USE scores")
+        con.execute(f"ATTACH {literal(str(published.database))} AS scores (READ_ONLY); USE scores")
         con.execute(f"SET max_temp_directory_size = '{bounds.temp_space}B'")  # given above, it would have no effect
         root, files = _origin(con)
         if root != published.root:
             raise MadeElsewhere
         tables = published.tables.resolve()
         allowed = [file for file in files if Path(file).resolve().is_relative_to(tables)]
-        con.execute(f"SET allowed_paths = [{', '.join(map(_literal, allowed))}]; SET allowed_directories = []")
+        con.execute(f"SET allowed_paths = [{literals(allowed)}]; SET allowed_directories = []")
         con.execute("SET enable_external_access = false; SET lock_configuration = true")
         yield con
 
@@ -347,7 +348,3 @@ def _locked(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

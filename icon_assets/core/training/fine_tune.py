@@ -12,8 +12,10 @@ from pathlib import Path
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.errors import IconError
+from icon_assets.core.model.adapter import ADAPTER_CONFIG
 from icon_assets.core.model.flops import Work, model_shape
 from icon_assets.core.model.loading import refuse_device
+from icon_assets.core.model.weights import n_parameters
 from icon_assets.core.training.states import identity, last_state, step_of
 from icon_assets.core.training.trainable import LOSS_CURVE, LossPoint
 from icon_assets.core.training.trainer import OnStep, Task, train
@@ -132,12 +134,4 @@ def _result(task: Task, seconds: float) -> TrainingResult:
 
 def _adapter_parameters(checkpoint_dir: Path) -> int | None:
     """Weights of the adapter, None where the whole model was trained."""
-    from math import prod
-
-    from safetensors import safe_open
-
-    path = checkpoint_dir / "adapter_model.safetensors"
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="np") as tensors:
-        return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  (not a dict)
+    return n_parameters(checkpoint_dir) if (checkpoint_dir / ADAPTER_CONFIG).is_file() else None

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from icon_assets.core.errors import IconError
-from icon_assets.core.model.fine_tuned import ADAPTER_CONFIG, load
+from icon_assets.core.model.adapter import save_adapter, with_new_adapter
+from icon_assets.core.model.loading import load_model, load_tokenizer
 from icon_assets.core.training.cpu_kernels import ATTENTION, adapter_class, register
 from icon_assets.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 LOSS_CURVE = "loss_curve.json"
@@ -44,38 +44,32 @@ def load_trainable(
         register()
     attention = ATTENTION if on_cpu and settings.packing else None
     full = settings.method == "full"
-    model, tokenizer = load(base_dir, "float32" if full else dtype, device, attention=attention)
+    model = load_model(base_dir, "float32" if full else dtype, device, attention=attention)
+    tokenizer = load_tokenizer(base_dir)
     set_seed(seed)
     return (model if full else _with_adapter(model, settings, on_cpu)), tokenizer
 
 
-def _with_adapter(model: "PreTrainedModel", settings: TrainingSettings, on_cpu: bool) -> Any:
+def _with_adapter(model: Any, settings: TrainingSettings, on_cpu: bool) -> Any:
     import torch
-    from peft import LoraConfig, get_peft_model
 
-    targets = settings.lora_targets if isinstance(settings.lora_targets, str) else list(settings.lora_targets)
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
+    targets = settings.lora_targets
+    return with_new_adapter(
+        model,
+        "CAUSAL_LM",
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=targets if isinstance(targets, str) else list(targets),  # an error shows them as a file has them
+        setting="training.lora_targets",
+        classes={torch.nn.Linear: adapter_class()} if on_cpu else None,
     )
-    if on_cpu:
-        config._register_custom_module({torch.nn.Linear: adapter_class()})
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise IconError(f"training.lora_targets: {targets!r} ({reason}); name modules of it, or all-linear") from error
 
 
 def write(model: Any, tokenizer: Any, curve: Sequence[LossPoint], out_dir: Path, base_dir: Path, dtype: str) -> None:
     """Fill `out_dir` with adapter or model, tokenizer and loss curve. No file contains a path of this machine."""
     if hasattr(model, "peft_config"):
-        model.save_pretrained(str(out_dir), save_embedding_layers=False)
-        (out_dir / "README.md").unlink(missing_ok=True)
-        _make_portable(out_dir / ADAPTER_CONFIG, base_dir.name)
+        save_adapter(model, out_dir, base_dir.name)
     else:
         import torch
 
@@ -83,15 +77,6 @@ def write(model: Any, tokenizer: Any, curve: Sequence[LossPoint], out_dir: Path,
     tokenizer.save_pretrained(str(out_dir))
     points = [dataclasses.asdict(point) for point in curve]
     (out_dir / LOSS_CURVE).write_text(json.dumps(points, indent=1) + "\n", "utf-8")
-
-
-def _make_portable(config_path: Path, base_name: str) -> None:
-    """peft writes the base model's absolute path, and the targets in an order that differs from run to run."""
-    config = json.loads(config_path.read_text("utf-8"))
-    config["base_model_name_or_path"] = base_name
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
-    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 @contextmanager

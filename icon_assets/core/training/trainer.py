@@ -8,8 +8,8 @@ from typing import Any
 
 from icon_assets.core.encoding.tokens import Encoded
 from icon_assets.core.errors import IconError
-from icon_assets.core.model.fine_tuned import quiet
 from icon_assets.core.model.memory import freed_memory_kept
+from icon_assets.core.model.quiet import quiet_libraries
 from icon_assets.core.training.cpu_kernels import cross_entropy
 from icon_assets.core.training.states import mark_complete
 from icon_assets.core.training.step_plan import BatchPlan, EpochSampler, MicroBatches
@@ -47,8 +47,8 @@ class Task:
 
 
 def train(task: Task, on_step: OnStep | None) -> None:
-    """Run this process's part of `task`. The main process calls `on_step` and writes the checkpoint's files."""
-    with quiet(), deterministic(task.device), freed_memory_kept(task.device):
+    """Train as this process's part of `task`; the main process calls `on_step` and writes the checkpoint's files."""
+    with quiet_libraries(), deterministic(task.device), freed_memory_kept(task.device):
         arguments = _arguments(task)
         model, tokenizer = load_trainable(task.base_dir, task.settings, task.seed, task.dtype, arguments.device)
         trainer = _trainer(task, model, tokenizer, arguments, on_step)
