@@ -1,9 +1,8 @@
-"""The scoring engine: NLL of probes after contexts, many pairs per forward, with the unchanged Hugging Face model.
+"""The scoring engine: NLL of probes behind contexts, many pairs per forward, through the unchanged Hugging Face model.
 
 A context is computed once and all its probes follow in the same forward: `[context][probe 1][probe 2]...`, the
-positions of each probe continuing after the context, each probe attending only to the context and itself (see
-`attention`). There is no padding. Vocabulary logits are computed only at response positions, in chunks, and log-softmax
-in float32.
+positions of each probe continuing after the context, each probe attending to the context and itself only (see
+`attention`). No padding; vocabulary logits only at response positions, in chunks; log-softmax in float32.
 """
 
 from collections import deque
@@ -24,8 +23,7 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.model.batches import padded
 from icon_assets.core.model.flops import Work
 from icon_assets.core.model.loading import LanguageModel
-from icon_assets.core.model.logits import head_nll, token_nll
-from icon_assets.core.model.memory import freed_memory_kept, on_device
+from icon_assets.core.model.memory import freed_memory_kept, in_halves, on_device
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +38,12 @@ _MEMORY_SHARE = 0.6
 
 
 class UndefinedNll(IconError):
-    """The model's NLL of some token is infinite or NaN."""
+    """The model's NLL of some token is infinite or no number."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One result: summed NLL in nats of the probe's `n_tokens` response tokens after the context."""
+    """One result: summed NLL in nats of the probe's `n_tokens` response tokens behind the context."""
 
     context: int
     probe: int
@@ -55,10 +53,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Computed:
-    """A running forward: the pairs that it computes, and the NLL of its scored tokens once the device has finished.
+    """A forward that is under way: what it computes, and the NLL of its scored tokens as its device will give them.
 
     Attributes:
-        parts: the computed parts; their pairs, one after the other, give the order of `nll`.
+        parts: what was computed; their pairs one after the other are the order of `nll`.
         nll: [scored tokens], nats, float64.
     """
 
@@ -67,7 +65,7 @@ class Computed:
 
     @property
     def by_pair(self) -> "list[tuple[tuple[int, int], torch.Tensor]]":
-        """(context, probe) and the NLL of the probe's response tokens. Waits for the device."""
+        """(context, probe) and the NLL of the probe's response tokens; waits for the device."""
         pairs = [pair for packed in self.parts for pair in packed.pairs]
         nll = self.nll.cpu().split([n_tokens for _, _, n_tokens in pairs])
         return [((context, probe), of) for (context, probe, _), of in zip(pairs, nll, strict=True)]
@@ -75,7 +73,7 @@ class Computed:
 
 @dataclass
 class Meter:
-    """The costs of the engine so far: forwards, scored pairs, and their work."""
+    """What the engine has spent: forwards, pairs scored, and the work they were."""
 
     forwards: int = 0
     pairs: int = 0
@@ -83,11 +81,11 @@ class Meter:
 
 
 class ScoringEngine:
-    """NLL of probes after contexts on one model.
+    """NLL of probes behind contexts on one model.
 
-    The engine tests on the model itself how pairs can share forwards, by comparison with its plain forward: `packed`
-    where its attention allows that, else `batched` (padded, the context computed again for every pair), else `one by
-    one`. The figures are the same.
+    How pairs share forwards is tried out on the model itself, against its own plain forward: `packed` where its
+    attention allows that, else `batched` (padded, the context computed again for every pair), else `one by one`.
+    The figures are the same.
 
     Attributes:
         language_model: what it computes with.
@@ -102,8 +100,8 @@ class ScoringEngine:
     def __init__(
         self, language_model: LanguageModel, tokens_per_forward: int | None = None, kernel: Kernel | None = None
     ) -> None:
-        """`tokens_per_forward`: None for as many as fit. `kernel`: None for the one that suits the device, and a faster
-        one once it pays."""
+        """`tokens_per_forward`: None for what fits. `kernel`: None for those that suit the device, a faster one once it
+        pays."""
         self.language_model = language_model
         self._model = language_model.model
         self._device = language_model.device
@@ -127,16 +125,17 @@ class ScoringEngine:
     def score(
         self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
     ) -> Iterator[list[Pair]]:
-        """Score `wanted[i]` (probe indices) after `contexts[i]`, many pairs at a time.
+        """Score `wanted[i]` (probe indices) behind `contexts[i]`, many pairs at a time.
 
         Args:
             contexts: token ids before the probe's prompt, the separator included; empty for no context.
-            probes: prompt and response ids; every response token is scored, including the first.
+            probes: prompt and response ids; every response token is scored, the first one too.
             wanted: per context, the indices of the probes to score.
 
-        Yields: The pairs of one forward at a time: all planned pairs, unless memory or the model's attention required
-            several forwards. A later run therefore plans and computes missing pairs as this one would have. NLL in
-            nats, summed over the response tokens, accumulated in float32 or wider.
+        Yields:
+            The pairs of one forward each, all that were planned for it unless memory or the model's attention made it
+            several: what a later run finds missing is then planned, and comes out, as it would have here. NLL in nats,
+            summed over the response tokens, accumulated in float32 or wider.
 
         Raises:
             IconError: a single pair does not fit into the device's memory.
@@ -146,7 +145,7 @@ class ScoringEngine:
     def forwards(
         self, contexts: Sequence[Sequence[int]], probes: Sequence[Encoded], wanted: Sequence[Sequence[int]]
     ) -> Iterator[Computed]:
-        """The forwards of `score`, with the NLL of every scored token. Later ones may still be running."""
+        """The forwards of `score`, with the NLL of every scored token; those ahead may still be under way."""
         batch = Batch([[*self._leading, *context] for context in contexts], probes)
         prefixes = [len(prefix) for prefix in batch.prefixes]
         lengths = [probe.n_input for probe in probes]
@@ -197,13 +196,13 @@ class ScoringEngine:
         return self._forward_batched(batch, rows) if len(rows) > 1 else self._forward_one(batch, rows)
 
     def _apart(self, batch: Batch, rows: list[Row]) -> list[list[Row]]:
-        """The pairs of packed rows as separate rows: batches of similar length, or one by one."""
+        """The pairs of packed rows as rows of their own: batches of similar length, or one by one."""
         pairs = [Row(row.context, (probe,)) for row in rows for probe in row.probes]
         lengths = [(pair.context, pair.probes[0], batch.tokens([pair])) for pair in pairs]
         return [[Row(context, (probe,)) for context, probe in group] for group in self.grouped(lengths)]
 
     def grouped(self, lengths: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int]]]:
-        """Group texts, each (two keys, tokens), of similar length into padded forwards within the budget."""
+        """Which texts, (two keys, tokens) each, may share a padded forward: of similar length, within the budget."""
         if self._unpacked_mode == "one by one":
             return similar_lengths(lengths, 1)
         alone = [each for each in lengths if each[2] > self._shared_up_to]
@@ -265,70 +264,15 @@ class ScoringEngine:
             **more,
         }
         scored = on_device(packed.scored, device)
-        targets = on_device(packed.targets, device)
-        with torch.inference_mode():
-            if not chunked:  # a model that does more after its layers than a product with the head
-                row = scored // len(ids[0])
-                column = scored % len(ids[0])
-                columns = column.unique()  # sorted
-                logits = self._model(**inputs, logits_to_keep=columns).logits
-                return token_nll(logits[row, torch.searchsorted(columns, column)], targets).double()
-            hidden = self._inner(**inputs).last_hidden_state.flatten(0, 1)[scored]
-            return head_nll(self._head, hidden, targets).double()
-
-    def read(
-        self, texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]
-    ) -> tuple[list["torch.Tensor"], list["torch.Tensor"]]:
-        """Read whole texts in one forward, padded on the right, by the model's own attention.
-
-        Args:
-            texts: token ids, BOS included; scored: per text, the places of the tokens to score, from 1.
-
-        Returns:
-            Per text the last hidden states [tokens, hidden], and the NLL in nats at the scored places, float64 on the CPU.
-        """
-        import torch
-
-        ids, mask = padded(texts)
-        device = self._device
-        rows = torch.tensor([row for row, places in enumerate(scored) for _ in places], device=device, dtype=torch.long)
-        before = torch.tensor([place - 1 for places in scored for place in places], device=device, dtype=torch.long)
-        targets = torch.tensor(
-            [text[place] for text, places in zip(texts, scored, strict=True) for place in places],
-            device=device,
-            dtype=torch.long,
-        )
-        inputs: dict[str, Any] = {
-            "input_ids": torch.tensor(ids, device=device),
-            "attention_mask": None if all(map(all, mask)) else torch.tensor(mask, device=device),
-            "use_cache": False,
-        }
-        with torch.inference_mode():
-            if not self._chunked_head:
-                columns = before.unique() if before.numel() else torch.zeros(1, device=device, dtype=torch.long)
-                output = self._model(**inputs, output_hidden_states=True, logits_to_keep=columns)
-                hidden = output.hidden_states[-1]
-                places = torch.searchsorted(columns, before)
-                nll = token_nll(output.logits[rows, places], targets)
-            else:
-                hidden = self._inner(**inputs).last_hidden_state
-                nll = head_nll(self._head, hidden[rows, before], targets)
-        lengths = [len(text) for text in texts]
-        self.meter.forwards += 1
-        self.meter.work += Work(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), len(targets))
-        states = [hidden[row, :length] for row, length in enumerate(lengths)]
-        return states, list(nll.double().cpu().split([len(places) for places in scored]))
-
-    @property
-    def _head(self) -> Any:
-        return self._model.get_output_embeddings()
+        width = len(ids[0])
+        return self.head.nll(inputs, scored // width, scored % width, on_device(packed.targets, device), apart=apart)
 
     def _pairs(self, computed: Computed) -> list[Pair]:
-        """The pairs of a forward, after waiting for it. Its work is counted from here on."""
+        """The pairs of a forward, waiting for it where it is still under way; what it was counts from here on."""
         found = [Pair(context, probe, nll.sum().item(), len(nll)) for (context, probe), nll in computed.by_pair]
         if not all(isfinite(pair.nll_sum) for pair in found):
             raise UndefinedNll(
-                "the model gives an infinite or undefined NLL; set model.dtype to float32, or use a different model"
+                "the model gives an infinite or undefined NLL; set model.dtype to float32, or use another model"
             )
         self.meter.forwards += 1
         self.meter.pairs += len(found)
@@ -348,12 +292,11 @@ class ScoringEngine:
         return self._agrees(self._forward_packed, PACKED)
 
     def _agrees(self, forward: Callable[[Batch, list[Row]], Computed], rows: list[Row]) -> bool:
-        """Whether a way to compute pairs gives the figures of plain forwards, tested on this model with a few small
-        pairs."""
+        """Whether a way to compute pairs gives what plain forwards give, tried on this model with a few small pairs."""
         config: Any = self._model.config.get_text_config()
         experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
         trial = Trial(self._leading, next(self._model.parameters()).dtype.itemsize >= 4, experts)
-        # the trial does not count as the user's work
+        # the trial is not the user's work
         spent = self.meter
         self.meter = Meter()
         try:
@@ -370,7 +313,7 @@ class ScoringEngine:
             self.meter = spent
 
     def _fitting_tokens(self) -> int:
-        """Tokens per forward that use a large part of the free memory, measured with one small forward."""
+        """Tokens per forward that fill a good part of the free memory, measured with one small forward."""
         import torch
 
         if self._device.type != "cuda":
@@ -412,8 +355,8 @@ def _tokens(batch: Batch, rows: list[Row], *, packed: bool) -> int:
 
 
 def _ahead(forwards: Iterator[Computed], n: int) -> Iterator[Computed]:
-    """Yield each forward when `n` more are running, so that a separate device never waits for the host. No forward is
-    lost when a later one fails.
+    """Hand each forward on when `n` more are under way: a device of its own never waits for the host. None is lost when
+    a later one fails.
     """
     waiting = deque[Computed]()
     try:

@@ -3,13 +3,11 @@
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from icon_assets.core.model.logits import head_nll, token_nll
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-
-_HEAD_ROWS = 512  # scored places whose vocabulary logits exist at a time
-_LOGIT_ROWS = 32  # of them in float32 at a time: few enough to stay in a CPU's cache
 
 
 class Head:
@@ -77,19 +75,7 @@ class Head:
                 kept = columns.unique() if columns.numel() else columns.new_zeros(1)  # sorted
                 output = self._model(**inputs, **more, logits_to_keep=kept)
                 logits = output.logits[rows, torch.searchsorted(kept, columns)]
-                return _nll(logits, targets).double(), output.hidden_states[-1] if more else None
+                return token_nll(logits, targets).double(), output.hidden_states[-1] if more else None
             hidden = self._layers(**inputs).last_hidden_state
             head = self._model.get_output_embeddings()
-            parts = zip(hidden[rows, columns].split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
-            return torch.cat([_nll(head(states), wanted) for states, wanted in parts]).double(), hidden
-
-
-def _nll(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-    """NLL in nats per row of `logits` [n, vocabulary], in float32, a few rows at a time."""
-    import torch
-
-    parts = []
-    step = _LOGIT_ROWS if logits.device.type == "cpu" else _HEAD_ROWS
-    for rows, wanted in zip(logits.split(step), targets.split(step), strict=True):
-        parts.append(torch.nn.functional.cross_entropy(rows.float(), wanted, reduction="none"))
-    return torch.cat(parts)
+            return head_nll(head, hidden[rows, columns], targets).double(), hidden

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from icon_assets.core.engine.engine import ScoringEngine
+from icon_assets.core.model.batches import padded
 from icon_assets.core.model.flops import Work
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def read_texts(
     """
     import torch
 
-    width = max(map(len, texts))
+    ids, mask = padded(texts)
     device = engine.language_model.device
     rows = torch.tensor([row for row, places in enumerate(scored) for _ in places], device=device, dtype=torch.long)
     before = torch.tensor([place - 1 for places in scored for place in places], device=device, dtype=torch.long)
@@ -32,11 +33,9 @@ def read_texts(
         device=device,
         dtype=torch.long,
     )
-    padded = any(len(text) < width for text in texts)
-    mask = [[1] * len(text) + [0] * (width - len(text)) for text in texts]
     inputs: dict[str, Any] = {
-        "input_ids": torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device),
-        "attention_mask": torch.tensor(mask, device=device) if padded else None,
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": None if all(map(all, mask)) else torch.tensor(mask, device=device),
         "use_cache": False,
     }
     nll, hidden = engine.head.nll_and_states(inputs, rows, before, targets)

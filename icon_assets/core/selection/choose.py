@@ -1,4 +1,4 @@
-"""The choice of an arm: how much of the top of its ranking is taken, the same for all arms, and what is stored of it."""
+"""The choice of an arm: how much of the top of its ranking is taken, the same for all arms, and what is stored."""
 
 import math
 from collections.abc import Iterator, Sequence
