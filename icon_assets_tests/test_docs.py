@@ -92,10 +92,12 @@ def test_every_command_shown_runs(finished: Workspace, tmp_path: Path, monkeypat
     monkeypatch.setenv("ICON_WORKSPACE", str(finished.root))
     monkeypatch.setattr("icon_assets.core.selector.learning.LEAST_SAMPLES", 4)
     shutil.copyfile(finished.root / "pool" / "a.jsonl", finished.root / "pool" / "new.jsonl")
-    for name in ("mine", "data", "WORKSPACE"):
+    for name in ("data", "mine", "WORKSPACE"):
         (tmp_path / name).symlink_to(finished.root)
     ran: set[str] = set()
-    for line in sorted({*_shown(), *_examples()}, key=lambda line: " run" in line):  # a run changes what others read
+    for line in sorted(
+        {*_shown(), *_examples()}, key=lambda line: (" run" in line, line)
+    ):  # a run changes what others read
         name, values = _parsed(line)
         if "fault" in values or "..." in line or "{" in line or name in {"", "ui"} or values.get("install"):
             continue  # no whole command, a server, a download, or a change of the shell's settings
@@ -135,7 +137,8 @@ def _shown() -> Iterator[str]:
         text = page.read_text("utf-8")
         yield from _COMMAND.findall(_FENCED.sub("", text))
         yield from (line for _, block in _blocks(page) for line in _TYPED.findall(block))
-    yield from re.findall(r"\$\(BIN\)/(icon-assets .+)", (ROOT / "Makefile").read_text("utf-8"))
+    makefile = (ROOT / "Makefile").read_text("utf-8").replace("$(WORKSPACE)", "data")
+    yield from re.findall(r"\$\(BIN\)/(icon-assets .+)", makefile)
     for path in sorted((ROOT / "icon_assets").rglob("*.py")):
         yield from _COMMAND.findall(path.read_text("utf-8"))
     yield from map(unescape, _IN_HTML.findall((ROOT / "icon_assets" / "templates" / "report.html").read_text("utf-8")))
