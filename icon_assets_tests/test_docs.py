@@ -95,9 +95,8 @@ def test_every_command_shown_runs(finished: Workspace, tmp_path: Path, monkeypat
     for name in ("data", "mine", "WORKSPACE"):
         (tmp_path / name).symlink_to(finished.root)
     ran: set[str] = set()
-    for line in sorted(
-        {*_shown(), *_examples()}, key=lambda line: (" run" in line, line)
-    ):  # a run changes what others read
+    # Runs come last: they change what the others read.
+    for line in sorted({*_shown(), *_examples()}, key=lambda line: (" run" in line, line)):
         name, values = _parsed(line)
         if "fault" in values or "..." in line or "{" in line or name in {"", "ui"} or values.get("install"):
             continue  # no whole command, a server, a download, or a change of the shell's settings
