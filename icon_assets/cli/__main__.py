@@ -1,0 +1,5 @@
+"""`python -m icon_assets.cli`."""
+
+from icon_assets.cli import entry
+
+entry()
