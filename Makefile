@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKSPACE ?= data
 
-.PHONY: demo test test-cpus ui lint format clean
+.PHONY: demo test test-cpus test-wheel ui lint format clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)  ## the whole graph on the shipped data, with the bundled model
@@ -23,6 +23,9 @@ ENGINE_TESTS := $(addprefix icon_assets_tests/,e2e/test_bundled_model.py core/en
 test-cpus: $(STAMP)  ## accuracy and engine as on CPUs without AMX, and with AVX2 only
 	ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 $(BIN)/python -m pytest -n 2 $(ENGINE_TESTS)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 $(ENGINE_TESTS)
+
+test-wheel: $(STAMP)  ## the wheel, in a new virtual environment of $(PYTHON)
+	$(BIN)/python -m icon_assets_tests.wheel --python $(PYTHON)
 
 lint: $(STAMP)  ## format, rules, types, and which module may import which
 	$(BIN)/ruff format --check icon_assets icon_assets_tests
