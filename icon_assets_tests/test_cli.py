@@ -321,7 +321,7 @@ def test_ctrl_c_says_that_work_is_kept_and_a_query_ends_with_130(
     monkeypatch.setattr("icon_assets.core.quality.verification.verify", interrupted)
     monkeypatch.setattr(Store, "answer", interrupted)
     assert main(["verify"]) == 1
-    assert capsys.readouterr().err == "icon-assets: interrupted; finished work is kept, run again to go on\n"
+    assert capsys.readouterr().err == "icon-assets: interrupted; finished work is kept, run again to continue\n"
     assert main(["sql", "SELECT 1"]) == 130
     assert capsys.readouterr().err == "icon-assets: sql: interrupted\n"
     assert main(["sql", "SELECT 1", "--json"]) == 130

@@ -142,7 +142,7 @@ def assert_terminal_has_it_unescaped(outcomes: list[Outcome]) -> None:
     assert [o.name for o in outcomes if o.error] == ["base_model"]
     assert f"model.name: {MISSING_MODEL!r} is neither" in str(outcomes[-1].error)
     (warning,) = {o.warning for o in outcomes if o.asset == "raw_pool" and o.warning}
-    assert "a` ![d](/graphql?query=mutation{launch}) `pool.jsonl:2 meets" in warning
+    assert "a` ![d](/graphql?query=mutation{launch}) `pool.jsonl:2 overlaps with" in warning
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
