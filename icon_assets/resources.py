@@ -1,6 +1,6 @@
 """Resources of the assets: the workspace with its store, and the language model, loaded once per process."""
 
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ def _cached_engine(directory: Path, dtype: str, device: str, tokens_per_forward:
 
 
 class WorkspaceResource(dg.ConfigurableResource):
-    """One workspace. Settings are read again in every run, so that a run uses the file's contents at its start."""
+    """One workspace. Dagster makes a new resource for every run, so that a run uses one state of the settings: that at
+    its start."""
 
     root: str
 
-    @property
+    @cached_property
     def workspace(self) -> Workspace:
         return Workspace.load(self.root)
 

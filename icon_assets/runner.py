@@ -22,6 +22,7 @@ from icon_assets.core.quality import is_sound
 from icon_assets.core.selection.arm import ON_DEMAND, needed_assets
 from icon_assets.core.store.ledger import Event, take_in
 from icon_assets.core.store.restoration import forget_missing
+from icon_assets.core.store.tables import Store
 from icon_assets.core.text import linked, plain, printable
 from icon_assets.dead_runs import PROCESS_TAG, process_name, release_dead_runs
 from icon_assets.interrupts import heard_interrupts
@@ -99,22 +100,20 @@ def run_stages(
         IconError: a file that is not in the pool, or a disk error.
         KeyboardInterrupt: SIGINT or SIGTERM arrived.
     """
-    icon = WorkspaceResource(root=str(workspace.root))
-    process = psutil.Process()
-    # The job that the UI itself launches assets with, so that runs show their asset there.
-    defs = dg.Definitions(assets=assets, asset_checks=build_checks(assets), resources={"icon": icon})
-    job = defs.resolve_implicit_global_asset_job_def()
+    run = _Runs(assets, workspace, instance, tags or {}, console)
     with heard_interrupts() as stop_if_interrupted:
         release_dead_runs(instance)
-        forget_missing(icon.store, "")
-        take_in(icon.store, "")
-        shards = named_shards(workspace, files, sync_shards(instance, workspace, icon.store))
-        icon.store.publish()  # shards that left the pool, and what a killed run had stored last
+        store = Store(workspace.store_dir)
+        forget_missing(store, "")
+        take_in(store, "")
+        shards = named_shards(workspace, files, sync_shards(instance, workspace, store))
+        store.publish()  # shards that left the pool, and what a killed run had stored last
         idle = set(ON_DEMAND) - needed_assets(workspace.settings.selection) - set(asked)
         for definition in assets:
             asset = definition.key.to_user_string()
             if asset in idle or (stages is not None and asset not in stages):
                 continue
+            icon = WorkspaceResource(root=str(workspace.root))
             current = _current(icon, definition)
             for partition in _partitions(definition, shards):
                 stop_if_interrupted()
@@ -123,20 +122,44 @@ def run_stages(
                     yield Outcome(asset, partition, unchanged_figures(current[partition]))
                     continue
                 on_start(asset, partition)
-                with _turn(instance, definition.op.pool):
-                    result = job.execute_in_process(
-                        asset_selection=[dg.AssetKey(asset)],
-                        partition_key=partition or None,
-                        instance=instance,
-                        raise_on_error=False,
-                        tags={PROCESS_TAG: process_name(process.pid, process.create_time()), **(tags or {})},
-                        run_config={"loggers": {"console": {"config": {"log_level": console}}}},
-                    )
+                result = run(definition, partition)
                 stop_if_interrupted()
                 if not result.success:
-                    icon.store.publish()  # what was stored before it failed
+                    store.publish()  # what was stored before it failed
                     _end_if_disk_refused(result)
                 yield _outcome(asset, partition, result)
+
+
+class _Runs:
+    """Dagster runs in this process: one asset, one partition each."""
+
+    def __init__(
+        self,
+        assets: Sequence[dg.AssetsDefinition],
+        workspace: Workspace,
+        instance: dg.DagsterInstance,
+        tags: Mapping[str, str],
+        console: str,
+    ) -> None:
+        # The job that the UI itself launches assets with, so that runs show their asset there.
+        icon = WorkspaceResource(root=str(workspace.root))
+        defs = dg.Definitions(assets=assets, asset_checks=build_checks(assets), resources={"icon": icon})
+        process = psutil.Process()
+        self._job = defs.resolve_implicit_global_asset_job_def()
+        self._instance = instance
+        self._tags = {PROCESS_TAG: process_name(process.pid, process.create_time()), **tags}
+        self._config = {"loggers": {"console": {"config": {"log_level": console}}}}
+
+    def __call__(self, asset: dg.AssetsDefinition, partition: str) -> dg.ExecuteInProcessResult:
+        with _turn(self._instance, asset.op.pool):
+            return self._job.execute_in_process(
+                asset_selection=[asset.key],
+                partition_key=partition or None,
+                instance=self._instance,
+                raise_on_error=False,
+                tags=self._tags,
+                run_config=self._config,
+            )
 
 
 def _current(icon: WorkspaceResource, definition: dg.AssetsDefinition) -> Mapping[str, Event]:

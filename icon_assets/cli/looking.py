@@ -13,7 +13,7 @@ from icon_assets.core.strict_json import strict_json
 _INTERRUPTED = 130  # the exit code of a shell for a command that Ctrl-C ended
 
 
-@command(LOOK, "Show show what the workspace holds.", "icon-assets status", "icon-assets -w mine status --json")
+@command(LOOK, "Show what the workspace holds.", "icon-assets status", "icon-assets -w mine status --json")
 def status(json: Json = False) -> int:
     from icon_assets.core.store.schema import sql_text
     from icon_assets.core.store.tables import Store

@@ -29,8 +29,12 @@ class Team:
         self.workspace = workspace
         self.instance = instance
         self.pool = workspace.root / "pool"
-        self.icon = WorkspaceResource(root=str(workspace.root))
         self.run()
+
+    @property
+    def icon(self) -> WorkspaceResource:
+        """A new one each time, as in each run."""
+        return WorkspaceResource(root=str(self.workspace.root))
 
     def run(self) -> int:
         """Everything up to the scores; returns the pairs that were computed."""
