@@ -159,6 +159,20 @@ class ControlSettings(Section):
         return lengths
 
 
+class CombinedSettings(Section):
+    rankings: Annotated[tuple[str, ...], AfterValidator(_once)] = Field(
+        default=("icon", "rds"),
+        min_length=1,
+        description="The arms whose rankings are averaged, with equal weight: per probe where an arm has a value for "
+        "each probe.",
+    )
+    ifd_below: Annotated[float, Field(gt=0)] | None = Field(
+        default=1.0,
+        description="Samples with an IFD from this on come last, because prompt and response do not seem to belong "
+        "together; null: all samples are equal in this.",
+    )
+
+
 class SelectionSettings(Section):
     arms: Annotated[tuple[str, ...], AfterValidator(_once)] = Field(
         default=("full", "random", "length_matched", "longest", "icon"),
@@ -179,6 +193,17 @@ class SelectionSettings(Section):
         description="A sample is skipped if the cosine between its embedding and that of a better chosen sample is "
         "above this; null: off.",
     )
+    aggregate: Literal["mean", "in_turn"] | None = Field(
+        default=None,
+        description="How an arm with a value for each probe ranks samples. mean: by their mean over the probes; "
+        "in_turn: each probe takes its best sample that is not taken yet; null: contributions by their mean, "
+        "similarities in turn.",
+    )
+    turns: Literal["probes", "strata"] = Field(
+        default="probes",
+        description="Who takes in turn: each probe, or each stratum by the mean over its probes.",
+    )
+    combined: CombinedSettings = Field(default=CombinedSettings(), description="What the arm `combined` combines.")
     length_strata: int = Field(default=5, ge=2, description="Length classes of the arm `icon_stratified`.")
     reference: str = Field(default="icon", description="The arm whose length distribution `length_matched` copies.")
     length_warning: float = Field(

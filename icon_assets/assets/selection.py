@@ -1,5 +1,7 @@
 """Group `selection`: each arm's choice of training samples, and how far to trust it."""
 
+from dataclasses import replace
+
 import dagster as dg
 import polars as pl
 
@@ -150,12 +152,14 @@ def _candidates(icon: WorkspaceResource, arm: str) -> Candidates:
     settings = icon.settings
     store = icon.store
     controls = controls_needed(arm, settings.selection)
-    pool = read_candidates(store, icon.score_key(), settings.selection, controls, settings.probes.seed)
+    pool = read_candidates(
+        store, icon.score_key(), settings.selection, settings.controls, controls, settings.probes.seed
+    )
     if settings.selection.budget != "tokens":
         return pool
     shards = tuple((event.partition, event.digest) for event in ledger.current_shards(store, "raw_pool"))
     tokens = training_tokens(store, icon.base_model()[0], settings.training.model_dump_json(), shards)
-    return Candidates(pool.samples.join(tokens, on="sample_id", maintain_order="left"), pool.settings, pool.embeddings)
+    return replace(pool, samples=pool.samples.join(tokens, on="sample_id", maintain_order="left"))
 
 
 def _pictures(subset: Subset, pool: pl.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:

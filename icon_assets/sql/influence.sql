@@ -54,6 +54,7 @@ against AS (
     JOIN control r ON r.control = 'random_chars' AND r.probe_id = p.probe_id AND r."length" = c.n_context_chars
 ),
 influence AS (
-    SELECT sample_id, probe_id, control, (exp(control_nll) - exp(nll)) / (exp(base_nll) + 1e-6) AS x
+    SELECT sample_id, probe_id, control, (exp(control_nll) - exp(nll)) / (exp(base_nll) + 1e-6) AS x,
+        control_nll - nll AS gain -- nats per token, the log of the ratio of perplexities
     FROM against WHERE control IN (SELECT unnest($controls::VARCHAR[]))
 )

@@ -14,6 +14,7 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.store.tables import Store
 
 _CHUNK_ROWS = 16_384
+_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,20 @@ class Embeddings:
             for batch in rows.to_arrow_reader(_CHUNK_ROWS):
                 frame: Any = pl.from_arrow(batch)
                 yield frame["sample_id"].to_list(), _unit(frame["embedding"])
+
+    def cosines(self, sample_ids: Sequence[str]) -> np.ndarray:
+        """[samples, probes], rounded, so that equal samples are equal whatever the chunks; NaN for samples without an
+        embedding.
+
+        Args:
+            sample_ids: sorted.
+        """
+        probes = self.probes()
+        ids = np.array(sample_ids, dtype=np.bytes_)
+        cosines = np.full((len(ids), len(probes)), np.nan, np.float32)
+        for names, vectors in self.chunks():
+            cosines[np.searchsorted(ids, np.array(names, dtype=np.bytes_))] = np.round(vectors @ probes.T, _DECIMALS)
+        return cosines
 
     def has(self, sample_ids: Sequence[str]) -> bool:
         """Whether every one of these samples has a vector."""

@@ -79,9 +79,10 @@ def chosen_scores_are_finite(subject: Subject) -> Finding:
 def budget_looked_for_this_arm(subject: Subject) -> Finding:
     """With a budget (`probes.budget`), most probes go to samples near the cut of controls.primary. An arm that ranks by
     a different control, or has a different cut, chooses by scores that are not more precise near its own cut."""
-    primary = subject.workspace.settings.controls.primary
+    settings = subject.workspace.settings
+    primary = settings.controls.primary
     control = ranks_by(subject.partition)
-    if control is None or is_top_of(subject.partition, primary):
+    if control is None or is_top_of(subject.partition, primary, settings.selection):
         return Finding(0, 0, "does not rank by a control that the budget does not serve")
     return subject.find(
         f"""

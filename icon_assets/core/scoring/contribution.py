@@ -89,8 +89,34 @@ def influences(
     ceiling: str | None = None,
 ) -> pl.DataFrame:
     """Influence x of the shard's samples and of these: rows of sample_id, probe_id, control, x."""
-    query = sql_text("influence.sql") + "SELECT * FROM influence"  # noqa: S608  (our own text)
+    query = sql_text("influence.sql") + "SELECT sample_id, probe_id, control, x FROM influence"  # noqa: S608  (our own text)
     return store.query(query, _parameters(key, shard, settings, samples, ceiling))
+
+
+def log_gains(
+    store: Store,
+    key: ScoreKey,
+    settings: ControlSettings,
+    control: str,
+    sample_ids: Sequence[str],
+    probe_ids: Sequence[str],
+) -> np.ndarray:
+    """Nats per response token that each sample saves against a control, on each probe: the log of the ratio of
+    perplexities. [samples, probes] of float32; NaN where a pair is not stored."""
+    query = sql_text("influence.sql") + "SELECT sample_id, probe_id, gain FROM influence"  # noqa: S608  (our own text)
+    only = settings.model_copy(update={"kinds": (control,)})
+    gains = np.full((len(sample_ids), len(probe_ids)), np.nan, np.float32)
+    for shard in store.query("SELECT shard FROM shards ORDER BY shard")["shard"]:
+        rows = placed(store.query(query, _parameters(key, shard, only, (), None)), sample_ids, probe_ids)
+        gains[rows["sample"].to_numpy(), rows["probe"].to_numpy()] = rows["gain"].to_numpy()
+    return gains
+
+
+def placed(pairs: pl.DataFrame, sample_ids: Sequence[str], probe_ids: Sequence[str]) -> pl.DataFrame:
+    """Pairs of these samples and probes with their places in the lists, as `sample` and `probe`."""
+    samples = pl.DataFrame({"sample_id": sample_ids}, schema={"sample_id": pl.String}).with_row_index("sample")
+    probes = pl.DataFrame({"probe_id": probe_ids}, schema={"probe_id": pl.String}).with_row_index("probe")
+    return pairs.join(samples, on="sample_id").join(probes, on="probe_id")
 
 
 def _parameters(

@@ -14,6 +14,7 @@ import polars as pl
 from icon_assets.core.digests import draw_key
 from icon_assets.core.errors import IconError
 from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.scoring.contribution import placed
 from icon_assets.core.scoring.probe_model import ProbeModel
 from icon_assets.core.store.tables import Store
 
@@ -92,13 +93,9 @@ def _pairs(store: Store, key: ScoreKey, sample_ids: Sequence[str], probe_ids: Se
         """,
         {"key": key.value, "ids": list(sample_ids)},
     )
-    places = {
-        name: pl.DataFrame({f"{name}_id": ids}).with_row_index(name)
-        for name, ids in (("sample", sample_ids), ("probe", probe_ids))
-    }
-    placed = rows.join(places["sample"], on="sample_id").join(places["probe"], on="probe_id")
+    found = placed(rows, sample_ids, probe_ids)
     nll = np.full((len(sample_ids), len(probe_ids)), np.nan)
-    nll[placed["sample"].to_numpy(), placed["probe"].to_numpy()] = placed["nll"].to_numpy()
+    nll[found["sample"].to_numpy(), found["probe"].to_numpy()] = found["nll"].to_numpy()
     return nll
 
 
@@ -151,6 +148,27 @@ def peer_contributions(store: Store, key: ScoreKey, seed: int) -> pl.DataFrame:
         ]
         np.add.at(totals, sample, np.rint(np.clip(gains, -_LARGEST, _LARGEST) * _UNIT).astype(np.int64))
     return known.select("sample_id", peers=pl.Series(totals / _UNIT + constants[pattern]))
+
+
+def peer_gains(
+    store: Store, key: ScoreKey, seed: int, sample_ids: Sequence[str], probe_ids: Sequence[str]
+) -> np.ndarray:
+    """Nats per response token that each sample saves against its peers, on each probe. [samples, probes] of float32;
+    NaN where a pair is not stored.
+
+    Args:
+        sample_ids, probe_ids: sorted.
+    """
+    drawn = draw(store, key, seed)
+    known = _known(store, key, drawn.probe_ids)
+    lengths = known["n_context_tokens"].to_numpy()
+    curves = typical(drawn.lengths, drawn.nll, np.arange(1, lengths.max() + 1))
+    rows = np.searchsorted(np.array(sample_ids, dtype=np.bytes_), known["sample_id"].to_numpy().astype(np.bytes_))
+    columns = np.searchsorted(np.array(probe_ids), np.array(drawn.probe_ids))
+    gains = np.full((len(sample_ids), len(probe_ids)), np.nan, np.float32)
+    for sample, probe, nll in _stream(store, key, drawn.probe_ids, known):
+        gains[rows[sample], columns[probe]] = curves[lengths[sample] - 1, probe] - nll
+    return gains
 
 
 def _stream(

@@ -9,6 +9,7 @@ import polars as pl
 from icon_assets.core.errors import IconError
 from icon_assets.core.scoring.peers import PEERS
 from icon_assets.core.selection.candidates import Candidates
+from icon_assets.core.selection.per_probe import SIMILARITIES
 from icon_assets.settings import SelectionSettings
 
 Order = Callable[[Candidates], pl.DataFrame]
@@ -23,6 +24,7 @@ class Arm:
     Attributes:
         order: returns the candidates that it can rank, as rows of sample_id and score, best first.
         control: the control whose contributions it ranks by, if any.
+        per_probe: the kind of its values for single probes, if it has any (see `per_probe.PerProbe.values`).
         tables: further tables of the store that it ranks by.
         settings: keys of `selection` that it depends on, besides those that every arm depends on.
         drawn: whether the ranking is random. Then each training seed has its own draw (`draws`), because a single draw
@@ -33,12 +35,16 @@ class Arm:
     description: str
     order: Order
     control: str | None
+    per_probe: str | None
     tables: tuple[str, ...]
     settings: tuple[str, ...]
     drawn: bool
 
 
 _ARMS: dict[str, Arm] = {}
+# Values that are left out of what an arm is made with: subsets of earlier versions recorded none, and chose like this.
+_AS_BEFORE = (("aggregate", None), ("turns", "probes"))
+IN_TURN = ("aggregate", "turns")  # the settings of an arm whose probes may take in turn
 
 
 def arm(
@@ -46,6 +52,7 @@ def arm(
     description: str,
     *,
     control: str | None = None,
+    per_probe: str | None = None,
     tables: tuple[str, ...] = (),
     settings: tuple[str, ...] = (),
     drawn: bool = False,
@@ -53,7 +60,7 @@ def arm(
     """Register an arm; see `Arm`."""
 
     def register(order: Order) -> Order:
-        _ARMS[name] = Arm(name, description, order, control, tables, settings, drawn)
+        _ARMS[name] = Arm(name, description, order, control, per_probe or control, tables, settings, drawn)
         return order
 
     return register
@@ -89,6 +96,13 @@ def check_arms(settings: SelectionSettings, controls: Collection[str]) -> None:
             raise IconError(
                 "selection.reference: length_matched copies the lengths of a different arm; name one, such as icon"
             )
+    if "combined" in {name for _, name in named}:
+        named += [("selection.combined.rankings", name) for name in settings.combined.rankings]
+        if unusable := [each for each in settings.combined.rankings if each in _ARMS and not _can_be_combined(each)]:
+            raise IconError(
+                f"selection.combined.rankings: {unusable[0]!r} does not rank by a score of its own; name arms such as "
+                "icon and rds"
+            )
     for setting, name in named:
         if name not in _ARMS:
             raise IconError(f"{setting}: {name!r} is not an arm; known are {', '.join(sorted(_ARMS))}")
@@ -97,10 +111,24 @@ def check_arms(settings: SelectionSettings, controls: Collection[str]) -> None:
             raise IconError(f"{setting}: {name!r} ranks by control {control!r}; add it to controls.kinds")
 
 
+def _can_be_combined(name: str) -> bool:
+    return not _ARMS[name].drawn and name not in ("full", "combined")
+
+
+def asks_in_turn(own: Arm, settings: SelectionSettings) -> bool:
+    """Whether the probes, or their strata, take samples in turn in this arm."""
+    if "turns" not in own.settings or "aggregate" not in own.settings:
+        return "turns" in own.settings
+    return (settings.aggregate or ("in_turn" if own.per_probe in SIMILARITIES else "mean")) == "in_turn"
+
+
 def with_reference(name: str, settings: SelectionSettings) -> list[Arm]:
-    """The arm and the arm that it follows."""
+    """The arm and the arms that it follows."""
     own, _ = arm_and_draw(name)
-    return [own, *([_ARMS[settings.reference]] if "reference" in own.settings else [])]
+    names = [settings.reference] if "reference" in own.settings else []
+    followed = [each for other in names for each in with_reference(other, settings)]
+    combined = settings.combined.rankings if "combined" in own.settings else ()
+    return [own, *followed, *(_ARMS[each] for each in combined)]
 
 
 def controls_needed(name: str, settings: SelectionSettings) -> set[str]:
@@ -131,7 +159,13 @@ def made_with(name: str, settings: SelectionSettings) -> dict[str, Any]:
     common: dict[str, Any] = {"fraction": settings.fraction}
     if name != "full":
         common |= {key: values[key] for key in ("budget", "diversity") if values[key] not in ("samples", None)}
-    return common | {key: values[key] for each in with_reference(name, settings) for key in each.settings}
+    own = {
+        key: values[key]
+        for each in with_reference(name, settings)
+        for key in each.settings
+        if key != "turns" or asks_in_turn(each, settings)
+    }
+    return common | {key: value for key, value in own.items() if (key, value) not in _AS_BEFORE}
 
 
 def ranks_by(name: str) -> str | None:
@@ -142,7 +176,7 @@ def ranks_by(name: str) -> str | None:
 def has_score(name: str) -> bool:
     """Whether every sample that the arm chose has a score."""
     own, _ = arm_and_draw(name)
-    return bool(own.control or own.tables)
+    return bool(own.per_probe or own.tables)
 
 
 def work_owed(name: str, settings: SelectionSettings) -> list[str]:

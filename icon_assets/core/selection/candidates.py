@@ -9,9 +9,10 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.features.embeddings import Embeddings
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.scoring.peers import PEERS, peer_contributions
+from icon_assets.core.selection.per_probe import PerProbe
 from icon_assets.core.store.schema import sql_text
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import SelectionSettings
+from icon_assets.settings import ControlSettings, SelectionSettings
 
 TOKENS = "n_training_tokens"
 
@@ -24,6 +25,7 @@ class Candidates:
         samples: by sample_id. Columns: n_response_chars, n_tokens, one for each quantity that arms rank by, and
             n_training_tokens where `selection.budget` counts those.
         embeddings: the stored vectors, if there are any.
+        per_probe: the values of samples for single probes, if there are any.
         draw: the number of the draw that a drawn arm makes.
         rankings: rankings of the arms, kept because other arms and figures need them again.
     """
@@ -31,6 +33,7 @@ class Candidates:
     samples: pl.DataFrame
     settings: SelectionSettings
     embeddings: Embeddings | None = None
+    per_probe: PerProbe | None = None
     draw: int = 0
     rankings: dict[str, pl.DataFrame] = field(default_factory=dict)
 
@@ -38,6 +41,15 @@ class Candidates:
         """The same candidates for a different fraction, ranked again, because an arm's ranking might depend on the
         fraction."""
         return replace(self, settings=self.settings.model_copy(update={"fraction": fraction}), rankings={})
+
+    def probe_values(self) -> PerProbe:
+        """
+        Raises:
+            IconError: no values for single probes are at hand.
+        """
+        if self.per_probe is None:
+            raise IconError("pair_scores: no values for single probes are at hand; materialize sample_scores first")
+        return self.per_probe
 
     def vectors(self) -> Embeddings:
         """
@@ -50,16 +62,23 @@ class Candidates:
 
 
 def read_candidates(
-    store: Store, key: ScoreKey, settings: SelectionSettings, controls: Collection[str] = (), seed: int = 0
+    store: Store,
+    key: ScoreKey,
+    settings: SelectionSettings,
+    controls: ControlSettings,
+    ranked_by: Collection[str] = (),
+    seed: int = 0,
 ) -> Candidates:
     """The candidates of a store.
 
     Args:
-        controls: the controls that arms rank by. `peers` is computed here, and only if it is given.
+        controls: how controls were measured.
+        ranked_by: the controls that arms rank by. `peers` is computed here, and only if it is given.
         seed: seed of the draw that peers are learned from, `probes.seed`.
     """
     samples = store.query(sql_text("pool_scores.sql"), {"score_key": key.value})
-    if PEERS in controls:
+    if PEERS in ranked_by:
         peers = peer_contributions(store, key, seed)
         samples = samples.join(peers, on="sample_id", how="left", maintain_order="left")
-    return Candidates(samples, settings, Embeddings(store, key.value))
+    per_probe = PerProbe(store, key, controls, seed)
+    return Candidates(samples, settings, Embeddings(store, key.value), per_probe)

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 
 from icon_assets.core.features.similarity import Sieve
-from icon_assets.core.inputs.ingest import STRATUM_FIELDS
 from icon_assets.core.inputs.sample import sample_of
+from icon_assets.core.inputs.strata import pool_strata
 from icon_assets.core.passes.encoder import pool_rows
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.probes.overlap import Candidate, near_duplicates
@@ -28,7 +28,6 @@ _READ_TEXTS = 2_000
 _COMPARED_VECTORS = 20_000
 _NEAR_COSINE = 0.95
 _COMPARABLE = 10  # samples on either side; fewer can't be distinguished from chance
-_MOST_STRATA = 100
 _SHOWN_STRATA = 20
 
 
@@ -110,19 +109,6 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
 
 
 # Composition
-
-
-def pool_strata(store: Store) -> pl.DataFrame:
-    """The kind of task of every unique sample: the first of `STRATUM_FIELDS` that at least half of the rows have, with
-    2 to 100 different values. Without such a field it is the file."""
-    fields = ", ".join(
-        f"count(metadata->>'{each}') * 2 >= count(*) AND count(DISTINCT metadata->>'{each}') BETWEEN 2 AND "
-        f"{_MOST_STRATA} AS {each}"
-        for each in STRATUM_FIELDS
-    )
-    usable = store.query(f"SELECT {fields} FROM delta.pool").row(0, named=True)  # noqa: S608  (our own text)
-    field = next((f"metadata->>'{name}'" for name, usable in usable.items() if usable), "file")
-    return store.query(f"SELECT sample_id, coalesce(min({field}), '') AS stratum FROM delta.pool GROUP BY sample_id")  # noqa: S608
 
 
 def stratum_shares(strata: pl.DataFrame, sample_ids: Sequence[str]) -> list[Figure]:

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 
 from icon_assets.core.errors import IconError
-from icon_assets.core.features.similarity import Rounds
 from icon_assets.core.passes.key import ScoreKey
 from icon_assets.core.scoring.contribution import influences, matrix
 from icon_assets.core.scoring.peers import PEERS, Draw, draw, peer_influences
 from icon_assets.core.selection.arm import rank, ranks_by
+from icon_assets.core.selection.arms import taken_by, turn_values
 from icon_assets.core.selection.candidates import Candidates
 from icon_assets.core.selection.choose import select
 from icon_assets.core.selector.learning import LEAST_SAMPLES
@@ -71,8 +71,8 @@ def _top(arm: str, pool: Candidates) -> set[str] | None:
 def redrawn(store: Store, key: ScoreKey, settings: Settings, arm: str, pool: Candidates) -> list[Figure]:
     """Overlap over redraws of the probes and of the control's contexts, for arms that depend on them: arms that rank by
     contributions, by a light selector's predictions of them, or by similarity to the probes."""
-    if arm == "rds":
-        return _halved(arm, pool, settings.probes.seed)
+    if (values := turn_values(arm, pool)) is not None:
+        return _halved(arm, pool, values, settings.probes.seed)
     learned = arm == "icon_selector" and settings.selector.kind == "light"
     control = (settings.selector.control or settings.controls.primary) if learned else ranks_by(arm)
     if control is None:
@@ -112,7 +112,7 @@ def _few(pool: Candidates, sample_ids: Sequence[str]) -> Candidates:
     """These samples of the pool only."""
     ids = pl.DataFrame({"sample_id": list(sample_ids)})
     embeddings = pool.vectors().held(sample_ids) if pool.settings.diversity else pool.embeddings
-    return Candidates(pool.samples.join(ids, on="sample_id"), pool.settings, embeddings)
+    return replace(pool, samples=pool.samples.join(ids, on="sample_id"), embeddings=embeddings, rankings={})
 
 
 def _topper(arm: str, column: str, sample_ids: Sequence[str], pool: Candidates) -> Top:
@@ -176,22 +176,24 @@ def control_overlap(top: Top, scores: np.ndarray, control: str, draws: int) -> l
     )
 
 
-def _halved(arm: str, pool: Candidates, seed: int) -> list[Figure]:
-    """For an arm that asks the probes in turn: how much of the choice of one half of them the other half keeps. A full
-    set would keep more."""
+def _halved(arm: str, pool: Candidates, values: np.ndarray, seed: int) -> list[Figure]:
+    """For an arm whose probes take in turn: how much of the choice of one half of them the other half keeps. A full set
+    would keep more.
+
+    Args:
+        values: by which they take, [samples, probes].
+    """
     random = np.random.default_rng(seed)
     sample_ids = rank(arm, pool)["sample_id"].sort().to_numpy()
     sample_ids = np.sort(random.choice(sample_ids, min(len(sample_ids), _MOST_NAMED), replace=False))
-    rounds = Rounds(pool.vectors(), sample_ids.tolist())
-
     few = _few(pool, sample_ids.tolist())
 
     def top(probes: np.ndarray) -> set[str] | None:
-        ranking = pl.DataFrame({"sample_id": sample_ids[rounds.order(probes)].tolist(), "score": 0.0})
-        return _top(arm, replace(few, rankings={arm: ranking}))
+        return _top(arm, replace(few, rankings={arm: taken_by(arm, few, values, probes)}))
 
-    half = len(rounds.places) // 2
-    drawn = [random.permutation(len(rounds.places)) for _ in range(_HALVINGS if half else 0)]
+    n_probes = values.shape[1]
+    half = n_probes // 2
+    drawn = [random.permutation(n_probes) for _ in range(_HALVINGS if half else 0)]
     pairs = [(top(order[:half]), top(order[half : 2 * half])) for order in drawn]
     detail = (
         f"{_HALVINGS} times {half} probes against {half} others, {len(sample_ids):,} samples; as many as the arm "

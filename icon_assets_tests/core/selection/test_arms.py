@@ -25,9 +25,12 @@ from icon_assets.core.selection.arm import (
 )
 from icon_assets.core.selection.candidates import TOKENS, Candidates
 from icon_assets.core.selection.choose import Subset, select, subset_size, token_budget, token_figures
+from icon_assets.core.selection.per_probe import PerProbe
+from icon_assets.core.selection.turns import shares, take_in_turn
 from icon_assets.core.store.tables import Store
-from icon_assets.settings import SelectionSettings
+from icon_assets.settings import ControlSettings, SelectionSettings
 from icon_assets_tests.conftest import put_embeddings
+from icon_assets_tests.core.scoring.test_peers import KEY
 
 POOL = pl.DataFrame(
     {
@@ -45,7 +48,23 @@ POOL = pl.DataFrame(
     },
     schema_overrides={"random_chars": pl.Float64},
 )
+
+
+def given_values(values: dict[str, np.ndarray], strata: list[str], pool_strata: list[str]) -> PerProbe:
+    """Values for single probes without a store."""
+    found = PerProbe(Store(Path()), KEY, ControlSettings(), 0, values)
+    probes = pl.DataFrame({"probe_id": [f"p{i}" for i in range(len(strata))], "stratum": strata})
+    known = pl.DataFrame({"sample_id": POOL["sample_id"], "stratum": pool_strata})
+    vars(found).update(sample_ids=POOL["sample_id"].to_list(), probes=probes, strata=known)
+    return found
+
+
+NUMBERS = np.random.default_rng(11)
+KINDS = ("none", "random_tokens", "peers", "cosine", "bm25")
+VALUES = {kind: NUMBERS.permuted(np.tile(np.arange(20) / 20, (4, 1)), axis=1).T for kind in KINDS}
+GIVEN = given_values(VALUES, ["news", "talk", "news", "maths"], ["news", "code", "code", "code"] * 5)
 ONES = pl.col("sample_id").is_not_null().cast(pl.Float64)
+IN_TURN_ARMS = ("icon_in_turn", "rds", "bm25", "combined")
 RANKING = [
     "random",
     "length_matched",
@@ -57,6 +76,11 @@ RANKING = [
     "icon_peers",
     "icon_selector",
     "icon_stratified",
+    "icon_in_turn",
+    "rds",
+    "bm25",
+    "combined",
+    "oracle",
     "lowest",
 ]
 
@@ -68,7 +92,7 @@ def of(*arms: str, **values: Any) -> SelectionSettings:
 def choose(
     arm: str, fraction: float, pool: pl.DataFrame = POOL, embeddings: Embeddings | None = None, **values: Any
 ) -> Subset:
-    return select(arm, Candidates(pool, of(arm, fraction=fraction, **values), embeddings))
+    return select(arm, Candidates(pool, of(arm, fraction=fraction, **values), embeddings, GIVEN))
 
 
 def ids(subset: Subset) -> list[str]:
@@ -98,7 +122,9 @@ def test_the_order_of_the_rows_does_not_matter(arm: str) -> None:
     assert ids(choose(arm, 0.4, shuffled)) == ids(choose(arm, 0.4))
 
 
-@pytest.mark.parametrize("arm", sorted(set(RANKING) - {"random", "length_matched", "icon_stratified", "perplexity"}))
+@pytest.mark.parametrize(
+    "arm", sorted(set(RANKING) - {"random", "length_matched", "icon_stratified", "perplexity", *IN_TURN_ARMS, "oracle"})
+)
 def test_ties_are_broken_by_the_id(arm: str) -> None:
     columns = ["n_response_chars", "none", "random_tokens", "peers", "perplexity", "ifd", "predicted"]
     equal = POOL.with_columns(**dict.fromkeys(columns, ONES)).with_columns(ifd=pl.lit(0.5))
@@ -231,7 +257,9 @@ def test_a_token_budget_is_spent_from_the_top_and_never_exceeded(arm: str, fract
     rows = choose(arm, fraction, budget="tokens").rows.join(POOL, on="sample_id", maintain_order="left")
     budget = fraction * int(POOL[TOKENS].sum())
     assert rows[TOKENS].sum() <= budget or rows.height == 1
-    following = rank(arm, Candidates(POOL, of(arm)))["sample_id"][rows.height : rows.height + 1].to_list()
+    following = rank(arm, Candidates(POOL, of(arm), per_probe=GIVEN))["sample_id"][
+        rows.height : rows.height + 1
+    ].to_list()
     left = int(POOL.filter(pl.col("sample_id").is_in(following))[TOKENS].sum())
     assert rows.height == 20 or int(rows[TOKENS].sum()) + left > budget, "the next one would not have fitted"
 
@@ -319,16 +347,106 @@ def test_an_arm_says_what_it_needs_and_what_it_is_made_with() -> None:
     assert made_with("length_matched", settings)["reference"] == "icon_peers"
 
 
+def taken(values: np.ndarray) -> list[str]:
+    return [POOL["sample_id"][int(row)] for row in take_in_turn(values)[0]]
+
+
+def test_probes_take_in_turn_where_the_arm_or_the_setting_says_so() -> None:
+    for arm, kind in (("icon", "none"), ("rico", "random_tokens"), ("icon_peers", "peers")):
+        assert ids(choose(arm, 1, aggregate="in_turn")) == taken(VALUES[kind])
+        assert ids(choose(arm, 1, aggregate="mean")) == ids(choose(arm, 1)) != taken(VALUES[kind])
+    assert ids(choose("icon_in_turn", 1, aggregate="mean")) == taken(VALUES["none"])
+    assert ids(choose("bm25", 1)) == ids(choose("bm25", 1, aggregate="in_turn")) == taken(VALUES["bm25"])
+    by_mean = ids(choose("bm25", 1, aggregate="mean"))
+    means = dict(zip(POOL["sample_id"], VALUES["bm25"].mean(axis=1), strict=True))
+    assert by_mean == sorted(means, key=lambda each: (-means[each], each))
+    first = choose("icon_in_turn", 0.05).rows
+    assert first["score"].item() == VALUES["none"][:, 0].max(), "the value for the probe that took it"
+
+
+def test_strata_take_in_turn_by_the_mean_over_their_probes() -> None:
+    values = VALUES["none"]
+    by_stratum = np.column_stack([values[:, 3], values[:, [0, 2]].mean(axis=1), values[:, 1]])
+    assert ids(choose("icon_in_turn", 1, turns="strata")) == taken(by_stratum)
+    assert ids(choose("icon", 1, turns="strata")) == ids(choose("icon", 1)), "it ranks by the mean"
+
+
+def test_rankings_are_combined_per_probe_and_unfitting_prompts_come_last() -> None:
+    """By default contribution and similarity, among samples with an IFD below 1."""
+    places = (shares(VALUES["none"]) + shares(VALUES["cosine"])) / 2
+    fits = (POOL["ifd"] < 1).to_numpy()
+    expected = [np.where(keep[:, None], places, np.nan) for keep in (fits, ~fits)]
+    assert ids(choose("combined", 1)) == [*taken(expected[0]), *taken(expected[1])]
+    assert ids(choose("combined", 1, combined={"ifd_below": None})) == taken(places)
+    one = {"rankings": ("longest",), "ifd_below": None}
+    assert ids(choose("combined", 1, combined=one)) == ids(choose("longest", 1)), "a ranking without probes"
+    missing = POOL.with_columns(predicted=pl.when(pl.int_range(20) < 7).then("predicted"))
+    assert choose("combined", 0.35, missing, combined={"rankings": ("icon", "icon_selector")}).rows.height == 7
+    with pytest.raises(IconError, match="arm combined: needs 8 samples of 20, but 7 have"):
+        choose("combined", 0.4, missing, combined={"rankings": ("icon", "icon_selector")})
+
+
+def test_the_oracle_draws_from_the_strata_of_the_probes_first() -> None:
+    strata = dict(zip(POOL["sample_id"], ["news", "code", "code", "code"] * 5, strict=True))
+    chosen = ids(choose("oracle", 1))
+    assert [strata[each] for each in chosen] == ["news"] * 5 + ["code"] * 15
+    assert chosen[:5] != ids(choose("oracle", 1, seed=4))[:5]
+    unknown = given_values(VALUES, ["a", "b", "c", "d"], ["news"] * 20)
+    with pytest.raises(IconError, match=r"oracle: no sample of the pool has a stratum of the probes \(a, b, c, d\)"):
+        select("oracle", Candidates(POOL, of("oracle"), per_probe=unknown))
+
+
+def test_rankings_that_cannot_be_combined_are_refused_before_anything_runs() -> None:
+    check_arms(of("combined"), ("none",))
+    check_arms(of("icon", combined={"rankings": ["best"]}), ("none",))
+    for name, line in (
+        ("best", "'best' is not an arm"),
+        ("random", "'random' does not rank by a score"),
+        ("rico", "add"),
+    ):
+        with pytest.raises(IconError, match=rf"selection\.combined\.rankings: .*{line}"):
+            check_arms(of("combined", combined={"rankings": ["icon", name]}), ("none",))
+    with pytest.raises(IconError, match=r"selection\.combined\.rankings: 'rico' ranks by control"):
+        check_arms(of("length_matched", reference="combined", combined={"rankings": ["rico"]}), ("none",))
+
+
+def test_a_choice_in_turn_is_recorded_only_where_it_matters() -> None:
+    """Subsets of earlier versions recorded nothing about turns, and are still valid."""
+    assert made_with("icon", of("icon", turns="strata")) == made_with("rds", of("rds")) == {"fraction": 0.15}
+    assert made_with("icon", of("icon", aggregate="in_turn", turns="strata")) == {
+        "fraction": 0.15,
+        "aggregate": "in_turn",
+        "turns": "strata",
+    }
+    assert made_with("rds", of("rds", turns="strata")) == {"fraction": 0.15, "turns": "strata"}
+    assert made_with("icon_in_turn", of("icon", turns="strata")) == {"fraction": 0.15, "turns": "strata"}
+    assert set(made_with("combined", of("combined"))) == {"fraction", "combined"}
+    follows = of("length_matched", reference="combined")
+    assert controls_needed("length_matched", follows) == {"none"}
+    assert tables_needed("length_matched", follows) == {"sample_features", "probe_features"}
+
+
 def test_an_arm_owes_all_work_that_it_waited_for() -> None:
     settings = of("random", reference="perplexity")
     owed = {arm: work_owed(arm, settings) for arm in RANKING}
-    scored = {"icon", "rico", "icon_peers", "icon_selector", "icon_stratified", "lowest"}
+    scored = {
+        "icon",
+        "rico",
+        "icon_peers",
+        "icon_selector",
+        "icon_stratified",
+        "icon_in_turn",
+        "combined",
+        "lowest",
+    }
     assert {arm for arm in RANKING if "pairs" in owed[arm]} == scored
     assert {arm for arm in RANKING if "features" in owed[arm]} == {
         "perplexity",
         "ifd",
         "icon_selector",
         "length_matched",
+        "rds",
+        "combined",
     }
     assert owed["icon_selector"] == ["pairs", "controls", "features", "selector"]
     assert work_owed("length_matched", of("length_matched", reference="icon")) == ["pairs", "controls"], (

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from icon_assets.core.features.embeddings import Embeddings
 from icon_assets.core.inputs.ingest import Located
 from icon_assets.core.inputs.sample import Sample
+from icon_assets.core.inputs.strata import pool_strata
 from icon_assets.core.selection import arm as arm_module
 from icon_assets.core.selection.arm import arm, rank
 from icon_assets.core.selection.candidates import TOKENS, Candidates
 from icon_assets.core.selection.choose import select
+from icon_assets.core.selection.per_probe import PerProbe
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Recipe
 from icon_assets.core.store.tables import Store
@@ -29,7 +32,6 @@ from icon_assets.core.trust.figures import (
     auc,
     auc_error,
     length_figures,
-    pool_strata,
     spearman,
     stratum_shares,
     trust_figures,
@@ -253,7 +255,11 @@ def test_one_half_of_the_probes_is_held_against_the_other_where_they_are_asked_i
     found = []
     for name, probes in (("alike", alike), ("unlike", unlike), ("one", {"p": draw.normal(size=8)})):
         embeddings = put_embeddings(Store(tmp_path / name), vectors, probes)
-        found.append(redraws._halved("rds", Candidates(pool_of(200).samples, SelectionSettings(), embeddings), 0))
+        values = PerProbe(embeddings.store, KEY, ControlSettings(), 0)
+        cosines = embeddings.cosines(values.sample_ids)
+        values = replace(values, _known={"cosine": cosines})
+        pool = Candidates(pool_of(200).samples, SelectionSettings(), embeddings, values)
+        found.append(redraws._halved("rds", pool, cosines, 0))
     assert (only(found[0]).value, only(found[0]).against) == (1, "the other half of the probes")
     assert only(found[1]).value < 0.5
     assert "50 times 8 probes against 8 others, 200 samples" in only(found[1]).detail
