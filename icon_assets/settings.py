@@ -370,7 +370,7 @@ class LocalTask(Section):
     @field_validator("name")
     @classmethod
     def _is_free(cls, name: str) -> str:
-        if name in {"held_out", "mean"}:
+        if name in {"held_out", "target", "mean"}:
             raise ValueError("is a name that the leaderboard uses itself; choose a different one")
         return name
 
@@ -430,12 +430,32 @@ class PairwiseSettings(Section):
         return prompts
 
 
+class TargetSettings(Section):
+    """The sealed test of the task that one cares about."""
+
+    samples: str | None = Field(default=None, description="File of samples of the task; their perplexity is reported.")
+    choices: str | None = Field(
+        default=None, description="File of the task's items with `query`, `choices`, `gold`; accuracy is reported."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_file(self) -> Self:
+        if not self.samples and not self.choices:
+            raise ValueError("names no file; set samples, choices or both, or take the target out")
+        return self
+
+
 class EvaluationSettings(Section):
     multiple_choice: tuple[LocalTask, ...] = Field(
         default=(), description="Multiple-choice tasks of your own; accuracy is reported."
     )
     held_out: str | None = Field(
         default="eval/held_out.jsonl", description="File of samples whose perplexity is reported."
+    )
+    target: TargetSettings | None = Field(
+        default=None,
+        description="A sealed test of the task you care about. Nothing is scored, chosen or trained by it. Every "
+        "comparison of new results on it is a look, and its intervals widen with the looks.",
     )
     tasks: tuple[str, ...] = Field(
         default=(), description="Further tasks by their lm-evaluation-harness name (need a network)."

@@ -108,6 +108,8 @@ class Workspace:
         if evaluation.held_out:
             yield "evaluation.held_out", evaluation.held_out
         yield from ((f"evaluation.multiple_choice.{i}.path", t.path) for i, t in enumerate(evaluation.multiple_choice))
+        target = evaluation.target.model_dump() if evaluation.target else {}
+        yield from ((f"evaluation.target.{key}", path) for key, path in target.items() if path)
         prompts = evaluation.pairwise.prompts if evaluation.pairwise else ()
         yield from ((f"evaluation.pairwise.prompts.{i}.path", each.path) for i, each in enumerate(prompts))
 

@@ -15,6 +15,7 @@ from icon_assets.core.evaluation.leaderboard import COSTS, wide_board, wide_diff
 from icon_assets.core.evaluation.measure import measure
 from icon_assets.core.evaluation.metric import Metric, item_rows, result_rows
 from icon_assets.core.evaluation.verdicts import verdicts_of
+from icon_assets.core.inputs.evaluation_files import target_files
 from icon_assets.core.model.fine_tuned import load_fine_tuned
 from icon_assets.core.model.loading import load
 from icon_assets.core.planning.recipes import CODE_VERSIONS
@@ -101,19 +102,21 @@ def evaluation_assets(workspace: Workspace, checkpoint: dg.AssetsDefinition) -> 
         recipe = icon.recipes.of("leaderboard")
         if event := kept(context, icon, recipe):
             return unchanged(event)
-        found = comparison.compare(
-            comparison.current_items(store), draws=settings.bootstrap_draws, confidence=settings.confidence
-        )
+        target = target_files(settings)
+        looks = comparison.looks_at(store, target)
+        items = comparison.current_items(store)
+        found = comparison.compare(items, draws=settings.bootstrap_draws, confidence=settings.confidence, looks=looks)
         differences = comparison.as_frame(found)
         store.replace("leaderboard_differences", differences)
         board = store.query("FROM leaderboard ORDER BY task, metric, arm")
-        verdicts = verdicts_of(differences, icon.settings.selection.reference)
+        verdicts = verdicts_of(differences, icon.settings.selection.reference, looks)
         summary = {
             "arms": board["arm"].n_unique(),
             "metrics": board.select("task", "metric").n_unique(),
             "comparisons": differences.height,
             "verdicts": verdicts,
             "results": store.query("FROM delta.results_now").item(),
+            **({"target": target, "looks": looks} if target else {}),
         }
         product = digest([frame_digest(board.drop(*COSTS)), frame_digest(differences)])
         pictures = {**board_metadata(board), **difference_metadata(differences, settings.confidence)}

@@ -98,7 +98,7 @@ def _print_differences(store: Any, settings: "Settings") -> None:
     """Differences to the first baseline arm, and the verdict on each arm."""
     import polars as pl
 
-    from icon_assets.core.evaluation.comparison import AGAINST, differences_of, headline
+    from icon_assets.core.evaluation.comparison import AGAINST, differences_of, headline, last_look
     from icon_assets.core.evaluation.leaderboard import wide_differences
     from icon_assets.core.evaluation.verdicts import verdicts_of
 
@@ -110,5 +110,5 @@ def _print_differences(store: Any, settings: "Settings") -> None:
             f"(verdicts: after Holm over {n} comparisons)"
         )
         print_frame(wide_differences(differences, against))
-    for arm, sentence in verdicts_of(differences, settings.selection.reference).items():
+    for arm, sentence in verdicts_of(differences, settings.selection.reference, last_look(store)).items():
         print(f"{arm}: {sentence}")

@@ -9,7 +9,12 @@ With many comparisons, some look better by chance. A verdict therefore holds aft
 are those of each comparison alone. The headline metrics, mean accuracy over tasks and perplexity on all held-out data,
 are corrected together, over arms and both metrics. Single tasks and strata are exploratory, and are corrected over the
 arms and tasks of each metric. There is no correction over the baselines, because a gain must hold against each of
-them."""
+them.
+
+On a sealed target (`evaluation.target`), whoever looks again after a change tries again. With k looks so far, each
+interval and verdict there is at level (1 - confidence) / k: Bonferroni's correction over the looks (Dunn 1961). It
+covers looks whose questions were fixed before. Questions that follow from what was seen can overfit further (Dwork et
+al. 2015, arXiv 1506.02629), so a new file is better than many looks."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +26,7 @@ import polars as pl
 
 from icon_assets.core.digests import digest
 from icon_assets.core.evaluation.metric import NLL, PERPLEXITY
-from icon_assets.core.inputs.evaluation_files import HELD_OUT
+from icon_assets.core.inputs.evaluation_files import HELD_OUT, TARGET
 from icon_assets.core.store.tables import Store
 
 if TYPE_CHECKING:
@@ -35,9 +40,12 @@ ACCURACY = "acc"
 BETTER = "better"
 WORSE = "worse"
 OPEN = "not distinguishable"
-AGAINST = ("random", "length_matched", "longest", "full", BASE)
+AGAINST = ("random", "length_matched", "longest", "bm25", "rds", "full", BASE)
 # A gain is claimed only over all of these together: selections that cost nothing.
 RIVALS = AGAINST[:3]
+# On a target, these are what one would do otherwise: they read the probes, and cost little.
+TARGET_RIVALS = ("random", "length_matched", "bm25", "rds")
+_ON_TARGETS_ONLY = TARGET_RIVALS[2:]
 LESS_IS_BETTER = frozenset({NLL, PERPLEXITY})
 _CELLS = 4_000_000  # counts of resampled items at a time: bounds memory
 
@@ -91,14 +99,45 @@ def current_items(store: Store) -> pl.DataFrame:
     )
 
 
-def compare(items: pl.DataFrame, *, draws: int, confidence: float, seed: int = 0) -> list[Difference]:
-    """Every arm against each of `AGAINST`, in every metric of every task and, over tasks, in their mean.
+def looks_at(store: Store, files: Sequence[str]) -> int:
+    """How many comparisons of different results on these files of a target there are, the coming one included. 0
+    without files. Files are known by their names: a changed file of the same name has been looked at already."""
+    seen = store.query(
+        """
+        SELECT DISTINCT summary->>'results' AS results FROM delta.events
+        WHERE asset = 'leaderboard' AND len(list_intersect((summary->'target')::VARCHAR[], $files::VARCHAR[])) > 0
+        UNION FROM delta.results_now
+        """,
+        {"files": list(files)},
+    )
+    return seen.height if files else 0
+
+
+def last_look(store: Store) -> int:
+    """The number of the look at a target that the stored differences are from; 0 without a target."""
+    newest = "SELECT coalesce(max_by(summary->>'looks', seq)::BIGINT, 0) FROM delta.events WHERE asset = 'leaderboard'"
+    return store.query(newest).item()
+
+
+def rivals_on(task: str) -> tuple[str, ...]:
+    """The arms that a gain in this task must hold against."""
+    return TARGET_RIVALS if is_target(task) else RIVALS
+
+
+def is_target(task: str) -> bool:
+    return task == TARGET or task.startswith(f"{TARGET}/")
+
+
+def compare(items: pl.DataFrame, *, draws: int, confidence: float, looks: int = 1, seed: int = 0) -> list[Difference]:
+    """Every arm against each of `AGAINST` (`bm25` and `rds` on a target only), in every metric of every task and, over
+    tasks, in their mean.
 
     Two runs are compared only where they were measured on the same items. `base`, which has no seeds, is compared with
     each.
 
     Args:
         items: columns arm, seed, task, metric, item, value, weight; a run's figure is sum(value) / sum(weight).
+        looks: at a target, this one included.
 
     Returns:
         By metric, `against`, task and arm.
@@ -110,14 +149,20 @@ def compare(items: pl.DataFrame, *, draws: int, confidence: float, seed: int = 0
         source = NLL if metric == PERPLEXITY else metric
         tasks = {str(task): rows for (name, task), rows in measured.items() if name == source}
         drawn = {task: _drawn_pairs(rows, metric, draws, seed) for task, rows in sorted(tasks.items())}
-        if source != NLL and len(drawn) > 1:
-            drawn[MEAN] = _means(drawn.values())
+        whole = [pairs for task, pairs in drawn.items() if not is_target(task)]
+        if source != NLL and len(whole) > 1:
+            drawn[MEAN] = _means(whole)
         judged += [
-            _judged(pair, task, metric, each, draws, confidence, seed)
+            _judged(pair, task, metric, each, draws, 1 - (1 - confidence) / _times(task, looks), seed)
             for task, pairs in drawn.items()
             for pair, each in pairs.items()
         ]
-    return sorted(_corrected(judged, 1 - confidence), key=lambda d: (d.metric, AGAINST.index(d.against), d.task, d.arm))
+    corrected = _corrected(judged, 1 - confidence, looks)
+    return sorted(corrected, key=lambda d: (d.metric, AGAINST.index(d.against), d.task, d.arm))
+
+
+def _times(task: str, looks: int) -> int:
+    return max(1, looks) if is_target(task) else 1
 
 
 def _drawn_pairs(rows: pl.DataFrame, metric: str, draws: int, seed: int) -> dict[_Pair, _Drawn]:
@@ -129,13 +174,17 @@ def _drawn_pairs(rows: pl.DataFrame, metric: str, draws: int, seed: int) -> dict
             continue
         figures, moved = _resampled(values, weights, metric == PERPLEXITY, draws, stream)
         column = {run: index for index, run in enumerate(runs)}
-        for pair, own, other in _paired_columns(column):
+        for pair, own, other in _paired_columns(column, _baselines(rows["task"][0])):
             by_seed = figures[own] - figures[other]
             # The mean square of n resampled items is (n - 1) / n of its correct value.
             stretch = np.sqrt(len(weights) / (len(weights) - 1))
             away = (moved[:, own] - moved[:, other]).mean(1) - by_seed.mean()
             pairs.setdefault(pair, _Drawn(by_seed, away * stretch, len(weights)))
     return pairs
+
+
+def _baselines(task: str) -> list[str]:
+    return [each for each in AGAINST if is_target(task) or each not in _ON_TARGETS_ONLY]
 
 
 def _same_items(rows: pl.DataFrame) -> Iterator[tuple[list[_Run], "Array", "Array"]]:
@@ -167,13 +216,15 @@ def _resampled(
     return (np.exp(figures), np.exp(moved)) if exponential else (figures, moved)
 
 
-def _paired_columns(column: Mapping[_Run, int]) -> Iterator[tuple[_Pair, list[int], list[int]]]:
+def _paired_columns(
+    column: Mapping[_Run, int], baselines: Sequence[str]
+) -> Iterator[tuple[_Pair, list[int], list[int]]]:
     """For every two arms to compare: the columns of their runs, seed by seed."""
     seeds: defaultdict[str, list[int]] = defaultdict(list)
     for arm, seed in sorted(column):
         seeds[arm].append(seed)
     for arm in sorted(seeds.keys() - {BASE}):
-        for against in (other for other in AGAINST if other in seeds and other != arm):
+        for against in (other for other in baselines if other in seeds and other != arm):
             shared = [seed for seed in seeds[arm] if against == BASE or seed in seeds[against]]
             others = [column[against, seeds[BASE][0] if against == BASE else seed] for seed in shared]
             if shared:
@@ -241,36 +292,39 @@ def _error_and_freedom(variances: Sequence[float], freedoms: Sequence[int]) -> t
     return total**0.5, total**2 / sum(v**2 / freedom for v, freedom in zip(variances, freedoms, strict=True))
 
 
-def _corrected(found: Sequence[Difference], level: float) -> list[Difference]:
+def _corrected(found: Sequence[Difference], level: float, looks: int) -> list[Difference]:
     """Verdicts after Holm's step-down over each family. Comparisons that do not pass are not distinguishable."""
     is_main = _headline({each.task for each in found if each.metric == ACCURACY})
     families: defaultdict[tuple[str, str], list[Difference]] = defaultdict(list)
     for each in found:
-        whole = each.task in {MEAN, HELD_OUT}
+        whole = each.task in {MEAN, HELD_OUT, TARGET}
         families[each.against, "" if is_main(each.metric, each.task) else f"{each.metric} {whole}"].append(each)
     corrected = []
     for family in families.values():
         told = True
-        for left, each in zip(range(len(family), 0, -1), sorted(family, key=lambda d: d.p_value), strict=True):
-            told = told and each.p_value <= level / left
+        ordered = sorted(family, key=lambda d: d.p_value * _times(d.task, looks))
+        for left, each in zip(range(len(family), 0, -1), ordered, strict=True):
+            told = told and each.p_value * _times(each.task, looks) <= level / left
             corrected.append(replace(each, n_comparisons=len(family), verdict=each.verdict if told else OPEN))
     return corrected
 
 
 def _headline(tasks: Collection[str]) -> Callable[[str, str], bool]:
     """Whether a metric of a task is a headline metric: mean accuracy over these tasks (or that of the only or first
-    one), and held-out perplexity."""
-    main = MEAN if MEAN in tasks else min(tasks, default="")
-    return lambda metric, task: (metric, task) in {(ACCURACY, main), (PERPLEXITY, HELD_OUT)}
+    one), held-out perplexity, and both of a target."""
+    main = MEAN if MEAN in tasks else min((task for task in tasks if not is_target(task)), default="")
+    main_metrics = {(ACCURACY, main), (ACCURACY, TARGET), (PERPLEXITY, HELD_OUT), (PERPLEXITY, TARGET)}
+    return lambda metric, task: (metric, task) in main_metrics
 
 
 def main_rows(board: pl.DataFrame) -> pl.DataFrame:
-    """The headline rows of the leaderboard: accuracy of each whole task, and held-out perplexity. If none of them was
-    measured, every metric of whole tasks. Parts of a task have names such as `held_out/facts`."""
+    """The headline rows of the leaderboard: accuracy of each whole task, and perplexity of held-out samples and of a
+    target. If none of them was measured, every metric of whole tasks. Parts of a task have names such as
+    `held_out/facts`."""
     task = pl.col("task")
     metric = pl.col("metric")
     whole = board.filter(~task.str.contains("/", literal=True))
-    main = whole.filter((metric == ACCURACY) | ((task == HELD_OUT) & (metric == PERPLEXITY)))
+    main = whole.filter((metric == ACCURACY) | (task.is_in([HELD_OUT, TARGET]) & (metric == PERPLEXITY)))
     return main if main.height else whole
 
 
@@ -287,6 +341,7 @@ def differences_of(store: Store) -> pl.DataFrame:
 
 
 def headline(differences: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the headline metrics: mean accuracy over tasks (or that of the only one), and held-out perplexity."""
+    """The rows of the headline metrics: mean accuracy over tasks (or that of the only one), held-out perplexity, and
+    both of a target."""
     is_main = _headline(set(differences.filter(pl.col("metric") == ACCURACY)["task"]))
     return differences.filter([is_main(*each) for each in differences.select("metric", "task").iter_rows()])

@@ -28,13 +28,14 @@ class HeldOutSample:
 def held_out_metrics(
     model: "PreTrainedModel",
     samples: Sequence[HeldOutSample],
+    task: str = HELD_OUT,
     *,
     device: str,
     tokens_per_batch: int = 4096,
 ) -> list[Metric]:
     """Loss on held-out samples, overall and by stratum. The model is moved to `device`, in eval mode.
 
-    Overall (`held_out`) and per stratum (`held_out/<name>`) `nll_per_token`, in nats: R = sum(y) / sum(x) over samples
+    Overall (`task`) and per stratum (`<task>/<name>`) `nll_per_token`, in nats: R = sum(y) / sum(x) over samples
     with summed NLL y and x response tokens, which are its items; and `perplexity` exp(R). Standard error of this ratio
     over the n samples: sqrt(n / (n - 1) * sum((y - R x)^2)) / sum(x); of the perplexity, by the delta method: exp(R)
     times that.
@@ -52,9 +53,9 @@ def held_out_metrics(
     for sample, (loss, n_tokens) in zip(samples, sums, strict=True):
         if n_tokens:
             item = Item(sample.row, loss, n_tokens)
-            scored[HELD_OUT].append(item)
-            scored[f"{HELD_OUT}/{sample.stratum}"].append(item)
-    losses = [Metric(task, NLL, *_ratio(items), tuple(items)) for task, items in sorted(scored.items())]
+            scored[task].append(item)
+            scored[f"{task}/{sample.stratum}"].append(item)
+    losses = [Metric(name, NLL, *_ratio(items), tuple(items)) for name, items in sorted(scored.items())]
     return [metric for loss in losses for metric in (loss, _perplexity(loss))]
 
 

@@ -10,6 +10,7 @@ from icon_assets.core.evaluation.harness import choice_metrics
 from icon_assets.core.evaluation.held_out import HeldOutSample, held_out_metrics
 from icon_assets.core.evaluation.metric import Metric
 from icon_assets.core.inputs.choice_items import read_choice_items
+from icon_assets.core.inputs.evaluation_files import choice_files, sample_files
 from icon_assets.core.inputs.ingest import ingest, sample_frame
 from icon_assets.core.inputs.source_files import SourceFile
 from icon_assets.core.model.memory import freed_memory_kept
@@ -27,7 +28,7 @@ def measure(
         warn: told of each held-out row that can't be used.
     """
     settings = workspace.settings.evaluation
-    tasks = {task.name: read_choice_items(workspace.input_path(task.path)) for task in settings.multiple_choice}
+    tasks = {name: read_choice_items(workspace.input_path(path)) for name, path in choice_files(settings)}
     metrics: list[Metric] = []
     with freed_memory_kept(device):
         if tasks or settings.tasks:
@@ -40,9 +41,9 @@ def measure(
                 batch_size=settings.batch_size,
                 device=device,
             )
-        if settings.held_out:
-            samples = held_out_samples(workspace, settings.held_out, encode, warn)
-            metrics += held_out_metrics(model, samples, device=device)
+        for name, path in sample_files(settings):
+            samples = held_out_samples(workspace, path, encode, warn)
+            metrics += held_out_metrics(model, samples, name, device=device)
     return metrics
 
 

@@ -120,7 +120,8 @@ def _limit(settings: Settings) -> dict[str, Any]:
 
 
 def _measured(settings: Settings, known: Known, part: str) -> dict[str, Any]:
-    shown = settings.evaluation.model_dump(exclude=_NOT_MEASURED, mode="json")
+    without = {*_NOT_MEASURED, *(() if settings.evaluation.target else ("target",))}  # earlier versions had none
+    shown = settings.evaluation.model_dump(exclude=without, mode="json")
     trained = settings.training
     return {**shown, "template": trained.template, "max_tokens": trained.max_tokens, **_limit(settings)}
 

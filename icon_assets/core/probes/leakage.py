@@ -9,7 +9,7 @@ from typing import Any
 
 from icon_assets.core.digests import file_digest
 from icon_assets.core.inputs.choice_items import read_choice_items
-from icon_assets.core.inputs.evaluation_files import HELD_OUT, evaluation_files
+from icon_assets.core.inputs.evaluation_files import choice_files, evaluation_files, sample_files
 from icon_assets.core.inputs.ingest import ingest
 from icon_assets.core.inputs.sample import Sample, sample_of
 from icon_assets.core.inputs.source_files import SourceFile
@@ -62,12 +62,12 @@ def _evaluation_items(workspace: Workspace) -> Iterator[tuple[Candidate, str]]:
     Right choices are only a few words, so a multiple-choice item is recognized by its question.
     """
     settings = workspace.settings.evaluation
-    for task in settings.multiple_choice:
-        for number, item in enumerate(read_choice_items(workspace.input_path(task.path)), 1):
+    for task, path in choice_files(settings):
+        for number, item in enumerate(read_choice_items(workspace.input_path(path)), 1):
             sample = Sample(item.question, "", item.choices[item.gold])
             passage = f"{item.question} {sample.response}"
-            yield Candidate(sample, task.name, task.path, number, passage), " ".join([item.query, *item.choices])
-    files = [(HELD_OUT, settings.held_out, False)] if settings.held_out else []
+            yield Candidate(sample, task, path, number, passage), " ".join([item.query, *item.choices])
+    files = [(name, path, False) for name, path in sample_files(settings)]
     files += [(each.name, each.path, True) for each in (settings.pairwise.prompts if settings.pairwise else ())]
     for name, path, unanswered in files:
         source = SourceFile(path, path, workspace.input_path(path))

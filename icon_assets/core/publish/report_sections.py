@@ -30,8 +30,10 @@ def verdict_section(source: Source) -> list[dict[str, Any]]:
         for row in _trust_rows(source)
         if row["figure"] == "length_auc" and explained_by_length(row["value"], source.length_warning)
     }
-    claims = verdicts_of(source.differences, source.workspace.settings.selection.reference)
-    behind = comparison.headline(source.differences).filter(pl.col("against").is_in(comparison.RIVALS)).to_dicts()
+    looks = comparison.last_look(source.store)
+    claims = verdicts_of(source.differences, source.workspace.settings.selection.reference, looks)
+    headline = comparison.headline(source.differences).to_dicts()
+    behind = [row for row in headline if row["against"] in comparison.rivals_on(row["task"])]
     return [
         {
             "arm": arm,

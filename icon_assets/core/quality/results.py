@@ -1,7 +1,7 @@
 """Rules of results: metrics, answers, judgements and the leaderboard."""
 
 from icon_assets.core.evaluation.metric import NLL, PERPLEXITY
-from icon_assets.core.inputs.evaluation_files import HELD_OUT
+from icon_assets.core.inputs.evaluation_files import choice_files, sample_files
 from icon_assets.core.quality.rule import REMAKE, Finding, Subject, judge, rule
 
 
@@ -31,7 +31,7 @@ def every_task_is_measured(subject: Subject) -> Finding:
     """Every local task of the settings, and the held-out data, has a result. Otherwise an arm would be compared only on
     the tasks that it was measured on."""
     settings = subject.workspace.settings.evaluation
-    tasks = [task.name for task in settings.multiple_choice] + ([HELD_OUT] if settings.held_out else [])
+    tasks = [name for name, _ in (*choice_files(settings), *sample_files(settings))]
     return subject.find(
         """
         SELECT task AS id, task NOT IN (SELECT task FROM delta.eval_results WHERE checkpoint_id = $checkpoint) AS wrong
@@ -48,7 +48,7 @@ def metrics_are_made_of_their_items(subject: Subject) -> Finding:
     """Accuracies of local tasks, the held-out loss and every other metric with items are the mean of the stored items,
     each stored once. Differences between arms are computed from these items. Otherwise verdicts and leaderboard would
     contradict each other."""
-    tasks = [task.name for task in subject.workspace.settings.evaluation.multiple_choice]
+    tasks = [name for name, _ in choice_files(subject.workspace.settings.evaluation)]
     return subject.find(
         """
         WITH made AS (

@@ -3,6 +3,7 @@ truth."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,14 @@ from icon_assets.core.evaluation.comparison import (
     as_frame,
     compare,
     headline,
+    last_look,
+    looks_at,
     main_rows,
 )
 from icon_assets.core.evaluation.verdicts import interval, verdicts_of
+from icon_assets.core.store import ledger
+from icon_assets.core.store.ledger import Recipe
+from icon_assets.core.store.tables import Store
 
 Rows = list[tuple[str, int, str, str, int, float, float]]
 COLUMNS = ["arm", "seed", "task", "metric", "item", "value", "weight"]
@@ -317,6 +323,67 @@ def test_the_mean_over_tasks_is_corrected_over_arms_and_single_tasks_over_both()
         ("c", 6),
         ("mean", 2),
     }
+
+
+def on_target(looks: int = 1, gain: float = 0.12, confidence: float = 0.95) -> list[Difference]:
+    """Four arms on a target and on one ordinary task; `icon` is better on both by this."""
+    rng = np.random.default_rng(5)
+    items = []
+    for task in ("target", "t"):
+        hard = rng.random(300)
+        for arm, by in (("icon", gain), ("random", 0.0), ("bm25", 0.0), ("rds", 0.0), ("length_matched", 0.0)):
+            items += [run(arm, seed, (hard < 0.5 + by + 0.01 * seed).astype(float).tolist(), task) for seed in (0, 1)]
+    return compare(frame(*items), draws=2000, confidence=confidence, looks=looks)
+
+
+def test_on_a_target_what_one_would_do_otherwise_is_a_rival() -> None:
+    found = on_target()
+    assert {d.against for d in found if d.task == "target"} == {"random", "length_matched", "bm25", "rds"}
+    assert {d.against for d in found if d.task == "t"} == {"random", "length_matched"}
+    assert "mean" not in {d.task for d in found}, "a target is no task among others"
+    said = verdicts_of(as_frame(found))
+    assert said["icon"].startswith(
+        "a gain: better than random, length_matched, bm25 and rds in target accuracy; better than random and "
+        "length_matched in accuracy"
+    )
+    without = [d for d in found if "rds" not in (d.arm, d.against)]
+    assert verdicts_of(as_frame(without))["icon"].startswith("ahead, but not compared with rds: ")
+
+
+def test_every_look_at_a_target_widens_its_intervals_and_no_others() -> None:
+    first, third, at_a_third = on_target(), on_target(3), on_target(confidence=1 - 0.05 / 3)
+    for once, again, wider in zip(first, third, at_a_third, strict=True):
+        expected = wider if once.task == "target" else once
+        assert (again.low, again.high) == pytest.approx((expected.low, expected.high))
+    assert "look 3 at the target" in verdicts_of(as_frame(third), looks=3)["icon"]
+    assert "look" not in verdicts_of(as_frame(first), looks=1)["icon"]
+
+
+def test_what_holds_at_the_first_look_need_not_hold_after_many() -> None:
+    def verdict(looks: int) -> str:
+        found = on_target(looks, gain=0.06)
+        return one(found, task="target", arm="icon", against="random").verdict
+
+    assert verdict(1) == BETTER
+    assert verdict(10_000) == OPEN
+
+
+def test_looks_are_counted_by_results_and_by_the_names_of_the_files(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def look(results: str, *files: str) -> None:
+        recipe = Recipe("leaderboard", "", (), {})
+        summary = {"results": results, "target": list(files), "looks": looks_at(store, files)}
+        ledger.record(store, recipe, results, "run", summary)
+
+    assert looks_at(store, []) == 0
+    assert (looks_at(store, ["a.jsonl"]), last_look(store)) == (1, 0)
+    look("one", "a.jsonl")
+    look("one", "a.jsonl")
+    assert looks_at(store, ["a.jsonl"]) == 2, "the same results again are no new look"
+    look("two", "a.jsonl", "b.jsonl")
+    assert (looks_at(store, ["a.jsonl"]), looks_at(store, ["b.jsonl"]), looks_at(store, ["c.jsonl"])) == (3, 2, 1)
+    assert last_look(store) == 2
 
 
 @pytest.mark.parametrize(
