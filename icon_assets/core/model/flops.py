@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from icon_assets.core.model.loading import load_config
 from icon_assets.core.model.weights import stored_shapes
+
+if TYPE_CHECKING:
+    import torch
+
+_PEAK_SECONDS = 0.6
 
 
 @dataclass(frozen=True)
@@ -100,21 +106,31 @@ def context_work(context_tokens: float) -> Work:
 
 @cache
 def matmul_peak(device: str, dtype: str) -> float:
-    """FLOP/s of large square matrix products on this device, the best of several in about half a second."""
+    """FLOP/s of large square matrix products on this device, the best of several in about half a second.
+
+    The products grow until one takes long enough to measure. A CPU without instructions for the dtype may need minutes
+    for the largest.
+    """
     import torch
 
-    n = 8192 if device == "cuda" else 2048
-    a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
-    b = torch.randn(n, n, device=device).to(getattr(torch, dtype))
+    def square(n: int) -> "torch.Tensor":
+        return torch.randn(n, n, device=device).to(getattr(torch, dtype))
+
     best = 0.0
-    deadline = time.monotonic() + 0.6
-    while time.monotonic() < deadline or not best:
+    n, largest = (1024, 8192) if device == "cuda" else (256, 2048)
+    a, b = square(n), square(n)
+    deadline = time.perf_counter() + _PEAK_SECONDS
+    while time.perf_counter() < deadline or not best:
         start = time.perf_counter()
         for _ in range(repeats := 8 if device == "cuda" else 2):
             torch.mm(a, b)
         if device == "cuda":
             torch.cuda.synchronize()
-        best = max(best, repeats * 2 * n**3 / (time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        best = max(best, repeats * 2 * n**3 / seconds)
+        if n < largest and seconds * 8 < _PEAK_SECONDS / 2:
+            n *= 2
+            a, b = square(n), square(n)
     return best
 
 

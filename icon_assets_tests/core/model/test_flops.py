@@ -57,3 +57,24 @@ def test_the_count_of_a_training_step_equals_torchs_own_count(trained: str, tmp_
 
 def test_the_peak_is_measured() -> None:
     assert matmul_peak("cpu", "float32") > 1e9
+
+
+@pytest.mark.parametrize(("rate", "largest", "seconds"), [(5e11, 2048, 1.0), (2.5e8, 256, 1.0), (1e7, 256, 7.0)])
+def test_a_device_that_is_slow_with_a_dtype_is_not_asked_for_large_products(
+    monkeypatch: pytest.MonkeyPatch, rate: float, largest: int, seconds: float
+) -> None:
+    """Of so many FLOP/s; the clock is that of the products alone. 2.5e8: bfloat16 on a CPU with AVX2 only."""
+    sizes = [0]
+    clock = [0.0]
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> None:
+        sizes.append(len(a))
+        clock[0] += 2 * len(a) ** 3 / rate
+
+    monkeypatch.setattr("torch.mm", product)
+    monkeypatch.setattr("icon_assets.core.model.flops.time.perf_counter", lambda: clock[0])
+    matmul_peak.cache_clear()
+    assert matmul_peak("cpu", "bfloat16") == pytest.approx(rate)
+    matmul_peak.cache_clear()
+    assert max(sizes) == largest
+    assert clock[0] < seconds
