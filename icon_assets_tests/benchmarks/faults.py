@@ -1,5 +1,6 @@
-"""Faults at chosen points of a run, how often, and whether it held: kills, full disks, little memory, no rights, a
-ledger with holes.
+"""Faults at chosen points of a run, how often, and whether it held.
+
+Kills, full disks, little memory, no rights, a ledger with holes.
 
 Every fault meets real processes on a small workspace with a random model. It holds when nobody sees half of anything,
 what is not killed says one line, and one normal run later every table is as in an undisturbed run, with no pair
