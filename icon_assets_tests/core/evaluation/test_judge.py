@@ -253,12 +253,11 @@ def test_a_service_that_drips_is_given_up_at_the_deadline_of_the_whole_request(t
         judges.talking(talk) as url,
         pytest.raises(
             IconError,
-            match=r"5 attempts \(timed out: no whole reply in 0.1 "
-            r"s\)",
+            match=r"5 attempts \(timed out: no whole reply in 0.25 s\)",
         ),
     ):
-        judge_of(url, timeout=0.1).ask("?", "one", "two")
-    assert time.monotonic() - start < 3
+        judge_of(url, timeout=0.25).ask("?", "one", "two")
+    assert time.monotonic() - start < 60, "dripping, it would take hours; a loaded machine takes seconds"
 
 
 @pytest.mark.parametrize(
