@@ -54,6 +54,11 @@ RICH: Mapping[str, Any] = {
     },
     "automation": {"scoring": "on_change", "train": True},
 }
+# A target, and the arms for one.
+TARGET_KEYS: Mapping[str, Any] = {
+    "selection.arms": [*ARMS, "icon_in_turn", "bm25", "combined", "oracle"],
+    "evaluation.target": {"samples": "eval/target.jsonl", "choices": "eval/target_items.jsonl"},
+}
 # The other ways: every pair up to a limit, the other kind of selector, a budget of samples.
 PLAIN_KEYS: Mapping[str, Any] = {
     "probes.budget": "auto",
@@ -111,6 +116,10 @@ SECOND: Mapping[str, Mapping[str, Any]] = {
     "selection.seed": {"selection.seed": 1},
     "selection.budget": {"selection.budget": "samples"},
     "selection.diversity": {"selection.diversity": None},
+    "selection.aggregate": {"selection.aggregate": "in_turn"},
+    "selection.turns": {"selection.turns": "strata"},
+    "selection.combined.rankings": {"selection.combined.rankings": ["icon", "bm25"]},
+    "selection.combined.ifd_below": {"selection.combined.ifd_below": None},
     "selection.length_strata": {"selection.length_strata": 3},
     "selection.reference": {"selection.reference": "longest"},
     "selection.length_warning": {"selection.length_warning": 0.9},
@@ -138,6 +147,10 @@ SECOND: Mapping[str, Mapping[str, Any]] = {
     },
     "evaluation.multiple_choice.name": {"evaluation.multiple_choice": [{"name": "adds", "path": "eval/sums.jsonl"}]},
     "evaluation.held_out": {"evaluation.held_out": None},
+    "evaluation.target.samples": {
+        "evaluation.target": {"samples": "eval/other_target.jsonl", "choices": "eval/target_items.jsonl"}
+    },
+    "evaluation.target.choices": {"evaluation.target": {"samples": "eval/target.jsonl", "choices": "eval/sums.jsonl"}},
     "evaluation.tasks": {"evaluation.tasks": ["arc_easy"]},
     "evaluation.limit": {"evaluation.limit": 3},
     "evaluation.batch_size": {"evaluation.batch_size": 2},
@@ -233,8 +246,9 @@ def _write_inputs(root: Path) -> None:
         write_jsonl(root / pool / "a.jsonl", POOL_A)
         write_jsonl(root / pool / "b.jsonl", POOL_B)
     write_jsonl(root / "probes" / "probes.jsonl", PROBES)
-    write_jsonl(root / "eval" / "held_out.jsonl", HELD_OUT)
-    for name in ("sums", "other_sums"):
+    for name in ("held_out", "target", "other_target"):
+        write_jsonl(root / "eval" / f"{name}.jsonl", HELD_OUT)
+    for name in ("sums", "other_sums", "target_items"):
         write_jsonl(root / "eval" / f"{name}.jsonl", CHOICES)
     for name in ("talk", "other_talk"):
         write_jsonl(root / "eval" / f"{name}.jsonl", [alpaca("Name a lake.", "")])

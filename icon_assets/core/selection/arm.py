@@ -42,8 +42,6 @@ class Arm:
 
 
 _ARMS: dict[str, Arm] = {}
-# Values that are left out of what an arm is made with: subsets of earlier versions recorded none, and chose like this.
-_AS_BEFORE = (("aggregate", None), ("turns", "probes"))
 IN_TURN = ("aggregate", "turns")  # the settings of an arm whose probes may take in turn
 
 
@@ -117,18 +115,27 @@ def _can_be_combined(name: str) -> bool:
 
 def asks_in_turn(own: Arm, settings: SelectionSettings) -> bool:
     """Whether the probes, or their strata, take samples in turn in this arm."""
-    if "turns" not in own.settings or "aggregate" not in own.settings:
-        return "turns" in own.settings
-    return (settings.aggregate or ("in_turn" if own.per_probe in SIMILARITIES else "mean")) == "in_turn"
+    if "aggregate" not in own.settings or settings.aggregate is None:
+        return _asks_in_turn_itself(own)
+    return settings.aggregate == "in_turn"
+
+
+def _asks_in_turn_itself(own: Arm) -> bool:
+    """The same where `selection.aggregate` says nothing."""
+    return "turns" in own.settings and ("aggregate" not in own.settings or own.per_probe in SIMILARITIES)
+
+
+def _followed(name: str, settings: SelectionSettings) -> list[Arm]:
+    """The arm and those whose whole ranking it follows."""
+    own, _ = arm_and_draw(name)
+    return [own, *(_followed(settings.reference, settings) if "reference" in own.settings else [])]
 
 
 def with_reference(name: str, settings: SelectionSettings) -> list[Arm]:
-    """The arm and the arms that it follows."""
-    own, _ = arm_and_draw(name)
-    names = [settings.reference] if "reference" in own.settings else []
-    followed = [each for other in names for each in with_reference(other, settings)]
-    combined = settings.combined.rankings if "combined" in own.settings else ()
-    return [own, *followed, *(_ARMS[each] for each in combined)]
+    """The arm and the arms that it follows or combines."""
+    arms = _followed(name, settings)
+    combined = settings.combined.rankings if any("combined" in each.settings for each in arms) else ()
+    return [*arms, *(_ARMS[each] for each in combined)]
 
 
 def controls_needed(name: str, settings: SelectionSettings) -> set[str]:
@@ -159,13 +166,20 @@ def made_with(name: str, settings: SelectionSettings) -> dict[str, Any]:
     common: dict[str, Any] = {"fraction": settings.fraction}
     if name != "full":
         common |= {key: values[key] for key in ("budget", "diversity") if values[key] not in ("samples", None)}
-    own = {
-        key: values[key]
-        for each in with_reference(name, settings)
-        for key in each.settings
-        if key != "turns" or asks_in_turn(each, settings)
+    own = {key: values[key] for each in with_reference(name, settings) for key in each.settings if key not in IN_TURN}
+    return common | own | _turns(name, settings)
+
+
+def _turns(name: str, settings: SelectionSettings) -> dict[str, str]:
+    """Whether and how probes take in turn, where it is not what the arm does by itself. Subsets of earlier versions
+    recorded nothing about it."""
+    arms = _followed(name, settings)
+    turned = [each for each in arms if asks_in_turn(each, settings)]
+    other = any(asks_in_turn(each, settings) != _asks_in_turn_itself(each) for each in arms)
+    return {
+        **({"aggregate": str(settings.aggregate)} if other else {}),
+        **({"turns": settings.turns} if turned and settings.turns != "probes" else {}),
     }
-    return common | {key: value for key, value in own.items() if (key, value) not in _AS_BEFORE}
 
 
 def ranks_by(name: str) -> str | None:

@@ -25,6 +25,7 @@ from icon_assets_tests.furnished import (
     PLAIN_KEYS,
     RICH,
     SECOND,
+    TARGET_KEYS,
     every_product,
     every_setting,
     flipped,
@@ -32,13 +33,19 @@ from icon_assets_tests.furnished import (
 )
 
 Product = tuple[str, str]
-WORLDS = {"rich": RICH, "plain": flipped(RICH, PLAIN_KEYS)}
+WORLDS = {"rich": RICH, "plain": flipped(RICH, PLAIN_KEYS), "target": flipped(RICH, TARGET_KEYS)}
 # Made by the assets themselves when each still had a recipe of its own. A code version that is raised on purpose
 # changes what it names: take those digests from the failing test.
 BEFORE = json.loads((Path(__file__).parent / "recipes_before.json").read_text())
+FOR_TARGETS = ("selection.aggregate", "selection.turns", "selection.combined.", "evaluation.target.")
 CASES = {
-    "rich": list(SECOND),
-    "plain": [name for name in SECOND if name.startswith(("probes.", "selector.", "selection."))],
+    "rich": [name for name in SECOND if not name.startswith(FOR_TARGETS)],
+    "plain": [
+        name
+        for name in SECOND
+        if name.startswith(("probes.", "selector.", "selection.")) and not name.startswith(FOR_TARGETS)
+    ],
+    "target": [name for name in SECOND if name.startswith(FOR_TARGETS)],
 }
 
 
@@ -117,7 +124,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 def test_every_setting_has_a_second_value_that_is_valid_and_another_one() -> None:
     assert sorted(every_setting()) == sorted(SECOND)
-    shown = Settings(**RICH).model_dump(mode="json")
+    shown = Settings(**WORLDS["target"]).model_dump(mode="json")
     assert {name for name in _leaves(shown) if not name.startswith("evaluation.pairwise.judge.options.")} <= {
         *SECOND,
         "evaluation.pairwise.judge.options",
@@ -125,7 +132,7 @@ def test_every_setting_has_a_second_value_that_is_valid_and_another_one() -> Non
     for name, keys in SECOND.items():
         if name == "ui.token":  # a secret is not shown
             continue
-        other = Settings(**flipped(RICH, keys)).model_dump(mode="json")
+        other = Settings(**flipped(WORLDS["target"], keys)).model_dump(mode="json")
         assert _at(other, name) != _at(shown, name), name
 
 
@@ -167,6 +174,23 @@ def _digests(record: Record, world: str, keys: Mapping[str, Any]) -> dict[str, s
         except Unready:
             continue
     return {asset: digest(sorted(each))[:16] for asset, each in found.items()}
+
+
+def test_settings_for_targets_make_only_their_own_products_stale(record: Record) -> None:
+    expected = {
+        "selection.aggregate": {"icon", "rico", "rico_chars", "icon_peers", "length_matched"},
+        "selection.turns": {"rds", "bm25", "icon_in_turn", "combined"},
+        "selection.combined.rankings": {"combined"},
+        "selection.combined.ifd_below": {"combined"},
+    }
+    for name, arms in expected.items():
+        workspace = record.workspace(flipped(WORLDS["target"], SECOND[name]))
+        stale = _stale(record, "target", workspace)
+        assert {part for asset, part in stale if asset == "selected_subset"} == arms, name
+    for name in ("evaluation.target.samples", "evaluation.target.choices"):
+        stale = _stale(record, "target", record.workspace(flipped(WORLDS["target"], SECOND[name])))
+        assert {"probe_set", "eval_results", "base_eval"} <= {asset for asset, _ in stale}, "kept apart, and measured"
+        assert "selected_subset" not in {asset for asset, _ in stale}, name
 
 
 @pytest.mark.parametrize("world", WORLDS)
