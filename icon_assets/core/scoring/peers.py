@@ -74,7 +74,7 @@ def draw(store: Store, key: ScoreKey, seed: int, most: int = _MOST_SAMPLES) -> D
     nll = _pairs(store, key, drawn["sample_id"].to_list(), base["probe_id"].to_list())
     whole = ~np.isnan(nll).any(axis=1)
     until = int(np.argmin(whole)) if not whole.all() else drawn.height
-    if not until:
+    if not until or base.is_empty():
         raise IconError(
             "control peers: no sample is scored on every probe; materialize sample_scores for every shard first"
         )
@@ -93,7 +93,7 @@ def _pairs(store: Store, key: ScoreKey, sample_ids: Sequence[str], probe_ids: Se
         {"key": key.value, "ids": list(sample_ids)},
     )
     places = {
-        name: pl.DataFrame({f"{name}_id": ids}).with_row_index(name)
+        name: pl.DataFrame({f"{name}_id": ids}, schema={f"{name}_id": pl.String}).with_row_index(name)
         for name, ids in (("sample", sample_ids), ("probe", probe_ids))
     }
     placed = rows.join(places["sample"], on="sample_id").join(places["probe"], on="probe_id")
