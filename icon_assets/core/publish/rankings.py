@@ -55,6 +55,7 @@ class Rankings:
     def __init__(self, workspace: Workspace, store: Store) -> None:
         self._settings = workspace.settings
         self.store = store
+        self._peers = dict[int, pl.DataFrame]()
 
     @cached_property
     def score_key(self) -> str:
@@ -101,12 +102,17 @@ class Rankings:
         every = [(arm, name) for arm in self._settings.selection.arms for name in draws(arm, seeds)]
         return [name for arm, name in every if name == arm or name in self.events]
 
+    def made(self) -> list[str]:
+        """The arms of the settings that have a subset, each followed by its further draws, by the ledger alone."""
+        arms = self._settings.selection.arms
+        return [name for arm in arms for name in self.events if name.partition(".")[0] == arm]
+
     def of(self, name: str) -> Ranking:
         """The ranking of an arm or draw. One that can't be made now says why, and ranks nothing."""
         event = self.events.get(name)
         settings = self.settings_of(event)
         try:
-            ranked = rank(name, Candidates(self._samples(name, settings), settings, self.embeddings))
+            ranked = rank(name, Candidates(self._samples(name, settings, event), settings, self.embeddings))
         except IconError as error:
             return Ranking(name, _UNRANKED, settings, event, str(error))
         rows = ranked.with_columns(pl.col("score").cast(pl.Float64), rank=pl.int_range(1, pl.len() + 1))
@@ -128,16 +134,17 @@ class Rankings:
             {"arm": event.partition, "subset": event.digest},
         )["sample_id"].to_list()
 
-    def _samples(self, name: str, settings: SelectionSettings) -> pl.DataFrame:
-        return self._with_peers if PEERS in controls_needed(name, settings) else self.pool
+    def _samples(self, name: str, settings: SelectionSettings, event: Event | None) -> pl.DataFrame:
+        """The pool with everything that the arm ranks by.
 
-    @cached_property
-    def _with_peers(self) -> pl.DataFrame:
-        """
         Raises:
-            IconError: no sample is scored on every probe.
+            IconError: no sample is scored on every probe, which the control `peers` needs.
         """
+        if PEERS not in controls_needed(name, settings):
+            return self.pool
         if self.key is None:
             raise IconError("control peers: nothing is scored; run `icon-assets run --select sample_scores`")
-        peers = peer_contributions(self.store, self.key, self._settings.probes.seed)
-        return self.pool.join(peers, on="sample_id", how="left", maintain_order="left")
+        seed = int((event.settings if event else {}).get("peers_seed", self._settings.probes.seed))
+        if seed not in self._peers:
+            self._peers[seed] = peer_contributions(self.store, self.key, seed)
+        return self.pool.join(self._peers[seed], on="sample_id", how="left", maintain_order="left")

@@ -125,9 +125,9 @@ class _Cut:
 
     @cached_property
     def _ranks(self) -> list[int]:
-        """The ranks of the chosen samples in the ranking, in the order of the subset."""
+        """The ranks of the chosen samples that are still ranked, in the order of the subset."""
         order = pl.DataFrame({"sample_id": list(self.chosen)}, schema={"sample_id": pl.String})
-        return order.join(self.ranking.rows, on="sample_id", maintain_order="left")["rank"].to_list()
+        return order.join(self.ranking.rows, on="sample_id", maintain_order="left")["rank"].drop_nulls().to_list()
 
     @cached_property
     def is_current(self) -> bool:
@@ -141,7 +141,9 @@ class _Cut:
     @cached_property
     def last(self) -> int:
         """The rank of the last chosen sample."""
-        return max(self._ranks, default=0) if self.sieved or self.is_current else len(self.chosen)
+        if self.sieved or self.is_current:
+            return max(self._ranks, default=0)
+        return min(len(self.chosen), self.ranking.rows.height)
 
     @cached_property
     def score(self) -> float | None:

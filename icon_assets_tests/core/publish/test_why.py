@@ -191,6 +191,17 @@ def test_a_subset_that_is_older_than_the_scores_is_said_to_be(workspace: Workspa
     assert "so choose again" in was_best.reason
 
 
+def test_chosen_samples_that_left_the_pool_do_not_stop_the_answer(workspace: Workspace) -> None:
+    store = store_of(workspace)
+    store.replace("samples", store.query('FROM delta.samples WHERE "row" NOT IN (40, 5)'))
+    left, chosen = (of(why(workspace, f"a.jsonl:{row}"), "icon") for row in (3, 39))
+    assert (left.state, left.rank, left.of) == ("below_cut", 36, 38)
+    assert (chosen.state, chosen.rank, chosen.chosen_rank) == ("chosen", 1, 2)
+    assert "so choose again" in left.reason
+    store.replace("samples", store.query('FROM delta.samples WHERE "row" < 4'))
+    assert {each.state for each in why(workspace, "a.jsonl:3").arms} <= {"chosen", "older_subset"}
+
+
 def test_a_subset_is_explained_by_the_settings_that_it_was_chosen_with(workspace: Workspace) -> None:
     change(workspace, "selection", {"arms": list(ARMS), "fraction": 0.9, "seed": 7})
     assert why(Workspace.load(workspace.root), "a.jsonl:28").arms == why(workspace, "a.jsonl:28").arms
