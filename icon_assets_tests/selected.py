@@ -9,10 +9,12 @@ import polars as pl
 import yaml
 
 from icon_assets.core.digests import canonical_json, digest
+from icon_assets.core.features.embeddings import Embeddings
 from icon_assets.core.inputs.ingest import ingest, quarantine_frame, sample_frame, shard_row
 from icon_assets.core.inputs.source_files import discover
-from icon_assets.core.selection.candidates import Candidates
-from icon_assets.core.selection.choose import select
+from icon_assets.core.passes.key import ScoreKey
+from icon_assets.core.selection.candidates import TOKENS, Candidates
+from icon_assets.core.selection.choose import select, token_figures
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Input, Recipe
 from icon_assets.core.store.schema import sql_text
@@ -21,8 +23,9 @@ from icon_assets.settings import SelectionSettings
 from icon_assets.workspace import Workspace
 from icon_assets_tests.conftest import write_jsonl
 
-KEY = {"model_digest": "m" * 32, "template": "alpaca", "separator": "\n\n\n", "max_context_tokens": 128}
-SCORE_KEY = digest(KEY)
+_KEY = ScoreKey("m" * 32, "float32", "alpaca", "\n\n\n", 128, 64, 64)
+KEY = _KEY.settings()
+SCORE_KEY = _KEY.value
 CONTROLS = {"kinds": ["none", "random_tokens"], "primary": "none"}
 
 
@@ -86,12 +89,16 @@ def _score(store: Store, source: tuple[str, Input]) -> Input:
     return ledger.record(store, recipe, digest([shard]), "run", {}).as_input()
 
 
-def choose(store: Store, arm: str, fraction: float, scores: list[Input]) -> None:
-    """Let an arm choose, and put its choice on record."""
+def choose(store: Store, arm: str, fraction: float, scores: list[Input], **settings: Any) -> None:
+    """Let an arm or a draw of one choose, and put its choice on record. Further settings are those of `selection`; with
+    a budget of tokens, a sample has as many as its response has characters."""
     pool = store.query(sql_text("pool_scores.sql"), {"score_key": SCORE_KEY})
-    subset = select(arm, Candidates(pool, SelectionSettings(arms=(arm,), fraction=fraction)))
+    chosen_with = SelectionSettings(arms=(arm.partition(".")[0],), fraction=fraction, **settings)
+    counted = pool.with_columns(pl.col("n_response_chars").alias(TOKENS)) if "budget" in settings else pool
+    candidates = Candidates(counted, chosen_with, Embeddings(store, SCORE_KEY))
+    subset = select(arm, candidates)
     rows = subset.rows.with_columns(subset_id=pl.lit(subset.subset_id), arm=pl.lit(arm))
     store.replace("selections", rows, arm=arm, subset_id=subset.subset_id)
-    recipe = Recipe("selected_subset", arm, tuple(scores), {"fraction": fraction}, 0)
+    recipe = Recipe("selected_subset", arm, tuple(scores), {"fraction": fraction, **settings}, 0)
     summary = {"subset_id": subset.subset_id, "samples": rows.height, "pool_samples": pool.height}
-    ledger.record(store, recipe, subset.subset_id, "run", summary)
+    ledger.record(store, recipe, subset.subset_id, "run", {**summary, **token_figures(subset, candidates)})

@@ -18,9 +18,25 @@ from icon_assets.core.errors import IconError
 from icon_assets.core.store.queries import Bounds
 from icon_assets.core.store.tables import Store
 from icon_assets.settings import SqlSettings
+from icon_assets_tests.conftest import alpaca
+from icon_assets_tests.selected import selected_workspace
 
 DEFAULT_SECONDS = SqlSettings().timeout_seconds
-COMMANDS = ("init", "model", "plan", "run", "sql", "trust", "status", "verify", "repair", "export", "report", "ui")
+COMMANDS = (
+    "init",
+    "model",
+    "plan",
+    "run",
+    "sql",
+    "trust",
+    "why",
+    "status",
+    "verify",
+    "repair",
+    "export",
+    "report",
+    "ui",
+)
 
 
 class Ended(Exception):
@@ -85,6 +101,7 @@ def heard(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("icon_assets.core.store.restoration.repairs", asks("repairs"))
     monkeypatch.setattr("icon_assets.resources.WorkspaceResource.plan", asks("plan"))
     monkeypatch.setattr("icon_assets.core.trust.warnings.warnings", warned)
+    monkeypatch.setattr("icon_assets.core.publish.why.why", asks("why", of_workspace, rest))
     monkeypatch.setattr(Store, "answer", answered)
     monkeypatch.setattr(Store, "query", queried)
 
@@ -121,6 +138,10 @@ def heard(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (["sql", ""], ("sql", "data", "", DEFAULT_SECONDS)),
         (["trust"], ("trust", ["icon", "random"])),
         (["trust", "--arm", "icon"], ("trust", ["icon"])),
+        (["why", "a.jsonl:2"], ("why", "data", ("a.jsonl:2", None))),
+        (["why", "--arm", "icon", "3f2a9c01", "--json"], ("why", "data", ("3f2a9c01", "icon"))),
+        (["why", "a file:1.jsonl:2", "-w", "other"], ("why", "other", ("a file:1.jsonl:2", None))),
+        (["why", "--", "-rf.jsonl:1"], ("why", "data", ("-rf.jsonl:1", None))),
         (["export", "--arm", "icon", "--format", "alpaca"], ("export", "data", ("icon", "alpaca", None))),
         (["export", "--format", "messages", "--arm", "icon"], ("export", "data", ("icon", "messages", None))),
         (
@@ -203,6 +224,9 @@ def test_long_options_may_be_cut_where_one_is_meant(heard: Any) -> None:
         (["sql", "a", "--timeout", "x"], "--timeout"),
         (["trust", "--arm"], "--arm"),
         (["trust", "--arm", "--json"], "--arm"),
+        (["why"], "sample"),
+        (["why", "a", "b"], "b"),
+        (["why", "a", "--arm"], "--arm"),
         (["export", "--arm", "icon"], "--format"),
         (["export", "--format", "alpaca"], "--arm"),
         (["export", "--arm", "icon", "--format", "csv"], "'alpaca', 'messages', 'parquet'"),
@@ -249,7 +273,7 @@ def test_help_groups_the_commands_by_what_they_are_for(capsys: pytest.CaptureFix
     assert shown == {
         "Set up": ["init", "model"],
         "Run": ["plan", "run"],
-        "Look": ["status", "sql", "trust", "ui"],
+        "Look": ["status", "sql", "trust", "why", "ui"],
         "Publish": ["export", "report"],
         "Keep safe": ["verify", "repair"],
     }
@@ -284,6 +308,7 @@ def test_a_shell_completes_commands_options_formats_and_arms(root: Path) -> None
     assert completed(root.parent, "run", "--select", "a", "b", "--sh") == ["--shards"]
     assert completed(root.parent, "export", "--format", "") == ["alpaca", "messages", "parquet"]
     assert completed(root.parent, "trust", "--arm", "") == ["full", "icon"]
+    assert completed(root.parent, "why", "a.jsonl:1", "--arm", "") == ["full", "icon"]
     assert completed(root.parent, "-w", "other", "export", "--arm", "length") == ["length_matched"]
     assert completed(root.parent, "trust", "-w", "nowhere", "--arm", "") == []
 
@@ -351,3 +376,26 @@ def test_a_reader_that_has_gone_is_no_fault(root: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("icon_assets.core.quality.verification.verify", gone)
     monkeypatch.setattr("sys.stdout", open(os.devnull, "w"))  # noqa: SIM115, PTH123  (replaced by the command)
     assert main(["verify"]) == 1
+
+
+def test_why_prints_lines_or_strict_json_and_a_fault_is_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = [alpaca(f"Ask \x1b[31m {n}", "\u202e" * n + "x", "") for n in range(1, 5)]
+    selected_workspace(root, {"a.jsonl": [*hostile, hostile[0], {"instruction": "no answer"}]}, ("icon",))
+    assert main(["why", "a.jsonl:2"]) == 0
+    said = capsys.readouterr().out
+    assert "Ask \\x1b[31m 2" in said
+    assert all(line.isprintable() for line in said.splitlines())
+    assert main(["why", "a.jsonl:2", "--arm", "icon", "--json"]) == 0
+    text = capsys.readouterr().out
+    answer = json.loads(text, parse_constant=pytest.fail)
+    assert text.isascii()
+    assert answer["sample"]["texts"]["instruction"] == "Ask \x1b[31m 2"
+    assert [arm["arm"] for arm in answer["arms"]] == ["icon"]
+    for place, why in (("5", "is a duplicate of a.jsonl:1"), ("6", "is quarantined: missing_field")):
+        assert main(["why", f"a.jsonl:{place}"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"icon-assets: a.jsonl:{place}: {why}")
+    assert main(["why", "\x1b[31m", "--json"]) == 1
+    assert set(json.loads(capsys.readouterr().out)) == {"error"}

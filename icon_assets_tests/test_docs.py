@@ -107,7 +107,8 @@ def test_every_command_shown_runs(finished: Workspace, tmp_path: Path, monkeypat
         words = shlex.split(line.replace("new.jsonl", "a.jsonl"), comments=True)
         assert main(words[1:]) == 0, line
         ran.add(name)
-    assert ran == {"init", "model", "plan", "run", "status", "sql", "trust", "export", "report", "verify", "repair"}
+    ran_all = {"init", "model", "plan", "run", "status", "sql", "trust", "why", "export", "report", "verify", "repair"}
+    assert ran == ran_all
 
 
 def test_the_contract_shown_is_the_one_enforced() -> None:

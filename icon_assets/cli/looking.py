@@ -100,6 +100,31 @@ def trust(
 
 @command(
     LOOK,
+    "Say why a sample was chosen or not.",
+    "icon-assets why a.jsonl:2",
+    "icon-assets why a.jsonl:2 --arm icon --json",
+)
+def why(
+    sample: Annotated[
+        str, typer.Argument(help="A sample's id, its first characters (at least 8), or FILE:ROW of the pool.")
+    ],
+    arm: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Only this arm, and probes by its control.", autocompletion=arms)
+    ] = None,
+    json: Json = False,
+) -> int:
+    from dataclasses import asdict
+
+    from icon_assets.core.publish import why as reasons
+    from icon_assets.core.publish.why_lines import why_lines
+
+    found = reasons.why(opened(), sample, arm)
+    print(strict_json(asdict(found)) if json else "\n".join(why_lines(found)))
+    return 0
+
+
+@command(
+    LOOK,
     "Open Dagster's web interface on 127.0.0.1.",
     "icon-assets ui",
     "icon-assets -w mine ui --port 8080 --read-only",

@@ -49,7 +49,7 @@ CODE_VERSIONS: Mapping[str, str] = {
     "answers": "1",
     "pairwise_results": "1",
     "leaderboard": "5",
-    "report": "1",
+    "report": "2",
 }
 # Settings that change how results are compared or how fast they come, not the results.
 _NOT_MEASURED = {"batch_size", "bootstrap_draws", "confidence", "pairwise"}

@@ -17,6 +17,7 @@ from icon_assets.core.digests import file_digest
 from icon_assets.core.errors import IconError
 from icon_assets.core.files import new_file
 from icon_assets.core.publish.place import allowed_place, disk_faults
+from icon_assets.core.publish.report_search import script_hash, search_script, search_section
 from icon_assets.core.publish.report_sections import (
     cost_section,
     coverage_section,
@@ -75,8 +76,11 @@ def _is_report(path: Path) -> bool:
 def gather(workspace: Workspace) -> dict[str, Any]:
     """Everything that the page shows. A section without data is empty."""
     source = Source(workspace)
+    script = search_script()
     return {
         "mark": MARK,
+        "script": script,
+        "script_hash": script_hash(script),
         "version": version("icon-assets"),
         "workspace": workspace.root.name,
         "totals": source.totals,
@@ -97,6 +101,7 @@ def gather(workspace: Workspace) -> dict[str, Any]:
             "pairwise": source.rows("FROM pairwise_results ORDER BY ALL"),
             "cost": cost_section(source),
             "scores": scores_section(source),
+            "search": search_section(source),
             "examples": examples_section(source),
             "coverage": coverage_section(source),
             "trust": trust_section(source),

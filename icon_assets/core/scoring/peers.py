@@ -75,7 +75,7 @@ def draw(store: Store, key: ScoreKey, seed: int, most: int = _MOST_SAMPLES) -> D
     nll = _pairs(store, key, drawn["sample_id"].to_list(), base["probe_id"].to_list())
     whole = ~np.isnan(nll).any(axis=1)
     until = int(np.argmin(whole)) if not whole.all() else drawn.height
-    if not until:
+    if not until or base.is_empty():
         raise IconError(
             "control peers: no sample is scored on every probe; materialize sample_scores for every shard first"
         )

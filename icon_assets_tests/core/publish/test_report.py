@@ -1,5 +1,8 @@
-"""The report: one file that loads nothing, runs nothing, and says what is missing."""
+"""The report: one file that loads nothing, runs nothing but its own search, and says what is missing."""
 
+import base64
+import hashlib
+import json
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -12,6 +15,7 @@ import yaml
 
 from icon_assets.core.errors import IconError
 from icon_assets.core.publish.report import gather, write_report
+from icon_assets.core.publish.report_search import search_script
 from icon_assets.core.store import ledger
 from icon_assets.core.store.ledger import Recipe
 from icon_assets.core.store.tables import Store
@@ -30,7 +34,7 @@ HOSTILE = [
 
 
 class Page(HTMLParser):
-    """The elements of a page, its visible text, and every address in it."""
+    """The elements of a page, its visible text, every address in it, and what its scripts hold: data, then code."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -38,6 +42,7 @@ class Page(HTMLParser):
         self.addresses: list[str] = []
         self.handlers: list[str] = []
         self.text = ""
+        self.scripts: list[str] = []
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -48,8 +53,15 @@ class Page(HTMLParser):
             if name.startswith("on"):
                 self.handlers.append(name)
 
+        if tag == "script":
+            assert attrs in ([("type", "application/json"), ("id", "samples")], []), attrs
+            self.scripts.append("")
+
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+        else:
+            self.text += data
 
 
 @pytest.fixture
@@ -183,11 +195,26 @@ def add_figures(store: Store) -> None:
     store.append("scoring_costs", pl.DataFrame([cost]))
 
 
+def assert_scripts_are_ours(path: Path) -> None:
+    """The page has two script elements: JSON, which no browser runs, and the shipped code, the only one that the policy
+    admits. Nothing of the JSON could begin or end an element."""
+    data, code = Page(path).scripts
+    assert not set(data) & set("<>&")
+    assert json.loads(data).keys() == {"id", "text", "line", "more", "files", "arms"}
+    assert code == search_script()
+    text = path.read_text("utf-8")
+    assert text.lower().count("<script") == text.lower().count("</script") == 2
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    hashed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hashed}'"
+
+
 def test_hostile_samples_are_text_and_nothing_else(workspace: Workspace) -> None:
     add_figures(Store(workspace.store_dir))
     report = write_report(workspace)
     page = Page(report.path)
-    assert not set(page.tags) & {"script", "iframe", "img", "object", "embed", "link", "form", "base", "b" * 2}
+    assert_scripts_are_ours(report.path)
+    assert not set(page.tags) & {"iframe", "img", "object", "embed", "link", "form", "base", "b" * 2}
     assert page.handlers == []
     assert "<script>alert(1)</script>" in page.text
     assert "{{ 7 * 7 }} {% raw %}" in page.text
