@@ -268,6 +268,26 @@ def test_an_arm_that_was_asked_for_compares_under_its_own_control(workspace: Wor
     assert why(workspace, "a.jsonl:40", "icon_peers").control == "none"
 
 
+def test_an_arm_that_compares_with_peers_is_ranked_from_stored_pairs(workspace: Workspace) -> None:
+    add_probes(workspace, {"p1": 0.5, "p2": -0.2})
+    store = store_of(workspace)
+    scored = store.query("SELECT DISTINCT sample_id, n_context_tokens FROM sample_scores")
+    key = {"score_key": pl.lit(SCORE_KEY), "origin": pl.lit("a")}
+    store.replace("contexts", scored.with_columns(**key, n_context_chars=1, truncated=False))
+    best = pl.col("sample_id") == named_sample(store, "a.jsonl:9")
+    pairs = [
+        scored.select(
+            "sample_id", **key, probe_id=pl.lit(p), nll_sum=pl.when(best).then(0.5).otherwise(0.9), n_tokens=1
+        )
+        for p in ("p1", "p2")
+    ]
+    store.replace("pair_scores", pl.concat(pairs))
+    change(workspace, "selection", {"arms": ["icon_peers"], "fraction": 0.25})
+    (peers,) = why(Workspace.load(workspace.root), "a.jsonl:9").arms
+    assert (peers.state, peers.rank, peers.of) == ("not_selected_yet", 1, 40)
+    assert (peers.score or 0) > 0.2
+
+
 def test_few_probes_are_on_one_side_only(workspace: Workspace) -> None:
     add_probes(workspace, {"p1": 0.5, "p2": 0.2})
     answer = why(workspace, "a.jsonl:40")
